@@ -1,0 +1,126 @@
+"""A clip's sound -> log-mel spectrogram (F, T) in [0, 1], and when in the clip it is."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from extract.media import check_complete, open_media
+from utils.errors import ClipError
+
+SETTINGS = {
+    "sample_rate": 16_000,  # Hz
+    "n_fft": 512,  # 32 ms
+    "hop_length": 256,  # 16 ms: 62.5 frames a second
+    "n_mels": 128,
+    "fmin": 80,  # Hz
+    "fmax": 8000,
+    "trim_db": 20,  # quieter than this below the loudest frame counts as silence at both ends
+    "range_db": 80,  # of the spectrogram: its loudest point is 1, range_db below is 0
+    "silent_below": 1e-4,  # peak amplitude of full scale 1: -80 dB
+    "min_frames": 10,  # 0.16 s of speech
+}
+
+
+class Speech(NamedTuple):
+    """`log_mel` (F, T) float32; start and end of the speech in seconds on the clip's clock."""
+
+    log_mel: np.ndarray
+    start: float
+    end: float
+
+
+def extract_speech(path: Path, settings: dict = SETTINGS) -> Speech:
+    """Mono mix, silence trimmed at both ends, Wiener filter, log-mel. ClipError without speech."""
+    import librosa
+
+    wave, offset = read_mono(path, settings["sample_rate"])
+    check_wave(wave, path, settings)
+    trimmed, (first, last) = librosa.effects.trim(
+        wave,
+        top_db=settings["trim_db"],
+        frame_length=settings["n_fft"],
+        hop_length=settings["hop_length"],
+    )
+    log_mel = log_mel_spectrogram(denoise(trimmed), settings)
+    if log_mel.shape[1] < settings["min_frames"]:
+        seconds = len(trimmed) / settings["sample_rate"]
+        raise ClipError("E_SHORT", f"only {seconds:.2f} s of sound in {path.name}")
+    rate = settings["sample_rate"]
+    return Speech(log_mel, offset + first / rate, offset + last / rate)
+
+
+def read_mono(path: Path, sample_rate: int) -> tuple[np.ndarray, float]:
+    """Samples (N,) float32 as the mean of all channels, and the time of the first one in seconds.
+
+    Of several sound tracks the first is read.
+    """
+    import av
+
+    with open_media(path) as container:
+        if not container.streams.audio:
+            raise ClipError("E_NOAUDIO", f"{path.name} has no sound track")
+        stream = container.streams.audio[0]
+        resampler = av.AudioResampler(format="fltp", rate=sample_rate)  # keeps the channels
+        blocks, offset, packets = [], 0.0, 0
+        for packet in container.demux(stream):
+            packets += packet.size > 0
+            for frame in packet.decode():
+                if not blocks:
+                    offset = float(frame.time or 0.0)
+                blocks += [part.to_ndarray() for part in resampler.resample(frame)]
+        blocks += [part.to_ndarray() for part in resampler.resample(None)] if blocks else []
+        check_complete(stream, packets, path)
+    if not blocks:
+        raise ClipError("E_NOAUDIO", f"{path.name} has a sound track without any samples")
+    return np.concatenate(blocks, axis=1).mean(axis=0), offset  # (channels, N) -> (N,)
+
+
+def check_wave(wave: np.ndarray, path: Path, settings: dict) -> None:
+    """ClipError for samples that are not numbers, and for silence."""
+    broken = np.flatnonzero(~np.isfinite(wave))
+    if len(broken):
+        raise ClipError("E_NONFINITE", f"sample {broken[0]} of {path.name} is {wave[broken[0]]}")
+    peak = np.abs(wave).max()
+    if peak < settings["silent_below"]:
+        reason = f"the sound track of {path.name} is silent (peak {peak:.1e} of full scale)"
+        raise ClipError("E_SILENT", reason)
+
+
+def denoise(wave: np.ndarray) -> np.ndarray:
+    """Wiener filter over 3 samples, (N,) -> (N,), finite for every finite input.
+
+    Where the samples do not vary the filter divides 0 by 0; there is no noise to remove there, so
+    the samples stay.
+    """
+    from scipy.signal import wiener
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        filtered = wiener(wave)
+    return np.where(np.isfinite(filtered), filtered, wave).astype(np.float32)
+
+
+def log_mel_spectrogram(wave: np.ndarray, settings: dict = SETTINGS) -> np.ndarray:
+    """(N,) -> (F, T) float32 in [0, 1], T = 1 + N // hop: mel power in dB below the clip's maximum.
+
+    1 is the loudest point of the clip and 0 everything `range_db` or more below it, so the level of
+    the recording does not matter.
+    """
+    import librosa
+
+    with warnings.catch_warnings():  # 128 filters on 257 bins: the lowest can fall between two bins
+        warnings.filterwarnings("ignore", message="Empty filters")
+        power = librosa.feature.melspectrogram(
+            y=wave,
+            sr=settings["sample_rate"],
+            n_fft=settings["n_fft"],
+            hop_length=settings["hop_length"],
+            n_mels=settings["n_mels"],
+            fmin=settings["fmin"],
+            fmax=settings["fmax"],
+        )
+    decibel = librosa.power_to_db(power, ref=np.max, top_db=settings["range_db"])  # <= 0
+    return (1 + decibel / settings["range_db"]).clip(0, 1).astype(np.float32)

@@ -1,0 +1,245 @@
+"""Checkpoints x views of the face -> <sheet>_submission.csv, one answer per clip of the sheet.
+
+    python make_submission.py                     # every run of logs/multimodal, all sheets
+    python make_submission.py --checkpoints logs/multimodal/a logs/multimodal/b --sheets test1.csv
+
+Each model sees each clip in 12 views of its face (two flips, three brightnesses). The softmax of
+every view is raised to the power --temperature and made to sum to 1 again, and all are averaged.
+p ** t, renormalised, is softmax(t x logits): with t = 0.1 it flattens, and the mean over the views
+comes close to a geometric mean of the probabilities.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from utils.config import device_name, flag_help
+from utils.errors import IntegrityError, UsageError, one_of, run_script
+from utils.files import sha256, write_atomic, write_bytes
+from utils.parallel import available_cores
+from utils.sheet import Sheet
+
+SHEETS = ("test1.csv", "test2.csv", "test3.csv")
+NOT_TESTED = ("train", "val")  # a sheet's clips are never looked for in these splits
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = flag_help(parser)
+    add("--checkpoints", nargs="+", type=Path, help=".pth files or run folders (their best)")
+    add("--sheets", nargs="+", type=Path, help="CSVs with a column FileID (default: test1-3.csv)")
+    add("--features_dir", default=Path("features"), type=Path, help="what preprocess.py wrote")
+    add("--logs_dir", default=Path("logs"), type=Path, help="where runs are kept")
+    add("--split", help="the split of the sheets' clips, when an id occurs in several")
+    add("--tta", default=12, type=int, choices=(12, 6, 1), help="views of the face per clip")
+    add("--temperature", default=0.1, type=float, help="power on each view's probabilities")
+    add("--face_frames", default=32, type=int, help="face crops per clip, evenly spaced")
+    add("--missing", default="error", help="label for clips without features, or error")
+    add("--out", default=Path(), type=Path, help="folder of the submissions")
+    add("--batch_size", default=8, type=int, help="clips at once")
+    add("--num_workers", default=min(8, available_cores()), type=int, help="loading processes")
+    add("--device", default="auto", help="auto, cpu, cuda")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if not args.temperature > 0:
+        raise UsageError(f"--temperature {args.temperature}: expected a number above 0")
+
+    import numpy as np
+
+    from training.data import Features
+
+    device = device_name(args.device)
+    features = Features.open(args.features_dir)
+    sheets = [Sheet(path) for path in sheet_paths(args)]
+    found = [find_rows(sheet, features, args.split) for sheet in sheets]
+    check_missing(args, sheets, found, features)
+    members = load_members(args, features)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    rows = {(row["split"], row["clip_id"]): row for each in found for row in each.values()}
+    scores = [predict(member, list(rows.values()), features, args, device) for member in members]
+    for (path, checkpoint, _), probabilities in zip(members, scores, strict=True):
+        print(f"{path}: {accuracy(checkpoint, rows, probabilities, features)}")
+    mean = np.mean(scores, axis=0)
+    place = {key: index for index, key in enumerate(rows)}
+    for sheet, each in zip(sheets, found, strict=True):
+        index = [place[row["split"], row["clip_id"]] for row in each.values()]
+        known = dict(zip(each, mean[index], strict=True))
+        write_submission(args, sheet, known, features.classes)
+    if len(members) > 1:
+        print(f"ensemble of {len(members)}: {accuracy(members[0][1], rows, mean, features)}")
+
+
+def sheet_paths(args: argparse.Namespace) -> list[Path]:
+    if args.sheets:
+        return args.sheets
+    found = [args.features_dir / name for name in SHEETS]
+    found = [path for path in found if path.is_file()]
+    if not found:
+        expected = f"{', '.join(SHEETS)} in {args.features_dir}"
+        raise UsageError(f"no sheets: expected some of {expected}, or --sheets FILE")
+    return found
+
+
+def find_rows(sheet: Sheet, features: Any, split: str | None) -> dict[str, dict]:
+    """{id of the sheet: manifest row} for the ids with features; ids match as text, or as numbers
+    where that is unique (7 and 00007)."""
+    table = features.rows(split) if split else features.manifest
+    candidates: dict[str, list[dict]] = {}
+    for row in table[~table["split"].isin(() if split else NOT_TESTED)].to_dict("records"):
+        for name in {row["clip_id"], number(row["clip_id"])}:
+            candidates.setdefault(name, []).append(row)
+    found = {}
+    for clip_id in sheet.ids:
+        rows = candidates.get(clip_id) or candidates.get(number(clip_id), [])
+        if len(rows) > 1:
+            splits = ", ".join(row["split"] for row in rows)
+            raise UsageError(f"{sheet.path}: {clip_id} is in {splits}: choose one with --split")
+        if rows:
+            found[clip_id] = rows[0]
+    return found
+
+
+def number(clip_id: str) -> str:
+    return f"number {int(clip_id)}" if clip_id.isascii() and clip_id.isdigit() else clip_id
+
+
+def check_missing(args: argparse.Namespace, sheets: list, found: list, features: Any) -> None:
+    """IntegrityError that lists the clips without features, unless --missing names a label."""
+    for sheet, each in zip(sheets, found, strict=True):
+        missing = [clip_id for clip_id in sheet.ids if clip_id not in each]
+        if missing and args.missing == "error":
+            listed = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
+            raise IntegrityError(
+                f"{sheet.path}: {len(missing)} of {len(sheet.ids)} clips have no features: {listed}"
+                f"; see {args.features_dir / 'failed.csv'}, or answer them all with --missing LABEL"
+            )
+    if args.missing != "error":
+        one_of("--missing", args.missing, features.classes)
+
+
+def load_members(args: argparse.Namespace, features: Any) -> list[tuple[Path, dict, Any]]:
+    """(path, checkpoint, model) of every member, in an order that their paths do not decide."""
+    from training.checkpoint import find_checkpoints, load_checkpoint, restore_model
+    from training.tasks import TASKS
+
+    folder = args.logs_dir / "multimodal"
+    given = args.checkpoints or sorted(path.parent for path in folder.glob("*/last.pth"))
+    if not given:
+        raise UsageError(f"no runs in {folder}: train one, or give --checkpoints")
+    members = {}
+    for path in find_checkpoints(given):
+        checkpoint = load_checkpoint(path)
+        inputs = TASKS[checkpoint["config"]["mode"]].inputs
+        features.require(inputs)
+        check_match(path, "classes", checkpoint["classes"], features.classes)
+        check_match(path, "features", checkpoint["features_config"], features.config_for(inputs))
+        name = sha256(path)
+        if name in members:
+            raise IntegrityError(f"{path} and {members[name][0]} are the same checkpoint")
+        members[name] = (path, checkpoint, restore_model(checkpoint, path))
+    return [members[name] for name in sorted(members)]
+
+
+def check_match(path: Path, what: str, trained: Any, here: Any) -> None:
+    if trained != here:
+        raise IntegrityError(f"{path} was trained on other {what}: {trained} then, {here} here")
+
+
+def predict(
+    member: tuple[Path, dict, Any], rows: list[dict], features: Any, args: Any, device: str
+) -> Any:
+    """(N, K) probabilities of one model: power mean over the views of each clip."""
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from training.data import ClipDataset, make_loader, to_device
+    from training.loop import progress
+    from training.tasks import TASKS
+
+    path, checkpoint, model = member
+    task = TASKS[checkpoint["config"]["mode"]]
+    config = {**checkpoint["config"], "face_frames": args.face_frames}
+    dataset = ClipDataset(features, pd.DataFrame(rows), task, config, training=False)
+    dataset.check_files()
+    model = model.to(device).eval()
+    views = face_views(args.tta) if "face" in task.inputs else [None]
+    parts = []
+    loader = make_loader(dataset, args.batch_size, args.num_workers, device)
+    with torch.inference_mode():
+        for batch in progress(loader, desc=path.parent.name, unit="batch"):
+            inputs = to_device(batch["inputs"], device)
+            encoded = model.encode({k: v for k, v in inputs.items() if k != "face"})
+            mean = 0
+            for view in views:
+                if view is not None:
+                    encoded |= model.encode({"face": (view(inputs["face"][0]),)})
+                logits = model.classify(encoded)[task.answer].double()
+                mean = mean + (args.temperature * logits).softmax(dim=1) / len(views)
+            parts.append(mean.cpu().numpy())
+    probabilities = np.concatenate(parts)
+    if not np.isfinite(probabilities).all():
+        raise IntegrityError(f"{path} gives probabilities that are not numbers")
+    return probabilities
+
+
+def face_views(count: int) -> list:
+    """Functions (B, T, 3, H, W) in [0, 1] -> the same: all combinations of flips and factors."""
+    import ttach
+
+    flips = {12: [ttach.HorizontalFlip(), ttach.VerticalFlip()], 6: [ttach.HorizontalFlip()]}
+    if count == 1:
+        return [lambda faces: faces]
+    transforms = ttach.Compose([*flips[count], ttach.Multiply([0.9, 1.0, 1.1])])
+    return [
+        lambda faces, t=transform: t.augment_image(faces.flatten(0, 1)).view_as(faces)
+        for transform in transforms
+    ]
+
+
+def accuracy(checkpoint: dict, rows: dict, probabilities: Any, features: Any) -> str:
+    """Validation score of the checkpoint, and its score on these clips where they carry labels."""
+    answers = [features.classes[index] for index in probabilities.argmax(axis=1)]
+    labelled = [
+        (row["emotion"], answer)
+        for row, answer in zip(rows.values(), answers, strict=True)
+        if row["emotion"]
+    ]
+    right = sum(truth == answer for truth, answer in labelled)
+    here = f"{right} of {len(labelled)} right here" if labelled else "no labels here"
+    return f"validation accuracy {checkpoint['val']['accuracy']:.4f} at training, {here}"
+
+
+def write_submission(
+    args: argparse.Namespace, sheet: Sheet, known: dict[str, Any], classes: list[str]
+) -> None:
+    """The CSV in the sheet's own dialect, and beside it the probabilities as .npz."""
+    import numpy as np
+
+    answers = {clip_id: classes[int(p.argmax())] for clip_id, p in known.items()}
+    filled = [clip_id for clip_id in sheet.ids if clip_id not in answers]
+    answers |= dict.fromkeys(filled, args.missing)
+    out = args.out / f"{sheet.path.stem}_submission.csv"
+    arrays = {"FileID": list(known), "probabilities": np.stack(list(known.values()))}
+    write_atomic(
+        out.with_suffix(".npz"),
+        lambda file: np.savez(file, classes=classes, filled=np.array(filled, str), **arrays),
+    )
+    write_bytes(out, sheet.filled(answers))
+    note = f", {len(filled)} of them filled with {args.missing}" if filled else ""
+    print(f"{out}: {len(answers)} clips{note}")
+    if filled:
+        print(f"{out}: {', '.join(filled)} had no features", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_script(main)

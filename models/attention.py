@@ -1,0 +1,48 @@
+"""Sequences -> one vector: frame attention, and a bidirectional LSTM with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class FrameAttention(nn.Module):
+    """Weighted mean over time, (B, T, D) -> (B, D); Frame Attention Networks, arXiv 1907.00193.
+
+    weight_t = sigmoid(w . x_t) + 0.001, divided by their sum over t (the paper's self-attention
+    part). With `relation=True` its second part follows: each frame is joined with that mean, gets
+    a second weight, and the result is (B, 2 D).
+    """
+
+    def __init__(self, dim: int, relation: bool = False):
+        super().__init__()
+        self.score = nn.Linear(dim, 1)
+        self.relation_score = nn.Linear(2 * dim, 1) if relation else None
+        self.out_dim = 2 * dim if relation else dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.score(x).sigmoid() + 1e-3  # (B, T, 1)
+        mean = weighted_mean(x, weight)  # (B, D)
+        if self.relation_score is None:
+            return mean
+        pairs = torch.cat([x, mean.unsqueeze(1).expand_as(x)], dim=-1)  # (B, T, 2 D)
+        return weighted_mean(pairs, weight * self.relation_score(pairs).sigmoid())
+
+
+def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
+    """(B, T, D), (B, T, 1) -> (B, D)"""
+    return (x * weight).sum(dim=1) / weight.sum(dim=1)
+
+
+class AttnBiLSTM(nn.Module):
+    """One bidirectional LSTM layer, then frame attention: (B, T, D) -> (B, D')."""
+
+    def __init__(self, dim: int, hidden: int, relation: bool = False):
+        super().__init__()
+        self.lstm = nn.LSTM(dim, hidden, batch_first=True, bidirectional=True)
+        self.attention = FrameAttention(2 * hidden, relation)
+        self.out_dim = self.attention.out_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.lstm(x)  # (B, T, 2 hidden)
+        return self.attention(x)

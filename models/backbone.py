@@ -1,0 +1,93 @@
+"""Image trunks: (B, C, H, W) -> feature map (B, D, H', W'), without the classifier on top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from efficientnet_pytorch import EfficientNet
+from efficientnet_pytorch.utils import url_map
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """A trunk by name: `efficientnet-b0` to `-b7`, or `timm:NAME` for any model of timm.
+
+    Images are in channels-last order inside: 1.3 to 3 times as fast on CPUs, faster on GPUs too.
+    """
+
+    def __init__(self, name: str, in_channels: int):
+        super().__init__()
+        self.name = name
+        if name.startswith("timm:"):
+            import timm
+
+            self.trunk = timm.create_model(
+                name.removeprefix("timm:"), in_chans=in_channels, num_classes=0, global_pool=""
+            )
+            self.out_channels = self.trunk.num_features
+        else:
+            # image_size=None pads for the size that arrives; the default pads for squares only
+            self.trunk = EfficientNet.from_name(name, in_channels=in_channels, image_size=None)
+            self.trunk.set_swish(memory_efficient=False)  # same values, 1.7x as fast in training
+            self.out_channels = self.trunk._fc.in_features
+            self.trunk._fc = nn.Identity()  # a layer without a gradient would stop DDP
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)  # (B, C, H, W)
+        if isinstance(self.trunk, EfficientNet):
+            return self.trunk.extract_features(images)  # (B, D, H', W')
+        return self.trunk.forward_features(images)
+
+
+def load_pretrained(backbone: Backbone, source: str) -> str:
+    """Fill the trunk with ImageNet weights; return where they came from.
+
+    `source`: `hub` (the published weights, from torch's cache or the internet), a .pth file, or a
+    folder with a file `<name>*.pth`. The classifier is left out; for one-channel inputs the
+    first layer's weights are summed over the colours, so that a grey picture gives the same output.
+    Raises FileNotFoundError, URLError (an OSError) or ValueError when the weights do not fit.
+    """
+    place, weights = _read_weights(backbone, source)
+    own = backbone.trunk.state_dict()
+    stem = next(iter(own))  # both libraries list the first convolution first
+    weights = {key: value for key, value in weights.items() if key in own}
+    if stem in weights and own[stem].shape[1] == 1:
+        weights[stem] = weights[stem].sum(dim=1, keepdim=True)
+    misfits = [key for key, value in own.items() if _shape(weights.get(key)) != value.shape]
+    if misfits:
+        raise ValueError(
+            f"{place} does not hold the weights of {backbone.name}: "
+            f"{len(misfits)} of {len(own)} tensors are missing or have another shape, "
+            f"the first is {misfits[0]}"
+        )
+    backbone.trunk.load_state_dict(weights)
+    return place
+
+
+def _shape(tensor: Tensor | None) -> torch.Size | None:
+    return None if tensor is None else tensor.shape
+
+
+def _read_weights(backbone: Backbone, source: str) -> tuple[str, dict[str, Tensor]]:
+    if source != "hub":
+        path = Path(source)
+        if path.is_dir():
+            name = backbone.name.removeprefix("timm:")
+            path = next(iter(sorted(path.glob(f"{name}*.pth"))), path / f"{name}.pth")
+        return str(path), torch.load(path, map_location="cpu", weights_only=True)
+    if backbone.name.startswith("timm:"):
+        import timm
+
+        name = backbone.name.removeprefix("timm:")
+        return f"timm hub {name}", timm.create_model(name, pretrained=True).state_dict()
+    url = url_map[backbone.name]
+    return url, torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
+
+
+def set_batchnorm_momentum(model: nn.Module, momentum: float) -> None:
+    """Weight of the newest batch in the running statistics of every batch-norm layer."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = momentum

@@ -1,0 +1,52 @@
+"""EmotionClassifier: encoders by modality, heads by name. One class for every mode."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class FusionHead(nn.Module):
+    """Features of one or more modalities -> logits (B, K): concatenate, dropout, linear."""
+
+    def __init__(self, inputs: list[str], dim: int, n_classes: int, dropout: float = 0.2):
+        super().__init__()
+        self.inputs = inputs
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(dim, n_classes)
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        joined = torch.cat([features[name] for name in self.inputs], dim=-1)  # (B, sum of D)
+        return self.linear(self.dropout(joined))  # (B, K)
+
+
+class EmotionClassifier(nn.Module):
+    """`encode` makes one vector per modality, `classify` turns the vectors into logits per head.
+
+    Parameters are named `encoders.<modality>.*` and `heads.<head>.*` whatever the mode, so weights
+    move between modes name for name. The two steps are apart because test-time augmentation of
+    the face needs the other modalities only once.
+    """
+
+    def __init__(self, encoders: dict[str, nn.Module], heads: dict[str, list[str]], n_classes: int):
+        super().__init__()
+        self.n_classes = n_classes
+        self.encoders = nn.ModuleDict(encoders)
+        dims = {name: encoder.out_dim for name, encoder in encoders.items()}
+        self.heads = nn.ModuleDict(
+            {
+                head: FusionHead(inputs, sum(dims[name] for name in inputs), n_classes)
+                for head, inputs in heads.items()
+            }
+        )
+
+    def encode(self, inputs: dict[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
+        """{modality: the encoder's arguments} -> {modality: (B, D)}, for the inputs given."""
+        return {name: self.encoders[name](*tensors) for name, tensors in inputs.items()}
+
+    def classify(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{modality: (B, D)} -> {head: logits (B, K)}, in the order of the heads."""
+        return {name: head(features) for name, head in self.heads.items()}
+
+    def forward(self, inputs: dict[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
+        return self.classify(self.encode(inputs))

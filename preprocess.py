@@ -1,0 +1,187 @@
+"""Raw clips -> features/: log-mels, face crops and word vectors, a manifest and a list of failures.
+
+    python preprocess.py                                    # MERC2020 under the current folder
+    python preprocess.py --corpus csv --data_dir my_clips   # your own clips, listed in manifest.csv
+
+Prints how many clips are usable and why the others are not. A second run does only what is missing
+or has changed. Formats: features/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+from corpora import CORPORA, list_corpus
+from utils.config import device_name, flag_help
+from utils.errors import UsageError, run_script
+from utils.files import lock_folder, write_bytes, write_csv, write_json
+from utils.parallel import BACKENDS, available_cores, parallel_map
+
+REJECTED = 3  # exit code: finished, but some clips were rejected
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = flag_help(parser)
+    add("--corpus", default="merc2020", choices=CORPORA, help="which corpus the clips are from")
+    add("--data_dir", default=Path(), type=Path, help="folder of the raw clips")
+    add("--features_dir", default=Path("features"), type=Path, help="where the features go")
+    add("--modalities", help="comma list of speech,video,text; default: what the corpus provides")
+    add("--workers", default=available_cores(), type=int, help="clips worked on at once")
+    add("--backend", default="loky", choices=BACKENDS, help="loky: this machine; else a cluster")
+    add("--scheduler", help="address of the dask or ray cluster; default: start one here")
+    add("--face_fps", default=10.0, type=float, help="face crops per second of speech")
+    add("--face_size", default=224, type=int, help="side of a face crop in pixels")
+    add("--video_embedding", action="store_true", help="also a FaceNet vector per face crop")
+    add("--device", default="auto", help="auto, cpu, cuda: where faces are detected")
+    add("--retry_failed", action="store_true", help="try the clips of failed.csv again")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    check_flags(args)
+    listing = list_corpus(args.corpus, args.data_dir)
+    if not listing.clips and not listing.failures:
+        raise UsageError(f"no clips found under {args.data_dir.resolve()}")
+    modalities = chosen_modalities(args, listing.modalities)
+    print(describe(args, listing, modalities), file=sys.stderr)
+    with lock_folder(args.features_dir):
+        records = extract(args, listing, modalities)
+        rejected = write_tables(args, listing, modalities, records)
+    return REJECTED if rejected else 0
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    for name, least, most in (
+        ("workers", 1, 1024),
+        ("face_fps", 0.1, 240),
+        ("face_size", 16, 1024),
+    ):
+        value = getattr(args, name)
+        if not least <= value <= most:
+            raise UsageError(f"--{name} {value}: expected a number from {least} to {most}")
+
+
+def chosen_modalities(args: argparse.Namespace, provided: tuple[str, ...]) -> tuple[str, ...]:
+    """Every clip must provide all of these; a clip that lacks one is rejected with its reason."""
+    wanted = tuple(args.modalities.split(",")) if args.modalities else provided
+    unknown = set(wanted) - {"speech", "video", "text"}
+    if unknown or not wanted:
+        raise UsageError(
+            f"--modalities {args.modalities}: expected speech,video,text or some of it"
+        )
+    if args.video_embedding and "video" not in wanted:
+        raise UsageError("--video_embedding needs the modality video")
+    return wanted + ("video_embedding",) * args.video_embedding
+
+
+def describe(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> str:
+    splits = Counter(clip.split for clip in listing.clips)
+    counts = ", ".join(f"{split} {count}" for split, count in sorted(splits.items()))
+    total = len(listing.clips) + len(listing.failures)
+    return (
+        f"{args.corpus}: {total} clips ({counts}) -> {', '.join(modalities)} "
+        f"in {args.features_dir}, {args.workers} workers"
+    )
+
+
+def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> dict:
+    """Records of all clips by (split, id); the work itself runs in parallel."""
+    from tqdm import tqdm
+
+    from extract.clip import SETTINGS, Job
+    from extract.faces import embedder
+
+    device = device_name(args.device)
+    if args.video_embedding:
+        embedder(device)  # missing weights are known before any work
+    job = Job(
+        features_dir=args.features_dir,
+        modalities=modalities,
+        settings=SETTINGS
+        | {"video": SETTINGS["video"] | {"face_fps": args.face_fps, "face_size": args.face_size}},
+        word_dim=listing.word_dim,
+        device=device,
+        threads=max(1, available_cores() // args.workers),
+        retry_failed=args.retry_failed,
+    )
+    write_json(args.features_dir / "settings.json", settings_of(args, listing, job))
+    work = [(clip, job) for clip in listing.clips]
+    results = parallel_map(
+        work_on, work, min(args.workers, len(work)), args.backend, args.scheduler
+    )
+    progress = tqdm(results, total=len(work), unit="clip", desc="extracting", smoothing=0.05)
+    return dict(progress)
+
+
+def work_on(item: tuple) -> tuple[tuple[str, str], dict]:
+    from extract.clip import process_clip
+
+    clip, job = item
+    return (clip.split, clip.clip_id), process_clip(clip, job)
+
+
+def settings_of(args: argparse.Namespace, listing, job) -> dict:
+    """What makes these features what they are; checkpoints carry it and check it."""
+    from importlib.metadata import version
+
+    from extract.clip import SCHEMA
+
+    libraries = ("numpy", "librosa", "av", "facenet-pytorch", "opencv-python-headless", "scipy")
+    return {
+        "schema": SCHEMA,
+        "corpus": args.corpus,
+        "classes": list(listing.classes),
+        "modalities": list(job.modalities),
+        "features": {name: job.settings[name] for name in job.modalities},
+        "versions": {library: version(library) for library in libraries},
+    }
+
+
+def write_tables(args: argparse.Namespace, listing, modalities, records: dict) -> int:
+    """Write manifest.csv, failed.csv and the sheets; report; return how many were rejected."""
+    import pandas as pd
+
+    from corpora.manifest import Failure
+    from extract.clip import manifest_row
+
+    failures, rows = list(listing.failures), []
+    for clip in listing.clips:
+        record = records[clip.split, clip.clip_id]
+        if failure := record["failure"]:
+            why = (failure["stage"], failure["code"], failure["reason"])
+            failures.append(Failure(clip.clip_id, clip.media, *why))
+        else:
+            rows.append(manifest_row(clip, record, args.data_dir))
+    columns = ["clip_id", "media", "stage", "code", "reason"]
+    failed = pd.DataFrame(failures, columns=columns).sort_values(["media", "clip_id"])
+    write_csv(args.features_dir / "failed.csv", failed)
+    write_csv(args.features_dir / "manifest.csv", pd.DataFrame(rows))
+    for sheet in listing.sheets:
+        write_bytes(args.features_dir / sheet.name, sheet.read_bytes())
+    report(args.features_dir, len(rows), failures)
+    return len(failures)
+
+
+def report(features_dir: Path, usable: int, failures: list) -> None:
+    for failure in failures[:20]:
+        print(f"rejected {failure.clip_id}: {failure.code}: {failure.reason}", file=sys.stderr)
+    if len(failures) > 20:
+        print(f"... and {len(failures) - 20} more", file=sys.stderr)
+    free = shutil.disk_usage(features_dir).free >> 30
+    print(f"{usable} of {usable + len(failures)} clips usable, {free} GiB free in {features_dir}")
+    if failures:
+        kinds = Counter(failure.code for failure in failures)
+        listed = ", ".join(f"{count} {code}" for code, count in kinds.most_common())
+        print(f"{len(failures)} rejected ({listed}): see {features_dir / 'failed.csv'}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,1 @@
+"""Features -> trained models: what is learnt (tasks), from what (data), and how."""

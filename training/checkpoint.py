@@ -1,0 +1,106 @@
+"""Checkpoints: plain data that rebuilds its own model, read without running any code in it."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import build_model
+from models.fusion import EmotionClassifier
+from utils.errors import IntegrityError, UsageError
+from utils.files import write_atomic
+
+KEYS = ("arch", "weights", "classes", "features_config", "config", "epoch", "val")
+BEST = re.compile(r"(\d+)_best_(\d+\.\d+)\.pth")
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    write_atomic(path, lambda file: torch.save(checkpoint, file))
+
+
+def save_best(folder: Path, checkpoint: dict[str, Any]) -> Path:
+    """Save as <epoch>_best_<validation loss>.pth; only then delete the best one before it."""
+    path = folder / f"{checkpoint['epoch']}_best_{checkpoint['val']['loss']:.4f}.pth"
+    save_checkpoint(path, checkpoint)
+    for older in folder.glob("*_best_*.pth"):
+        if older != path:
+            older.unlink()
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one checkpoint of ours to the CPU; UsageError or IntegrityError says what is wrong."""
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise IntegrityError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    except pickle.UnpicklingError as error:
+        reason = "holds more than plain data and was not loaded (or is damaged)"
+        raise IntegrityError(f"{path} {reason}: {str(error).splitlines()[0]}") from error
+    missing = [key for key in KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise IntegrityError(f"{path} is no checkpoint of train.py: it lacks {', '.join(missing)}")
+    return checkpoint
+
+
+def restore_model(checkpoint: dict[str, Any], path: Path) -> EmotionClassifier:
+    """The model of a checkpoint with its weights, all of them finite."""
+    try:
+        model = build_model(**checkpoint["arch"])
+        model.load_state_dict(checkpoint["weights"])
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{path}: weights and model do not match: {error}") from error
+    broken = [
+        key
+        for key, value in checkpoint["weights"].items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if broken:
+        raise IntegrityError(f"{path}: {len(broken)} weights are not finite, first {broken[0]}")
+    return model
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The best checkpoint of a run folder: lowest validation loss in its name; None without one."""
+    found = [(BEST.fullmatch(path.name), path) for path in Path(folder).glob("*_best_*.pth")]
+    best = sorted((float(match[2]), path) for match, path in found if match)
+    return best[0][1] if best else None
+
+
+def find_checkpoints(paths: list[Path]) -> list[Path]:
+    """Each .pth file as it is, each run folder as its best checkpoint."""
+    found = []
+    for path in map(Path, paths):
+        best = best_checkpoint(path) if path.is_dir() else path
+        if best is None or not best.is_file():
+            raise UsageError(f"no checkpoint at {path}: give a .pth file or the folder of a run")
+        found.append(best)
+    return found
+
+
+def transfer_weights(model: EmotionClassifier, path: Path, modality: str, classes: list) -> None:
+    """Copy a modality's encoder, and its head where the model has one, from another run."""
+    (path,) = find_checkpoints([path])
+    checkpoint = load_checkpoint(path)
+    if checkpoint["classes"] != list(classes):
+        was = " ".join(checkpoint["classes"])
+        raise IntegrityError(f"{path} knows the classes {was}, the features {' '.join(classes)}")
+    prefixes = (f"encoders.{modality}.", f"heads.{modality}.")
+    wanted = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes)}
+    given = {k: v for k, v in checkpoint["weights"].items() if k in wanted}
+    misfits = [k for k, v in wanted.items() if k not in given or given[k].shape != v.shape]
+    if misfits:
+        raise IntegrityError(
+            f"--{modality}_load_weights {path}: {len(misfits)} of {len(wanted)} tensors are "
+            f"missing or have another shape, the first is {misfits[0]}; was it another mode, another "
+            f"--{modality}_coeff or word size?"
+        )
+    model.load_state_dict(given, strict=False)

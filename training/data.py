@@ -1,0 +1,213 @@
+"""features/ -> batches of tensors. Order and augmentation follow from seed, epoch and clip."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from training.tasks import MODALITY_FOLDERS, Task
+from training.transforms import face_view, speech_view, text_view
+from utils.errors import IntegrityError, UsageError
+from utils.files import read_json
+
+ENDINGS = {"text": ".npz"}  # the others are .npy
+
+
+@dataclass(frozen=True)
+class Features:
+    """What preprocess.py left in a folder: settings and one manifest row per usable clip."""
+
+    folder: Path
+    settings: dict
+    manifest: pd.DataFrame
+
+    @classmethod
+    def open(cls, folder: Path) -> Features:
+        """Read settings.json and manifest.csv; UsageError when preprocess.py has not run."""
+        folder = Path(folder)
+        manifest = folder / "manifest.csv"
+        if not manifest.is_file():
+            raise UsageError(f"no {manifest}: run preprocess.py first, or give --features_dir")
+        settings = read_json(folder / "settings.json")
+        try:
+            table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+        except (ValueError, OSError) as error:
+            raise UsageError(f"cannot read {manifest}: {error}; run preprocess.py again") from error
+        return cls(folder, settings, table)
+
+    @property
+    def classes(self) -> list[str]:
+        return self.settings["classes"]
+
+    def config_for(self, inputs: tuple[str, ...]) -> dict:
+        """The extraction settings behind these inputs: a checkpoint works on no others."""
+        made = self.settings["features"]
+        return {MODALITY_FOLDERS[name]: made.get(MODALITY_FOLDERS[name]) for name in inputs}
+
+    def require(self, inputs: tuple[str, ...]) -> None:
+        """UsageError when these features lack a modality that a model reads."""
+        for name in inputs:
+            if MODALITY_FOLDERS[name] not in self.settings["modalities"]:
+                have = ", ".join(self.settings["modalities"])
+                raise UsageError(f"{self.folder} holds {have}, but {name} is needed too")
+
+    def rows(self, split: str) -> pd.DataFrame:
+        """Manifest rows of a split; UsageError lists the splits when there are none."""
+        rows = self.manifest[self.manifest["split"] == split].reset_index(drop=True)
+        if rows.empty:
+            have = dict(Counter(self.manifest["split"])) or "no clips at all"
+            raise UsageError(f"{self.folder} has no usable clip in split {split!r}; it has {have}")
+        return rows
+
+    def path(self, row: dict, modality: str) -> Path:
+        name = f"{row['clip_id']}{ENDINGS.get(modality, '.npy')}"
+        return self.folder / row["split"] / MODALITY_FOLDERS[modality] / name
+
+    def load(self, row: dict, modality: str) -> np.ndarray:
+        """A clip's feature; IntegrityError names the file when it is missing or damaged."""
+        path = self.path(row, modality)
+        try:
+            if modality == "text":
+                with np.load(path, allow_pickle=False) as archive:
+                    return archive["word_embed"]
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            reason = f"{path} is missing or damaged ({error})"
+            raise IntegrityError(f"{reason}; delete it and run preprocess.py again") from error
+
+
+def training_rows(features: Features, fold: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows to train on and rows to validate on: the splits train and val, or all folds and one."""
+    if fold is None:
+        return features.rows("train"), features.rows("val")
+    table = features.manifest[features.manifest["fold"] != ""]
+    held_out = table["fold"] == str(fold)
+    if not held_out.any() or held_out.all():
+        raise UsageError(f"--fold {fold}: the manifest has the folds {sorted(set(table['fold']))}")
+    return table[~held_out].reset_index(drop=True), table[held_out].reset_index(drop=True)
+
+
+class ClipDataset(Dataset):
+    """Item (epoch, index) -> inputs, label indices per head (-1: unknown) and the clip's id."""
+
+    def __init__(
+        self,
+        features: Features,
+        rows: pd.DataFrame,
+        task: Task,
+        config: dict,
+        training: bool,
+    ):
+        self.features, self.task, self.config = features, task, config
+        self.training, self.augment = training, training and config["augment"]
+        self.rows = rows.to_dict("records")
+        number = {name: index for index, name in enumerate(features.classes)}
+        self.labels = [
+            {head: number.get(row[column], -1) for head, column in task.label_columns.items()}
+            for row in self.rows
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        row = self.rows[index]
+        name = zlib.crc32(f"{row['split']}/{row['clip_id']}".encode())
+        rng = np.random.default_rng([self.config["seed"], epoch, name])
+        inputs = {modality: self.view(row, modality, rng) for modality in self.task.inputs}
+        return {"inputs": inputs, "labels": self.labels[index], "clip_id": row["clip_id"]}
+
+    def view(self, row: dict, modality: str, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        feature = self.features.load(row, modality)
+        if modality == "speech":
+            view = speech_view(feature, self.config["speech_frames"], rng, self.augment)
+            return (torch.from_numpy(view),)
+        if modality == "face":
+            valid = np.array([flag == "1" for flag in row["face_valid"]])
+            view = face_view(feature, valid, self.config["face_frames"], rng, self.augment)
+            return (torch.from_numpy(view),)
+        words, mask = text_view(feature, self.config["max_words"])
+        return torch.from_numpy(words), torch.from_numpy(mask)
+
+    def word_dim(self) -> int | None:
+        """Width of the word vectors, from the first clip; None where the task reads no words."""
+        if "text" not in self.task.inputs:
+            return None
+        return self.features.load(self.rows[0], "text").shape[1]
+
+    def check_files(self) -> None:
+        """IntegrityError that lists what is missing, before any step of training."""
+        paths = (self.features.path(row, name) for row in self.rows for name in self.task.inputs)
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise IntegrityError(
+                f"{len(missing)} feature files are missing, the first is {missing[0]}; "
+                "run preprocess.py again, it makes only what is missing"
+            )
+
+
+class EpochBatches(Sampler):
+    """Batches of (epoch, index): shuffled by (seed, epoch), or in order for evaluation.
+
+    A last batch of one clip is left out of training: batch norm has no statistics of one.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int | None):
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.epoch = self.first = 0
+
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """The epoch to draw, and how many of its batches were already done."""
+        self.epoch, self.first = epoch, first
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.size, self.batch_size)
+        return full + (rest > (self.seed is not None and full > 0))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.arange(self.size)
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        for batch in range(self.first, len(self)):
+            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, int(index)) for index in indices]
+
+
+def make_loader(dataset: ClipDataset, batch_size: int, workers: int, device: str) -> DataLoader:
+    """Loader whose `batch_sampler` is an EpochBatches: shuffled for a training set."""
+    seed = dataset.config["seed"] if dataset.training else None
+    return DataLoader(
+        dataset,
+        batch_sampler=EpochBatches(len(dataset), batch_size, seed),
+        num_workers=workers,
+        pin_memory=device.startswith("cuda"),
+        persistent_workers=workers > 0,
+        worker_init_fn=_one_thread,
+    )
+
+
+def _one_thread(worker: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+def to_device(inputs: dict[str, list[Tensor]], device: str) -> dict[str, tuple[Tensor, ...]]:
+    """Model inputs on the device; pictures travel as bytes and become floats in [0, 1] there."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(device, non_blocking=True)
+        return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor
+
+    return {name: tuple(map(convert, tensors)) for name, tensors in inputs.items()}

@@ -1,0 +1,1 @@
+"""One job per file; imports nothing else of this project."""

@@ -1,0 +1,58 @@
+"""Run one function over many items on this machine's cores or on a cluster, through joblib."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from utils.errors import UsageError, one_of
+
+BACKENDS = ("loky", "dask", "ray")
+
+
+def available_cores() -> int:
+    """Cores that this process may use (a container or `taskset` can allow fewer than exist)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def parallel_map(
+    function: Callable,
+    items: list,
+    workers: int,
+    backend: str = "loky",
+    scheduler: str | None = None,
+) -> Iterator[Any]:
+    """Yield `function(item)` for every item, in any order; one worker means in this process."""
+    one_of("backend", backend, BACKENDS)
+    from joblib import Parallel, delayed, parallel_config
+
+    if backend != "loky":
+        _connect(backend, scheduler)
+    elif workers == 1:
+        yield from map(function, items)
+        return
+    with parallel_config(backend=backend, n_jobs=workers):
+        as_they_end = "generator_unordered" if backend == "loky" else "list"
+        yield from Parallel(return_as=as_they_end)(delayed(function)(item) for item in items)
+
+
+def _connect(backend: str, scheduler: str | None) -> None:
+    try:
+        if backend == "dask":
+            from dask.distributed import Client
+
+            Client(
+                scheduler
+            )  # joblib uses the newest client; None starts a cluster on this machine
+        else:
+            import ray
+            from ray.util.joblib import register_ray
+
+            ray.init(address=scheduler, ignore_reinit_error=True)
+            register_ray()
+    except ImportError as error:
+        extra = {"dask": "dask[distributed]", "ray": "ray"}[backend]
+        raise UsageError(
+            f"--backend {backend} needs one more package: pip install '{extra}'"
+        ) from error

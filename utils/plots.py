@@ -1,0 +1,62 @@
+"""Pictures of a training run, drawn without a screen."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from utils.files import write_bytes
+
+INK, TRAIN, VAL = "#222222", "#8aa4c8", "#c8553d"
+
+
+def plot_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
+    """Loss and accuracy by epoch, training and validation, the best epoch marked."""
+    figure, axes = _figure(1, 2, (9, 3.6))
+    epochs = [row["epoch"] for row in rows]
+    measured = [row for row in rows if row.get("val_loss") is not None]
+    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
+        axis.plot(epochs, [row[f"train_{name}"] for row in rows], color=TRAIN, label="training")
+        values = [row[f"val_{name}"] for row in measured]
+        axis.plot([row["epoch"] for row in measured], values, color=VAL, label="validation")
+        axis.set(xlabel="epoch", title=name)
+        axis.legend(frameon=False)
+    axes[1].set_ylim(0, 1)
+    if measured:
+        best = min(measured, key=lambda row: row["val_loss"])
+        axes[0].plot(best["epoch"], best["val_loss"], "o", color=VAL)
+        axes[1].plot(best["epoch"], best["val_accuracy"], "o", color=VAL)
+    figure.suptitle(title, x=0.01, ha="left", color=INK)
+    _save(figure, path)
+
+
+def plot_confusion(path: Path, confusion: Any, classes: list[str], title: str) -> None:
+    """Confusion matrix, rows are the truth and add up to 1; the counts are written in."""
+    figure, axis = _figure(1, 1, (4.8, 4.6))
+    shares = confusion / confusion.sum(axis=1, keepdims=True).clip(min=1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for truth, row in enumerate(confusion):
+        for answer, count in enumerate(row):
+            color = "white" if shares[truth, answer] > 0.6 else INK
+            axis.text(answer, truth, str(count), ha="center", va="center", color=color)
+    axis.set_xticks(range(len(classes)), classes)
+    axis.set_yticks(range(len(classes)), classes)
+    axis.set(xlabel="answer", ylabel="truth")
+    axis.set_title(title, loc="left", color=INK, fontsize=10)
+    _save(figure, path)
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(size, layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: no global state, no screen
+    return figure, figure.subplots(rows, columns)
+
+
+def _save(figure: Any, path: Path) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_bytes(path, picture.getvalue())

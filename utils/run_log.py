@@ -1,0 +1,34 @@
+"""The record of a run, one row per epoch: metrics.csv, TensorBoard events, curves.png."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from utils.files import write_csv
+from utils.plots import plot_curves
+
+
+class RunLog:
+    """Rows of numbers by epoch. Files are rewritten whole, so a resumed run leaves no doubles."""
+
+    def __init__(self, folder: Path, rows: list[dict[str, Any]]):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder, self.rows = folder, list(rows)
+        purge = rows[-1]["epoch"] + 1 if rows else None
+        self.writer = SummaryWriter(str(folder), purge_step=purge)
+
+    def add(self, row: dict[str, Any]) -> None:
+        import pandas as pd
+
+        self.rows.append(row)
+        write_csv(self.folder / "metrics.csv", pd.DataFrame(self.rows))
+        for name, value in row.items():
+            if name != "epoch" and value is not None:
+                self.writer.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+        self.writer.flush()
+        plot_curves(self.folder / "curves.png", self.rows, str(self.folder))
+
+    def close(self) -> None:
+        self.writer.close()
