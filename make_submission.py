@@ -128,11 +128,16 @@ def check_missing(args: argparse.Namespace, sheets: list, found: list, features:
 
 def load_members(args: argparse.Namespace, features: Any) -> list[tuple[Path, dict, Any]]:
     """(path, checkpoint, model) of every member, in an order that their paths do not decide."""
-    from training.checkpoint import find_checkpoints, load_checkpoint, restore_model
+    from training.checkpoint import (
+        best_checkpoint,
+        find_checkpoints,
+        load_checkpoint,
+        restore_model,
+    )
     from training.tasks import TASKS
 
     folder = args.logs_dir / "multimodal"
-    given = args.checkpoints or sorted(path.parent for path in folder.glob("*/last.pth"))
+    given = args.checkpoints or [run for run in sorted(folder.glob("*")) if best_checkpoint(run)]
     if not given:
         raise UsageError(f"no runs in {folder}: train one, or give --checkpoints")
     members = {}

@@ -150,7 +150,7 @@ def write_tables(args: argparse.Namespace, listing, modalities, records: dict) -
     import pandas as pd
 
     from corpora.manifest import Failure
-    from extract.clip import manifest_row
+    from extract.clip import MANIFEST_COLUMNS, manifest_row
 
     failures, rows = list(listing.failures), []
     for clip in listing.clips:
@@ -161,9 +161,11 @@ def write_tables(args: argparse.Namespace, listing, modalities, records: dict) -
         else:
             rows.append(manifest_row(clip, record, args.data_dir))
     columns = ["clip_id", "media", "stage", "code", "reason"]
-    failed = pd.DataFrame(failures, columns=columns).sort_values(["media", "clip_id"])
+    failures.sort(key=lambda failure: (str(failure.media), failure.clip_id))
+    failed = pd.DataFrame(failures, columns=columns)
     write_csv(args.features_dir / "failed.csv", failed)
-    write_csv(args.features_dir / "manifest.csv", pd.DataFrame(rows))
+    manifest = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
+    write_csv(args.features_dir / "manifest.csv", manifest)
     for sheet in listing.sheets:
         write_bytes(args.features_dir / sheet.name, sheet.read_bytes())
     report(args.features_dir, len(rows), failures)

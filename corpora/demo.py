@@ -343,13 +343,9 @@ def film(
     return np.stack(frames)[:, :, ::mirror]
 
 
-class ForeignFolder(UsageError, ValueError):
-    """The folder holds something that we did not make."""
-
-
 def list_clips(data_dir: Path) -> Listing:
     """The clips of the corpus under `data_dir`, which is generated first when it is not there."""
-    if _about(data_dir / STAMP).get("version") != VERSION:
+    if _version(data_dir / STAMP) != VERSION:
         generate(data_dir)
     return merc2020.list_clips(data_dir)
 
@@ -359,30 +355,44 @@ def generate(
 ) -> None:
     """Write the corpus under `data_dir`: `counts` clips per class and split, sheets, answers.
 
-    ForeignFolder, and nothing is touched, when the folder holds anything that we did not make.
+    UsageError, and nothing is touched, when the folder holds anything else.
     """
     from tqdm import tqdm
 
+    check_place(data_dir)
     clips = sorted(plan(data_dir, counts, seed), key=lambda clip: clip.clip_id)
     ids = {split: [clip.clip_id for clip in clips if clip.split == split] for split in COUNTS}
     half = len(ids["test"]) // 2
+    about = {"notice": NOTICE, "version": VERSION, "seed": seed, "counts": counts}
+    write_json(data_dir / MARKER, about)
+    write_text(data_dir / "README.txt", f"{NOTICE}\n\nMade by corpora/demo.py from seed {seed}.\n")
     sheets = (ids["test"][:half], ids["test"][half:], ids["test_merc"])
-    texts = dict(zip(merc2020.SHEETS, map("\n".join, sheets), strict=True))
-    texts = {name: f"FileID\n{text}\n" for name, text in texts.items() if text}
-    texts["README.txt"] = f"{NOTICE}\n\nMade by corpora/demo.py from seed {seed}.\n"
-    places = [place.relative_to(data_dir) for clip in clips for place in (clip.media, clip.words)]
-    files = [*texts, "answers.csv", *map(Path.as_posix, places)]
-    clear(data_dir)
-    about = {"notice": NOTICE, "made_by": __name__, "version": VERSION, "seed": seed}
-    write_json(data_dir / MARKER, about | {"counts": counts, "files": files})
-    for name, text in texts.items():
-        write_text(data_dir / name, text)
+    for name, listed in zip(merc2020.SHEETS, sheets, strict=True):
+        if listed:
+            write_text(data_dir / name, "\n".join(["FileID", *listed, ""]))
     jobs = [(seed, clip) for clip in clips]
     made = parallel_map(_write_clip, jobs, workers or available_cores())
     rows = sorted(tqdm(made, "demo corpus", len(jobs), unit="clip"))
     header = "FileID,emotion,face_emotion,speech_emotion,transcript"
     write_text(data_dir / "answers.csv", "\n".join([header, *rows, ""]))
     (data_dir / MARKER).replace(data_dir / STAMP)
+
+
+def check_place(data_dir: Path) -> None:
+    """UsageError unless `data_dir` is new, empty, or holds an unfinished corpus of this version."""
+    unfinished = _version(data_dir / MARKER) == VERSION
+    if not unfinished and data_dir.exists() and any(data_dir.iterdir()):
+        raise UsageError(
+            f"{data_dir} holds something else than version {VERSION} of the demo corpus; nothing "
+            "was touched: empty it, or give another folder with --data_dir"
+        )
+    for left in data_dir.glob("*/*/.part-demo-*"):
+        shutil.rmtree(left)
+
+
+def _version(place: Path) -> int | None:
+    about = read_json(place) if place.is_file() else None
+    return about.get("version") if isinstance(about, dict) else None
 
 
 def plan(data_dir: Path, counts: dict[str, int], seed: int) -> Iterator[Clip]:
@@ -398,28 +408,6 @@ def plan(data_dir: Path, counts: dict[str, int], seed: int) -> Iterator[Clip]:
             labels = f"-{speaker}-{emotion}-{face}-{voice}" if split in LABELLED_SPLITS else ""
             media, words = folder / f"{name}{labels}.mp4", folder / f"{name}.npz"
             yield Clip(name, split, media, emotion, voice, face, speaker, words=words)
-
-
-def clear(data_dir: Path) -> None:
-    """Remove what an earlier call made; a folder that holds anything else is refused."""
-    about = _about(data_dir / STAMP) or _about(data_dir / MARKER)
-    if not about and data_dir.exists() and any(data_dir.iterdir()):
-        raise ForeignFolder(
-            f"{data_dir.resolve()} is not empty and no demo corpus (it has no {STAMP} of ours); "
-            "nothing was touched: give a new or an empty folder with --data_dir"
-        )
-    if (data_dir / STAMP).is_file():
-        (data_dir / STAMP).replace(data_dir / MARKER)
-    for name in about.get("files", []):
-        (data_dir / name).unlink(missing_ok=True)
-    for left in data_dir.glob("*/*/.part-demo-*"):
-        shutil.rmtree(left)
-
-
-def _about(place: Path) -> dict:
-    """The stamp or marker at `place`; empty when there is none, or it is not ours."""
-    about = read_json(place) if place.is_file() else None
-    return about if isinstance(about, dict) and about.get("made_by") == __name__ else {}
 
 
 def _write_clip(job: tuple[int, Clip]) -> str:

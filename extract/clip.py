@@ -167,11 +167,18 @@ def _limit_threads(threads: int) -> None:
     cv2.setNumThreads(threads)
 
 
+MANIFEST_COLUMNS = (
+    *("clip_id", "split", "media", "emotion", "speech_emotion", "face_emotion"),
+    *("speaker", "transcript", "fold", "speech_start", "speech_end", "speech_frames"),
+    *("video_frames", "face_frames", "face_valid", "words"),
+)
+
+
 def manifest_row(clip: Clip, record: dict, data_dir: Path) -> dict[str, Any]:
     """One row of manifest.csv: the clip as listed, then the facts of its features."""
-    row = {name: value for name, value in asdict(clip).items() if name not in ("media", "words")}
-    media = clip.media.relative_to(data_dir) if clip.media.is_relative_to(data_dir) else clip.media
-    row = {"clip_id": row.pop("clip_id"), "split": row.pop("split"), "media": media, **row}
+    row = {**asdict(clip), "words": ""}
+    if clip.media.is_relative_to(data_dir):
+        row["media"] = clip.media.relative_to(data_dir)
     for stage in record["stages"].values():
         row |= stage["facts"]
     return row

@@ -81,7 +81,10 @@ def find_checkpoints(paths: list[Path]) -> list[Path]:
     for path in map(Path, paths):
         best = best_checkpoint(path) if path.is_dir() else path
         if best is None or not best.is_file():
-            raise UsageError(f"no checkpoint at {path}: give a .pth file or the folder of a run")
+            beside = best_checkpoint(path.parent)
+            hint = f"; the best of that run is {beside.name}" if beside else ""
+            reason = f"no checkpoint at {path}{hint}"
+            raise UsageError(f"{reason}: give a .pth file or the folder of a run")
         found.append(best)
     return found
 
@@ -99,8 +102,8 @@ def transfer_weights(model: EmotionClassifier, path: Path, modality: str, classe
     misfits = [k for k, v in wanted.items() if k not in given or given[k].shape != v.shape]
     if misfits:
         raise IntegrityError(
-            f"--{modality}_load_weights {path}: {len(misfits)} of {len(wanted)} tensors are "
-            f"missing or have another shape, the first is {misfits[0]}; was it another mode, another "
+            f"--{modality}_load_weights {path}: {len(misfits)} of {len(wanted)} tensors are missing"
+            f" or have another shape, the first is {misfits[0]}; was it another mode, another "
             f"--{modality}_coeff or word size?"
         )
     model.load_state_dict(given, strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -193,14 +194,17 @@ def make_loader(dataset: ClipDataset, batch_size: int, workers: int, device: str
         num_workers=workers,
         pin_memory=device.startswith("cuda"),
         persistent_workers=workers > 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    """A stop asked of the whole process group is the training's to answer, not the loaders'."""
     import cv2
 
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def to_device(inputs: dict[str, list[Tensor]], device: str) -> dict[str, tuple[Tensor, ...]]:
