@@ -22,13 +22,13 @@ from utils.errors import UsageError, run_script
 from utils.files import write_text
 
 SPEECH, FACE = "--speech_coeff 0 --speech_frames 96", "--face_coeff 0 --face_frames 6"
-QUICK = "--optim adamw --learning_rate 1e-3 --augment False"  # augmentation needs more epochs
-TRAINING = {  # the recipes made small: B0 trunks, short inputs, few steps
+QUICK = "--optim adamw --learning_rate 1e-3 --augment False --num_workers 0"
+TRAINING = {  # the recipes made small; augmentation would need more steps
     "speech": f"{SPEECH} {QUICK} --n_epoch 14 --batch_size 16 --mixup_prob 0",
     "face": f"{FACE} {QUICK} --n_epoch 8 --batch_size 8 --cutmix_prob 0",
     "text": f"{QUICK} --text_layers 4 --n_epoch 6 --batch_size 16",
-    "multimodal": f"{SPEECH} {FACE} --augment False --text_layers 4 --n_epoch 4 --mixup_prob 0 "
-    "--learning_rate 3e-3",
+    "multimodal": f"{SPEECH} {FACE} --text_layers 4 --n_epoch 2 --mixup_prob 0 "
+    "--learning_rate 3e-3 --augment False --num_workers 0",
 }
 
 

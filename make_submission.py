@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from utils.config import device_name, flag_help
-from utils.errors import IntegrityError, UsageError, one_of, run_script
+from utils.errors import IntegrityError, UsageError, check_range, one_of, run_script
 from utils.files import sha256, write_atomic, write_bytes
 from utils.parallel import available_cores
 from utils.sheet import Sheet
@@ -49,8 +50,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if not args.temperature > 0:
-        raise UsageError(f"--temperature {args.temperature}: expected a number above 0")
+    check_flags(args)
 
     import numpy as np
 
@@ -62,9 +62,9 @@ def main() -> None:
     found = [find_rows(sheet, features, args.split) for sheet in sheets]
     check_missing(args, sheets, found, features)
     members = load_members(args, features)
-    args.out.mkdir(parents=True, exist_ok=True)
-
     rows = {(row["split"], row["clip_id"]): row for each in found for row in each.values()}
+    if not rows:
+        raise IntegrityError(f"no clip of the sheets has features in {args.features_dir}")
     scores = [predict(member, list(rows.values()), features, args, device) for member in members]
     for (path, checkpoint, _), probabilities in zip(members, scores, strict=True):
         print(f"{path}: {accuracy(checkpoint, rows, probabilities, features)}")
@@ -78,8 +78,20 @@ def main() -> None:
         print(f"ensemble of {len(members)}: {accuracy(members[0][1], rows, mean, features)}")
 
 
+def check_flags(args: argparse.Namespace) -> None:
+    check_range("temperature", args.temperature, 1e-6, 1e6)
+    check_range("batch_size", args.batch_size, 1)
+    check_range("face_frames", args.face_frames, 1)
+    check_range("num_workers", args.num_workers, 0)
+    if args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out {args.out} is a file: give a folder")
+
+
 def sheet_paths(args: argparse.Namespace) -> list[Path]:
     if args.sheets:
+        twice = [name for name, count in Counter(p.stem for p in args.sheets).items() if count > 1]
+        if twice:
+            raise UsageError(f"two sheets are named {twice[0]}: their answers would be one file")
         return args.sheets
     found = [args.features_dir / name for name in SHEETS]
     found = [path for path in found if path.is_file()]
@@ -105,6 +117,10 @@ def find_rows(sheet: Sheet, features: Any, split: str | None) -> dict[str, dict]
             raise UsageError(f"{sheet.path}: {clip_id} is in {splits}: choose one with --split")
         if rows:
             found[clip_id] = rows[0]
+    used = Counter((row["split"], row["clip_id"]) for row in found.values())
+    if used and used.most_common(1)[0][1] > 1:
+        name = used.most_common(1)[0][0][1]
+        raise IntegrityError(f"{sheet.path}: several of its ids stand for the one clip {name}")
     return found
 
 
@@ -234,7 +250,7 @@ def write_submission(
     filled = [clip_id for clip_id in sheet.ids if clip_id not in answers]
     answers |= dict.fromkeys(filled, args.missing)
     out = args.out / f"{sheet.path.stem}_submission.csv"
-    arrays = {"FileID": list(known), "probabilities": np.stack(list(known.values()))}
+    arrays = {"FileID": np.array(list(known), str), "probabilities": list(known.values())}
     write_atomic(
         out.with_suffix(".npz"),
         lambda file: np.savez(file, classes=classes, filled=np.array(filled, str), **arrays),

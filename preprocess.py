@@ -17,7 +17,7 @@ from pathlib import Path
 
 from corpora import CORPORA, list_corpus
 from utils.config import device_name, flag_help
-from utils.errors import UsageError, run_script
+from utils.errors import UsageError, check_range, run_script
 from utils.files import lock_folder, write_bytes, write_csv, write_json
 from utils.parallel import BACKENDS, available_cores, parallel_map
 
@@ -59,14 +59,9 @@ def main() -> int:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    for name, least, most in (
-        ("workers", 1, 1024),
-        ("face_fps", 0.1, 240),
-        ("face_size", 16, 1024),
-    ):
-        value = getattr(args, name)
-        if not least <= value <= most:
-            raise UsageError(f"--{name} {value}: expected a number from {least} to {most}")
+    check_range("workers", args.workers, 1, 1024)
+    check_range("face_fps", args.face_fps, 0.1, 240)
+    check_range("face_size", args.face_size, 16, 1024)
 
 
 def chosen_modalities(args: argparse.Namespace, provided: tuple[str, ...]) -> tuple[str, ...]:

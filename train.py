@@ -21,7 +21,7 @@ from typing import Any
 
 from training.tasks import MODALITY_FOLDERS, SETTINGS, TASKS, model_arch, recipe
 from utils.config import device_name, flag_help
-from utils.errors import IntegrityError, Interrupted, UsageError, one_of, run_script
+from utils.errors import IntegrityError, Interrupted, UsageError, check_range, run_script
 from utils.files import lock_folder, read_json, write_json
 from utils.parallel import available_cores
 
@@ -152,31 +152,34 @@ def resolve_config(given: dict[str, Any]) -> dict[str, Any]:
     mode = given["mode"]
     paths = [f"{name}_load_weights" for name in MODALITY_FOLDERS]
     config = {"mode": mode, "fold": None, **dict.fromkeys(paths), **recipe(mode)}
-    layers = [read_json(given["config"])] if "config" in given else []
-    for name in (name for layer in layers for name in layer):
-        if name not in config:
-            near = difflib.get_close_matches(name, config, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"{given['config']}: unknown setting {name!r}{hint}")
-    for layer in [*layers, given]:
-        config |= {name: value for name, value in layer.items() if name in config}
-    if config["mode"] != mode:
-        raise UsageError(f"{given['config']} is of mode {config['mode']}, not {mode}")
+    if "config" in given:
+        config |= read_config(given["config"], config)
+    config |= {name: value for name, value in given.items() if name in config}
     check_config(config, given["exp_name"])
+    check_range("num_workers", given["num_workers"], 0)
+    return config
+
+
+def read_config(path: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a JSON file; UsageError for one that is unknown or of another mode."""
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UsageError(f"{path}: expected settings by name, as config.json of a run has them")
+    for name in config:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UsageError(f"{path}: unknown setting {name!r}{hint}")
+    if config.get("mode", known["mode"]) != known["mode"]:
+        raise UsageError(f"{path} is of mode {config['mode']}, not {known['mode']}")
     return config
 
 
 def check_config(config: dict[str, Any], exp_name: str) -> None:
     """UsageError with the value and the allowed range for the first setting that is off."""
     for name, setting in SETTINGS.items():
-        value = config[name]
-        if setting.choices:
-            one_of(f"--{name}", value, setting.choices)
-        elif setting.least is not None and not (
-            isinstance(value, int | float) and setting.least <= value <= setting.most
-        ):
-            allowed = f"a number from {setting.least:g} to {setting.most:g}"
-            raise UsageError(f"--{name} {value}: expected {allowed}")
+        if not setting.allows(config[name]):
+            raise UsageError(f"--{name} {config[name]!r}: expected {setting.allowed}")
     if not re.fullmatch(r"\w[\w.+=-]{0,100}", exp_name):
         raise UsageError(f"--exp_name {exp_name!r}: use letters, digits and . _ - + =")
 
@@ -207,9 +210,10 @@ def create_model(arch: dict, config: dict[str, Any], classes: list[str]) -> Any:
         if isinstance(module, Backbone) and config["pretrained"] != "none":
             try:
                 place = load_pretrained(module, config["pretrained"])
-            except (OSError, ValueError, RuntimeError) as error:  # URLError is an OSError
+            except Exception as error:  # no internet, no file, or foreign bytes in it
+                reason = f"{type(error).__name__} {error}".splitlines()[0]
                 raise UsageError(
-                    f"--pretrained {config['pretrained']}: no weights for {module.name}: {error} "
+                    f"--pretrained {config['pretrained']}: no weights for {module.name}: {reason} "
                     "(hub looks in TORCH_HOME and HF_HOME first; a folder of .pth files works too)"
                 ) from error
             print(f"{module.name}: ImageNet weights from {place}")

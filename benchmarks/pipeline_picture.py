@@ -1,6 +1,6 @@
 """demo_run/ -> docs/pipeline.png: what each step of the pipeline makes of one clip.
 
-    python demo.py && python benchmarks/pipeline_picture.py
+python demo.py && python benchmarks/pipeline_picture.py
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ def list_clips(data_dir: Path) -> Listing:
     clips, failures = [], []
     for row in table.to_dict("records"):
         clip = clip_from_row(row, data_dir)
-        if clip.media.resolve().is_relative_to(data_dir.resolve()):
+        if not row["media"]:
+            failures.append(Failure("", data_dir, "list", "E_MISSING", "a row without media"))
+        elif clip.media.resolve().is_relative_to(data_dir.resolve()):
             clips.append(clip)
         else:
             reason = f"{row['media']!r} leaves the data folder {data_dir}; move the clip into it"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +20,13 @@ from typing import NamedTuple
 import numpy as np
 
 from corpora import merc2020
-from corpora.manifest import LABELLED_SPLITS, Clip, Listing
+from corpora.manifest import Clip, Listing
 from utils.errors import UsageError
 from utils.files import read_json, write_atomic, write_json, write_text
 from utils.parallel import available_cores, parallel_map
 
 CLASSES = merc2020.CLASSES
-COUNTS = {"train": 18, "val": 8, "test": 4, "test_merc": 2}  # clips per class and split
+COUNTS = {"train": 16, "val": 8, "test": 3, "test_merc": 2}  # clips per class and split
 VERSION = 1  # raise it when the clips change: an older corpus is then made anew
 STAMP, MARKER = "corpus.json", "corpus.unfinished.json"
 NOTICE = (
@@ -345,7 +344,8 @@ def film(
 
 def list_clips(data_dir: Path) -> Listing:
     """The clips of the corpus under `data_dir`, which is generated first when it is not there."""
-    if _version(data_dir / STAMP) != VERSION:
+    stamp = read_json(data_dir / STAMP) if (data_dir / STAMP).is_file() else {}
+    if not isinstance(stamp, dict) or stamp.get("version") != VERSION:
         generate(data_dir)
     return merc2020.list_clips(data_dir)
 
@@ -359,11 +359,11 @@ def generate(
     """
     from tqdm import tqdm
 
-    check_place(data_dir)
+    about = {"notice": NOTICE, "version": VERSION, "seed": seed, "counts": counts}
+    check_place(data_dir, about)
     clips = sorted(plan(data_dir, counts, seed), key=lambda clip: clip.clip_id)
     ids = {split: [clip.clip_id for clip in clips if clip.split == split] for split in COUNTS}
     half = len(ids["test"]) // 2
-    about = {"notice": NOTICE, "version": VERSION, "seed": seed, "counts": counts}
     write_json(data_dir / MARKER, about)
     write_text(data_dir / "README.txt", f"{NOTICE}\n\nMade by corpora/demo.py from seed {seed}.\n")
     sheets = (ids["test"][:half], ids["test"][half:], ids["test_merc"])
@@ -378,21 +378,17 @@ def generate(
     (data_dir / MARKER).replace(data_dir / STAMP)
 
 
-def check_place(data_dir: Path) -> None:
-    """UsageError unless `data_dir` is new, empty, or holds an unfinished corpus of this version."""
-    unfinished = _version(data_dir / MARKER) == VERSION
+def check_place(data_dir: Path, about: dict) -> None:
+    """UsageError unless `data_dir` is new, empty, or holds the same corpus, unfinished."""
+    marker = data_dir / MARKER
+    unfinished = marker.is_file() and read_json(marker) == about
     if not unfinished and data_dir.exists() and any(data_dir.iterdir()):
         raise UsageError(
-            f"{data_dir} holds something else than version {VERSION} of the demo corpus; nothing "
-            "was touched: empty it, or give another folder with --data_dir"
+            f"{data_dir} holds something else than this version of the demo corpus; nothing was "
+            "touched: empty it, or give another folder with --data_dir"
         )
     for left in data_dir.glob("*/*/.part-demo-*"):
         shutil.rmtree(left)
-
-
-def _version(place: Path) -> int | None:
-    about = read_json(place) if place.is_file() else None
-    return about.get("version") if isinstance(about, dict) else None
 
 
 def plan(data_dir: Path, counts: dict[str, int], seed: int) -> Iterator[Clip]:

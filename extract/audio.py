@@ -122,5 +122,6 @@ def log_mel_spectrogram(wave: np.ndarray, settings: dict = SETTINGS) -> np.ndarr
             fmin=settings["fmin"],
             fmax=settings["fmax"],
         )
-    decibel = librosa.power_to_db(power, ref=np.max, top_db=settings["range_db"])  # <= 0
+    power /= max(power.max(), np.finfo(np.float32).tiny)  # before librosa's floor of 1e-10
+    decibel = librosa.power_to_db(power, ref=1.0, top_db=settings["range_db"])  # <= 0
     return (1 + decibel / settings["range_db"]).clip(0, 1).astype(np.float32)

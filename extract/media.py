@@ -33,7 +33,9 @@ def open_media(path: Path) -> Iterator[Any]:
     """Yield PyAV's container of a regular file; ClipError says why it cannot be read."""
     import av
 
-    av.logging.set_level(av.logging.PANIC)  # faults are reported by us, once, with the file's name
+    # Faults are reported by us, once, with the file's name. None also takes PyAV's own callback out
+    # of FFmpeg: with it, some damaged clips stop for ever.
+    av.logging.set_level(None)
     check_file(path)
     try:
         container = av.open(str(path), format=FORMATS[path.suffix.lower()])
@@ -80,8 +82,12 @@ def describe(path: Path, error: Exception) -> str:
 
 
 def check_complete(stream: Any, packets: int, path: Path) -> None:
-    """ClipError when the file holds clearly fewer packets than its own index lists."""
-    if packets < TRUNCATED_BELOW * stream.frames:
+    """ClipError when the file holds clearly fewer packets than its own index lists.
+
+    Only .mp4 and .mov have such an index, and for uncompressed sound it counts samples.
+    """
+    indexed = FORMATS[path.suffix.lower()] == "mov" and not stream.codec.name.startswith("pcm")
+    if indexed and packets < TRUNCATED_BELOW * stream.frames:
         kind = stream.type
         reason = f"{path.name} is cut short: {packets} of {stream.frames} {kind} packets are there"
         raise ClipError("E_TRUNC", reason)

@@ -20,12 +20,10 @@ def read_words(path: Path | None, word_dim: int | None, settings: dict = SETTING
             "E_MISSING", f"no word vectors: {path.name if path else 'no .npz'} is absent"
         )
     array = _parse_npy(_read_member(path, settings), path)
-    if array.dtype.kind not in "fiu":
-        raise ClipError("E_DTYPE", f"{path.name}: {settings['key']} has type {array.dtype}")
     if array.ndim != 2 or (word_dim and array.shape[1] != word_dim):
         expected = f"(words, {word_dim or 'values'})"
         raise ClipError("E_SHAPE", f"{path.name}: shape {array.shape}, expected {expected}")
-    if not len(array):
+    if not array.size:
         raise ClipError("E_SHORT", f"{path.name} holds no words")
     if len(array) > settings["max_words"]:
         raise ClipError(
@@ -70,18 +68,18 @@ def _parse_npy(data: bytes, path: Path) -> np.ndarray:
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        else:
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    except ValueError as error:
+        header = f"read_array_header_{version[0]}_0"
+        shape, fortran, dtype = getattr(np.lib.format, header)(file)
+    except Exception as error:  # numpy parses the header as Python: damage raises anything
         raise ClipError("E_NPZ", f"{path.name} holds a damaged array: {error}") from error
-    if dtype.hasobject:
-        raise ClipError("E_DTYPE", f"{path.name} holds Python objects, expected numbers")
+    if dtype.kind not in "fiu":
+        raise ClipError("E_DTYPE", f"{path.name} holds values of type {dtype}, expected numbers")
+    if any(type(axis) is not int or axis < 0 for axis in shape):
+        raise ClipError("E_NPZ", f"{path.name} claims the shape {shape}")
     body = data[file.tell() :]
     size = dtype.itemsize
-    for axis in shape:  # exact integers: a forged shape cannot overflow
-        size *= int(axis)
+    for axis in shape:  # Python's integers: a forged shape cannot overflow
+        size *= axis
     if size != len(body):
         reason = f"{path.name}: its header claims {size} bytes of values, it holds {len(body)}"
         raise ClipError("E_LIMIT" if size > len(body) else "E_NPZ", reason)

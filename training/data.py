@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -82,16 +83,17 @@ class Features:
                 with np.load(path, allow_pickle=False) as archive:
                     return archive["word_embed"]
             return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
             reason = f"{path} is missing or damaged ({error})"
             raise IntegrityError(f"{reason}; delete it and run preprocess.py again") from error
 
 
 def training_rows(features: Features, fold: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows to train on and rows to validate on: the splits train and val, or all folds and one."""
+    """Rows to train on and to validate on: the splits train and val, or their folds but one."""
     if fold is None:
         return features.rows("train"), features.rows("val")
-    table = features.manifest[features.manifest["fold"] != ""]
+    table = features.manifest[features.manifest["split"].isin(("train", "val"))]
+    table = table[table["fold"] != ""]
     held_out = table["fold"] == str(fold)
     if not held_out.any() or held_out.all():
         raise UsageError(f"--fold {fold}: the manifest has the folds {sorted(set(table['fold']))}")

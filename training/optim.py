@@ -25,9 +25,10 @@ def make_optimizer(
         )
     if name == "adamw":
         return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
-    with warnings.catch_warnings():  # it calls torch with an order of arguments that is old
-        warnings.simplefilter("ignore")
-        from torch_optimizer import Ranger  # RAdam + Lookahead (arXiv 1908.03265, 1907.08610)
+    from torch_optimizer import Ranger  # RAdam + Lookahead (arXiv 1908.03265, 1907.08610)
+
+    # it calls torch with its arguments in an old order, which torch says at the first step
+    warnings.filterwarnings("ignore", message="This overload of add")
     return Ranger(trained, lr=lr, weight_decay=weight_decay)
 
 

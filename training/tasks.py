@@ -23,6 +23,22 @@ class Setting(NamedTuple):
     def choices(self) -> tuple[str, ...] | None:
         return self.kind if isinstance(self.kind, tuple) else None
 
+    @property
+    def allowed(self) -> str:
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        names = {int: "a whole number", float: "a number", boolean: "True or False", str: "a name"}
+        limits = "" if self.least is None else f" from {self.least:g} to {self.most:g}"
+        return names[self.kind] + limits
+
+    def allows(self, value: Any) -> bool:
+        if self.choices:
+            return value in self.choices
+        types = {int: int, float: int | float, boolean: bool, str: str}[self.kind]
+        if not isinstance(value, types) or (isinstance(value, bool) and self.kind is not boolean):
+            return value is None and self.default is None and self.least is None
+        return self.least is None or self.least <= value <= self.most
+
 
 def number(default: float | None, kind: type, least: float, most: float, help: str) -> Setting:
     return Setting(default, kind, least, most, help)

@@ -7,6 +7,7 @@ text (L, D) -> (L', D) and its mask (L',).
 from __future__ import annotations
 
 import os
+import random
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +28,7 @@ def speech_view(
     start = (log_mel.shape[1] - frames) / 2
     if augment and start > 0:
         start = rng.integers(0, log_mel.shape[1] - frames + 1)
-    view = clip_or_pad(log_mel, int(start) if start >= 0 else -int(-start), frames)
+    view = clip_or_pad(log_mel, int(start), frames)
     if augment:
         view = brighten(view, rng)
         view = spec_augment(view, rng)
@@ -111,7 +112,8 @@ def text_view(word_embed: np.ndarray, max_words: int) -> tuple[np.ndarray, np.nd
 
 
 def _seeded(pipeline: Any, rng: np.random.Generator) -> Any:
-    pipeline.set_random_seed(int(rng.integers(2**31)))
+    # not set_random_seed: that gives every step the same stream, and they would always act together
+    pipeline.set_random_state(rng, random.Random(int(rng.integers(2**31))))
     return pipeline
 
 

@@ -36,7 +36,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # nothing is left to remove, or there is no folder
+            temporary.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

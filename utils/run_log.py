@@ -18,16 +18,21 @@ class RunLog:
         self.folder, self.rows = folder, list(rows)
         purge = rows[-1]["epoch"] + 1 if rows else None
         self.writer = SummaryWriter(str(folder), purge_step=purge)
+        if rows:  # the run may have died after its checkpoint and before its table
+            self._write()
 
     def add(self, row: dict[str, Any]) -> None:
-        import pandas as pd
-
         self.rows.append(row)
-        write_csv(self.folder / "metrics.csv", pd.DataFrame(self.rows))
+        self._write()
         for name, value in row.items():
             if name != "epoch" and value is not None:
                 self.writer.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
         self.writer.flush()
+
+    def _write(self) -> None:
+        import pandas as pd
+
+        write_csv(self.folder / "metrics.csv", pd.DataFrame(self.rows))
         plot_curves(self.folder / "curves.png", self.rows, str(self.folder))
 
     def close(self) -> None:

@@ -1,0 +1,201 @@
+"""Shared by the tests: small clips made with PyAV, fake features, and the scripts run for real."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CLASSES = ("hap", "ang", "dis", "fea", "sad", "neu", "sur")
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+QUIET = {
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    "OMP_NUM_THREADS": "1",  # equal sums, bit for bit, in this process and in the scripts
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "PYTHONWARNINGS": "ignore",
+}
+os.environ.update(QUIET)  # before torch is imported
+
+
+def run_script(name: str, *args: object, env: dict | None = None, timeout: float = 120):
+    """Run a script from the repository's root; CompletedProcess with its output as text."""
+    command = [sys.executable, name, *map(str, args)]
+    environment = {**os.environ, **QUIET, **(env or {})}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Every file below `folder`, hidden ones too, with the digest of its content."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def tone(seconds: float, hertz: float = 440, rate: int = 16_000, level: float = 0.3) -> np.ndarray:
+    """(N,) float32."""
+    return (level * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype("f4")
+
+
+def moving_picture(count: int = 15, height: int = 90, width: int = 120) -> np.ndarray:
+    """(T, H, W, 3) uint8: a white square walks over a blue ramp."""
+    frames = np.zeros((count, height, width, 3), np.uint8)
+    frames[..., 2] = np.linspace(40, 200, width)
+    for step, frame in enumerate(frames):
+        frame[20:50, 2 * step % width : 2 * step % width + 30] = 255
+    return frames
+
+
+def flat(color: tuple, height: int = 90, width: int = 120) -> np.ndarray:
+    return np.full((height, width, 3), color, np.uint8)
+
+
+def make_clip(
+    path: Path,
+    frames: np.ndarray | None = None,
+    sound: np.ndarray | None = None,
+    *,
+    fps: float = 15,
+    times: list[float] | None = None,
+    start: float = 0.0,
+    rotation: int = 0,
+    rate: int = 16_000,
+    sound_start: float = 0.0,
+    codec: str = "libx264",
+    sound_codec: str = "aac",
+    options: dict | None = None,
+    quality: int = 18,
+) -> Path:
+    """Write `frames` (T, H, W, 3) and `sound` (N,) or (channels, N); None leaves that track out.
+
+    The picture starts at `start` seconds with `fps`, or shows its frames at `times`; players are
+    asked to turn it clockwise by `rotation` degrees.
+    """
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options=options or {}) as container:
+        picture = None if frames is None else container.add_stream(codec, rate=Fraction(fps))
+        track = None if sound is None else container.add_stream(sound_codec, rate=rate)
+        if picture:
+            picture.height, picture.width = frames[0].shape[:2]
+            picture.pix_fmt, picture.time_base = "yuv420p", Fraction(1, 12_000)
+            picture.codec_context.time_base = picture.time_base
+            picture.options = {"preset": "veryfast", "crf": str(quality)}
+            if rotation:
+                picture.set_display_rotation(-rotation)
+        if track:
+            sound = np.atleast_2d(np.asarray(sound, np.float32))
+            track.layout = LAYOUTS[len(sound)]
+        if picture:
+            times = times or [start + index / fps for index in range(len(frames))]
+            for when, image in zip(times, frames, strict=True):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                frame.time_base, frame.pts = picture.time_base, round(when * 12_000)
+                container.mux(picture.encode(frame))
+            container.mux(picture.encode())
+        if track:
+            planar = track.codec_context.format.is_planar
+            for first in range(0, sound.shape[1], 1024):
+                block = np.ascontiguousarray(sound[:, first : first + 1024])
+                block, kind = (block, "fltp") if planar else (block.T.reshape(1, -1), "flt")
+                frame = av.AudioFrame.from_ndarray(
+                    np.ascontiguousarray(block), format=kind, layout=LAYOUTS[len(sound)]
+                )
+                frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+                frame.pts = first + round(sound_start * rate)
+                container.mux(track.encode(frame))
+            container.mux(track.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def face_image() -> np.ndarray:
+    """(180, 240, 3) uint8: the head of Eileen Collins (NASA, public domain)."""
+    data = pytest.importorskip("skimage.data")
+    return np.ascontiguousarray(data.astronaut()[0:180, 110:350])
+
+
+def write_features(
+    folder: Path,
+    clips_per_class: int = 2,
+    face_size: int = 32,
+    word_dim: int = 16,
+    splits: tuple[str, ...] = ("train", "val", "test"),
+    seed: int = 0,
+    modalities: tuple[str, ...] = ("speech", "video", "text"),
+) -> Path:
+    """A folder as preprocess.py leaves it, of random arrays from which the class can be learnt.
+
+    The first frame of every second clip shows no face. Test clips carry no labels; the sheet
+    test1.csv lists them.
+    """
+    from extract import audio, faces, words
+
+    rng, folder = np.random.default_rng(seed), Path(folder)
+    directions = rng.normal(size=(len(CLASSES), word_dim))
+    rows = []
+    for split in splits:
+        for index in range(clips_per_class * len(CLASSES)):
+            kind, clip_id = index % len(CLASSES), f"{len(rows):05d}"
+            label = "" if split.startswith("test") else CLASSES[kind]
+            row = {"clip_id": clip_id, "split": split, "media": f"{split}/{clip_id}.mp4"}
+            row |= dict.fromkeys(("emotion", "speech_emotion", "face_emotion"), label)
+            row |= {"speaker": str(index % 3), "transcript": "", "fold": str(index % 2)}
+            if "speech" in modalities:
+                log_mel = rng.uniform(0, 0.4, (128, int(rng.integers(40, 80)))).astype("f4")
+                log_mel[16 * kind : 16 * kind + 16] += 0.6
+                _save(folder / split / "speech" / f"{clip_id}.npy", log_mel)
+                length = log_mel.shape[1]
+                row |= {"speech_start": 0.0, "speech_end": length / 62.5, "speech_frames": length}
+            if "video" in modalities:
+                crops = rng.integers(0, 80, (int(rng.integers(5, 12)), face_size, face_size, 3))
+                side = face_size // 4
+                top, left = kind // 3 * side, kind % 3 * side
+                crops[:, top : top + side, left : left + side] += 170
+                crops[0] *= index % 2
+                _save(folder / split / "video" / f"{clip_id}.npy", crops.astype(np.uint8))
+                flags = f"{index % 2}" + "1" * (len(crops) - 1)
+                row |= {"video_frames": len(flags), "face_frames": flags.count("1")}
+                row |= {"face_valid": flags}
+            if "text" in modalities:
+                noise = rng.normal(size=(int(rng.integers(2, 9)), word_dim))
+                _save(
+                    folder / split / "text" / f"{clip_id}.npz",
+                    word_embed=(2 * directions[kind] + noise).astype("f4"),
+                )
+                row |= {"words": len(noise)}
+            rows.append(row)
+    made = {"speech": audio.SETTINGS, "video": faces.SETTINGS, "text": words.SETTINGS}
+    made["video"] = made["video"] | {"face_size": face_size}
+    settings = {
+        "schema": 1,
+        "corpus": "merc2020",
+        "classes": list(CLASSES),
+        "modalities": list(modalities),
+        "features": {name: made[name] for name in modalities},
+        "versions": {"numpy": np.__version__},
+    }
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "failed.csv").write_text("clip_id,media,stage,code,reason\n")
+    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
+    ids = [row["clip_id"] for row in rows if row["split"].startswith("test")]
+    (folder / "test1.csv").write_text("\n".join(["FileID", *ids, ""]))
+    return folder
+
+
+def _save(path: Path, *array: np.ndarray, **arrays: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays) if arrays else np.save(path, *array)

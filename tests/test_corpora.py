@@ -1,0 +1,220 @@
+"""Raw folders -> lists of clips: every clip that is found is listed, as usable or with a code."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+from conftest import CLASSES, run_script
+
+from corpora import list_corpus, merc2020
+from corpora.manifest import Clip, Listing, check_listing
+from utils.errors import UsageError
+
+
+def csv_corpus(folder: Path, table: str, *names: str) -> Listing:
+    """A folder with this manifest.csv and empty files of these names, listed."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / "manifest.csv").write_bytes(table.encode())
+    return list_corpus("csv", folder)
+
+
+def codes(listing: Listing) -> dict[str, str]:
+    return {failure.clip_id: failure.code for failure in listing.failures}
+
+
+# --- MERC2020 -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "clip_id", "labels"),
+    [
+        ("00012-045-hap-ang-neu.mp4", "train", "00012", ("hap", "ang", "neu")),
+        ("7-a-b-c-sad-sur-fea.mp4", "val", "7", ("sad", "sur", "fea")),
+        ("a.b-1-dis-dis-dis.mp4", "val", "a.b", ("dis", "dis", "dis")),
+        ("00012-045-hap-ang-neu.mp4", "test", "00012", ("", "", "")),
+        ("00012.mp4", "test_merc", "00012", ("", "", "")),
+        ("00012.mp4", "train", "00012", ("", "", "")),
+    ],
+)
+def test_merc2020_names(name, split, clip_id, labels):
+    """The name holds the integrated label, then the face's, then the speech's."""
+    clip = merc2020.parse_name(Path("folder", name), split)
+    assert (clip.clip_id, clip.split, clip.words) == (clip_id, split, Path(f"folder/{clip_id}.npz"))
+    assert (clip.emotion, clip.face_emotion, clip.speech_emotion) == labels
+
+
+def test_merc2020_folders_become_splits(tmp_path):
+    names = {
+        "qia2020/train": [
+            "1-x-hap-ang-neu.mp4",
+            "2-x-HAP-ang-neu.mp4",
+            "3.mp4",
+            "4-x-hap-joy-neu.mp4",
+        ],
+        "qia2020/val": ["1-x-sad-sad-sad.mp4", "5-x-sad-sad-sad.mp4", "5-y-sad-sad-sad.mp4"],
+        "qia2020/test": ["6.mp4"],
+        "2020-3/test3": ["6.mp4"],
+    }
+    for folder, files in names.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for name in [*files, "notes.txt"]:
+            (tmp_path / folder / name).touch()
+    for sheet in ("test1.csv", "qia2020/test2.csv", "2020-3/test3.csv"):
+        (tmp_path / sheet).touch()
+    listing = merc2020.list_clips(tmp_path)
+    usable = [(clip.split, clip.clip_id) for clip in listing.clips]
+    assert usable == [("test", "6"), ("test_merc", "6"), ("train", "1"), ("val", "1")]
+    rejected = sorted((failure.clip_id, failure.code) for failure in listing.failures)
+    twins = [("5", "E_DUP")] * 2
+    assert rejected == [("2", "E_LABELS"), ("3", "E_LABELS"), ("4", "E_LABELS"), *twins]
+    reasons = {failure.clip_id: failure.reason for failure in listing.failures}
+    assert "HAP" in reasons["2"] and " ".join(CLASSES) in reasons["2"]
+    assert "5-x-sad-sad-sad.mp4" in reasons["5"] and "5-y-sad-sad-sad.mp4" in reasons["5"]
+    assert [sheet.name for sheet in listing.sheets] == ["test1.csv", "test2.csv", "test3.csv"]
+    assert (listing.classes, listing.word_dim) == (CLASSES, 200)
+
+
+# --- ids ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("clip_id", "split", "code"),
+    [
+        ("../x", "train", "E_ID"),
+        ("/abs", "train", "E_ID"),
+        ("a\\b", "train", "E_ID"),
+        ("", "train", "E_ID"),
+        (".hidden", "train", "E_ID"),
+        ("-rf", "train", "E_ID"),
+        ("new\nline", "train", "E_ID"),
+        ("tab\t", "train", "E_ID"),
+        ("\udcff", "train", "E_ID"),
+        ("감" * 67, "train", "E_ID"),  # 201 bytes
+        ("a", "../train", "E_ID"),
+        ("a", "", "E_ID"),
+        ("감" * 66, "train", None),
+        ("007", "train", None),
+        ("한국어 😀 'q' %d", "train", None),
+    ],
+)
+def test_ids_and_splits_become_names_of_files(clip_id, split, code):
+    clip = Clip(clip_id, split, Path("x.mp4"), "hap", "hap", "hap")
+    listing = check_listing(Listing(CLASSES, ("speech",), [clip]))
+    assert codes(listing) == ({clip_id: code} if code else {})
+    assert len(listing.clips) == (code is None)
+
+
+def test_names_that_look_the_same_are_duplicates():
+    names = [unicodedata.normalize(form, "각오") for form in ("NFC", "NFD")]
+    clips = [Clip(name, "train", Path(f"{name}.mp4"), *["hap"] * 3) for name in names]
+    other_split = Clip(names[0], "test", Path("z.mp4"))
+    listing = check_listing(Listing(CLASSES, ("speech",), [*clips, other_split]))
+    assert listing.clips == [other_split]
+    assert codes(listing) == dict.fromkeys(names, "E_DUP")
+    assert all(f"{name}.mp4" in listing.failures[0].reason for name in names)
+
+
+# --- your own clips -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_three_columns_are_enough(tmp_path, mark):
+    table = mark + "media,split,emotion\n007.mp4,train,hap\nsub/b c.mov,test,\n"
+    listing = csv_corpus(tmp_path, table, "007.mp4", "sub/b c.mov")
+    second, first = listing.clips
+    assert (first.clip_id, first.emotion, first.speech_emotion) == ("007", "hap", "hap")
+    assert (second.clip_id, second.media) == ("b c", tmp_path / "sub/b c.mov")
+    assert listing.modalities == ("speech", "video") and listing.classes == CLASSES
+
+
+def test_further_columns_are_read_as_text(tmp_path):
+    table = (
+        "media,split,emotion,clip_id,speaker,transcript,speech_emotion,face_emotion,fold,note\r\n"
+        'a.mp4,train,hap,001,03,"well, NA",sad,,2,x\r\n'
+    )
+    listing = csv_corpus(tmp_path, table, "a.mp4", "a.npz")
+    [clip] = listing.clips
+    assert (clip.clip_id, clip.speaker, clip.fold, clip.transcript) == (
+        "001",
+        "03",
+        "2",
+        "well, NA",
+    )
+    assert (clip.emotion, clip.speech_emotion, clip.face_emotion) == ("hap", "sad", "hap")
+    assert clip.words == tmp_path / "a.npz" and "text" in listing.modalities
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("../x.mp4,train,hap", {"x": "E_ID"}),
+        ("/etc/x.mp4,train,hap", {"x": "E_ID"}),
+        ("a/../../x.mp4,train,hap", {"x": "E_ID"}),
+        ("a/x.mp4,train,hap\nb/x.mp4,train,sad", {"x": "E_DUP"}),
+        ("x.mp4,train,joy", {"x": "E_LABELS"}),
+        ("x.mp4,train,", {"x": "E_LABELS"}),
+        ("x.mp4,train", {"x": "E_LABELS"}),
+        ("x.mp4,,hap", {"x": "E_ID"}),
+    ],
+)
+def test_rows_that_are_no_clips_have_a_code(tmp_path, rows, expected):
+    listing = csv_corpus(tmp_path, f"media,split,emotion\n{rows}\n")
+    assert codes(listing) == expected
+    assert not listing.clips and len(listing.failures) == 1 + rows.count("\n")
+
+
+def test_links_that_leave_the_folder_are_refused(tmp_path):
+    (tmp_path / "secret.mp4").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/x.mp4").symlink_to("../secret.mp4")
+    listing = csv_corpus(tmp_path / "data", "media,split,emotion\nx.mp4,train,hap\n")
+    assert codes(listing) == {"x": "E_ID"}
+
+
+def test_the_folder_may_name_its_classes(tmp_path):
+    (tmp_path / "classes.txt").write_text("glad\n\nmoody \n")
+    listing = csv_corpus(tmp_path, "media,split,emotion\na.mp4,val,moody\nb.mp4,val,hap\n")
+    assert listing.classes == ("glad", "moody")
+    assert [clip.emotion for clip in listing.clips] == ["moody"] and codes(listing)[
+        "b"
+    ] == "E_LABELS"
+
+
+@pytest.mark.parametrize("text", ["glad\n", "glad\nglad\n"])
+def test_one_class_is_no_choice(tmp_path, text):
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(UsageError, match=r"classes\.txt"):
+        csv_corpus(tmp_path, "media,split,emotion\na.mp4,val,glad\n")
+
+
+BAD_FOLDERS = {
+    "no MERC2020": ("merc2020", None, "qia2020/train"),
+    "no manifest": ("csv", None, "media,split,emotion"),
+    "a column less": ("csv", "media,split\na.mp4,train\n", "emotion"),
+    "no rows": ("csv", "media,split,emotion\n", "no clips"),
+    "empty": ("csv", "", "manifest.csv"),
+    "not text": ("csv", b"media,split,emotion\n\xff\xfe,\x00,", "manifest.csv"),
+    "ragged": ("csv", "media,split,emotion\na,train,hap\nb,train,hap,1,2\n", "manifest.csv"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_FOLDERS)
+def test_unusable_folders_are_usage_errors(tmp_path, fault):
+    corpus, table, named = BAD_FOLDERS[fault]
+    (tmp_path / "data").mkdir()
+    if table is not None:
+        content = table if isinstance(table, bytes) else table.encode()
+        (tmp_path / "data/manifest.csv").write_bytes(content)
+    arguments = ("--data_dir", tmp_path / "data", "--features_dir", tmp_path / "features")
+    done = run_script("preprocess.py", "--corpus", corpus, *arguments)
+    assert done.returncode == 2 and named in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "features").exists()
+
+
+def test_an_unknown_corpus_lists_the_known(tmp_path):
+    with pytest.raises(UsageError, match=r"'iemocap'.*merc2020.*csv"):
+        list_corpus("iemocap", tmp_path)

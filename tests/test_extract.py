@@ -1,0 +1,611 @@
+"""One clip -> arrays: right for good clips, and a code for every clip that is not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, flat, make_clip, moving_picture, tone
+
+from extract import audio, faces
+from extract.audio import denoise, extract_speech, log_mel_spectrogram, read_mono
+from extract.faces import Track, crop_face, detect, extract_faces, frames_at, sample_times
+from extract.words import read_words
+from utils.errors import ClipError
+
+HOP = audio.SETTINGS["hop_length"] / audio.SETTINGS["sample_rate"]  # seconds
+SMALL = faces.SETTINGS | {"face_size": 48}
+FACE = (40, 20, 80, 60)  # with the margins exactly 48 pixels wide
+
+
+def code_of(function, *args) -> str:
+    """Code of the ClipError that the call raises; its reason must not be empty."""
+    with pytest.raises(ClipError) as caught:
+        function(*args)
+    assert caught.value.reason
+    return caught.value.code
+
+
+# --- sound --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hertz", [200, 1000, 3000, 7000])
+def test_a_sine_is_a_line_at_its_mel_bin(hertz):
+    import librosa
+
+    wave = tone(1.0, hertz)[:15_999]
+    log_mel = log_mel_spectrogram(wave)
+    centres = librosa.mel_frequencies(130, fmin=80, fmax=8000)[1:-1]
+    assert log_mel.shape == (128, 1 + len(wave) // 256) and log_mel.dtype == np.float32
+    assert log_mel.min() >= 0 and log_mel.max() == 1
+    assert abs(int(log_mel.mean(axis=1).argmax()) - int(np.abs(centres - hertz).argmin())) <= 1
+
+
+@pytest.mark.parametrize("level", [0.9, 0.03, 0.003])
+def test_the_level_of_the_recording_does_not_matter(level):
+    wave = tone(0.5, 1000, level=1.0)
+    np.testing.assert_allclose(
+        log_mel_spectrogram(level * wave), log_mel_spectrogram(wave), atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("late", [0.0, 0.5, 2.0])
+def test_silence_is_trimmed_and_the_times_are_the_clips_own(tmp_path, late):
+    sound = np.concatenate([np.zeros(8000), tone(0.6), np.zeros(8000)])
+    clip = make_clip(tmp_path / "a.mp4", moving_picture(), sound, sound_start=late)
+    speech = extract_speech(clip)
+    window = audio.SETTINGS["n_fft"] / 16_000
+    assert -window <= speech.start - (late + 0.5) <= HOP
+    assert -HOP <= speech.end - (late + 1.1) <= window
+    seconds = speech.end - speech.start
+    assert speech.log_mel.shape == (128, 1 + round(seconds * 16_000) // 256)
+
+
+def test_sound_on_the_right_channel_alone_is_heard(tmp_path):
+    sound = np.stack([np.zeros(9600), tone(0.6, 1000)])
+    clip = make_clip(tmp_path / "a.mp4", None, sound)
+    wave, _ = read_mono(clip, 16_000)
+    assert np.abs(wave).max() == pytest.approx(0.15, rel=0.2)  # the mean of 0 and 0.3
+    assert extract_speech(clip).log_mel.shape[1] > 30
+
+
+def test_rates_and_channels_do_not_change_what_is_heard(tmp_path):
+    results = []
+    for rate, channels in ((8000, 1), (16_000, 1), (44_100, 2), (48_000, 1), (48_000, 6)):
+        sound = np.concatenate([np.zeros(rate // 4), tone(0.6, 1000, rate), np.zeros(rate // 4)])
+        clip = make_clip(tmp_path / "a.mp4", None, np.tile(sound, (channels, 1)), rate=rate)
+        results.append(extract_speech(clip).log_mel)
+    lengths = [log_mel.shape[1] for log_mel in results]
+    assert max(lengths) - min(lengths) <= 1, lengths
+    assert len({int(log_mel.mean(axis=1).argmax()) for log_mel in results}) == 1
+
+
+@pytest.mark.parametrize("wave", [np.zeros(999), np.full(999, 0.25), np.repeat([0, 0.5], 500)])
+def test_wiener_filter_leaves_what_does_not_vary(wave):
+    filtered = denoise(wave.astype(np.float32))
+    assert np.isfinite(filtered).all() and filtered.dtype == np.float32
+    np.testing.assert_allclose(filtered[1:490], wave[1:490], atol=1e-6)
+
+
+def test_wiener_filter_removes_noise():
+    noise = np.random.default_rng(0).normal(0, 0.02, 8000).astype(np.float32)
+    clean = tone(0.5, 200)
+    assert np.square(denoise(clean + noise) - clean).sum() < 0.8 * np.square(noise).sum()
+
+
+def _with(position: int, value: float) -> np.ndarray:
+    wave = tone(0.5)
+    wave[position] = value
+    return wave
+
+
+@pytest.mark.parametrize(
+    ("sound", "code"),
+    [
+        (_with(4000, np.nan), "E_NONFINITE"),
+        (_with(0, np.inf), "E_NONFINITE"),
+        (np.zeros(8000), "E_SILENT"),
+        (tone(0.5, level=5e-5), "E_SILENT"),
+        (tone(0.02), "E_SHORT"),
+        (np.r_[np.zeros(8000), 0.5 * np.ones(48), np.zeros(8000)], "E_SHORT"),
+        (None, "E_NOAUDIO"),
+    ],
+    ids=["nan", "inf", "silent", "nearly silent", "20 ms", "a click", "none"],
+)
+def test_unusable_sound_has_a_code(tmp_path, sound, code):
+    kind = "pcm_f32le" if code == "E_NONFINITE" else "aac"
+    clip = make_clip(tmp_path / "a.mov", moving_picture(), sound, sound_codec=kind)
+    assert code_of(extract_speech, clip) == code
+
+
+def test_uncompressed_sound_is_read(tmp_path):
+    clip = make_clip(tmp_path / "a.mov", moving_picture(), tone(0.5), sound_codec="pcm_f32le")
+    assert len(read_mono(clip, 16_000)[0]) == 8000
+
+
+# --- picture ------------------------------------------------------------------------------------
+
+
+class FakeDetector:
+    """Answers for MTCNN: `plan` holds the boxes of each frame in turn, or one answer for all."""
+
+    def __init__(self, plan):
+        self.plan, self.seen, self.largest_batch = plan, 0, 0
+
+    def __call__(self, network, images):
+        answers = self.plan if isinstance(self.plan, list) else [self.plan] * 10_000
+        answers = answers[self.seen : self.seen + len(images)]
+        self.seen += len(images)
+        self.largest_batch = max(self.largest_batch, len(images))
+        boxes = [np.array(answer, float).reshape(-1, 4) if answer else None for answer in answers]
+        scores = [None if box is None else np.full(len(box), 0.99) for box in boxes]
+        return boxes, scores
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """fake(plan) puts a FakeDetector in the place of MTCNN and returns it."""
+
+    def install(plan) -> FakeDetector:
+        detector = FakeDetector(plan)
+        monkeypatch.setattr(
+            "facenet_pytorch.MTCNN.detect", lambda network, images: detector(network, images)
+        )
+        return detector
+
+    return install
+
+
+def flags(found) -> str:
+    return "".join("01"[int(flag)] for flag in found.valid)
+
+
+@pytest.mark.parametrize("fps", [1, 12, 30, 240])
+def test_the_number_of_crops_follows_from_time_not_from_the_frame_rate(tmp_path, fake, fps):
+    fake((FACE,))
+    clip = make_clip(tmp_path / "a.mp4", moving_picture(fps), fps=fps)
+    found = extract_faces(clip, 0.0, 1.0, SMALL)
+    assert found.crops.shape == (10, 48, 48, 3) and found.crops.dtype == np.uint8
+    assert flags(found) == "1" * 10
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 65])
+def test_every_sampled_time_is_there_at_the_edges_of_a_batch(tmp_path, fake, count):
+    detector = fake([(FACE,)] * (count - 1) + [None if count > 1 else (FACE,)])
+    frames = np.stack([flat((3 * step,) * 3) for step in range(count)])
+    clip = make_clip(tmp_path / "a.mp4", frames, fps=10)
+    found = extract_faces(clip, 0.0, count / 10, SMALL)
+    assert len(found.crops) == len(found.valid) == count == detector.seen
+    assert flags(found) == ("1" * (count - 1) + "0" if count > 1 else "1")
+    levels = found.crops[found.valid].mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(levels, 3 * np.arange(len(levels)), atol=2)
+    assert detector.largest_batch <= 32
+
+
+def test_frames_are_chosen_by_their_timestamps(tmp_path):
+    times = [0.0, 0.02, 0.06, 0.46, 0.5, 0.9, 0.91, 1.3]
+    frames = np.stack([flat((30 * step,) * 3) for step in range(len(times))])
+    clip = make_clip(tmp_path / "a.mp4", frames, times=times, codec="mpeg4")
+    wanted = sample_times(0.0, 1.3, 20)
+    shown = {}
+    for indices, frame in frames_at(clip, wanted):
+        shown |= dict.fromkeys(indices, round(frame.mean() / 30))
+    expected = np.searchsorted(times, wanted, side="right") - 1
+    assert [shown[index] for index in range(len(wanted))] == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("start", "count", "seen"),
+    [(0.0, 12, "111111111111"), (0.5, 7, "000001111111"), (0.0, 6, "111111000000")],
+    ids=["whole", "late picture", "short picture"],
+)
+def test_times_without_a_picture_are_black_and_flagged(tmp_path, fake, start, count, seen):
+    fake((FACE,))
+    frames = np.stack([flat((200, 90, 40))] * count)
+    found = extract_faces(make_clip(tmp_path / "a.mp4", frames, fps=10, start=start), 0, 1.2, SMALL)
+    assert flags(found) == seen
+    assert [crop.max() > 0 for crop in found.crops] == [flag == "1" for flag in seen]
+    assert np.isnan(found.boxes[~found.valid]).all()
+
+
+@pytest.mark.parametrize("turn", [90, 180, 270])
+def test_rotated_pictures_stand_upright(tmp_path, turn):
+    """The file holds the picture turned; its matrix asks the player to turn it back clockwise."""
+    ramp = np.add.outer(2 * np.arange(48), np.arange(64))[..., None].repeat(3, axis=2)
+    stored = np.rot90(ramp.astype(np.uint8), turn // 90)[None]
+    twin = make_clip(tmp_path / "twin.mp4", ramp.astype(np.uint8)[None], quality=1)
+    turned = make_clip(tmp_path / "turned.mp4", stored, rotation=turn, quality=1)
+    if turn == 90:  # x' = -y, y' = x: what the standard calls a clockwise quarter
+        assert struct.pack(">6i", 0, 1 << 16, 0, -1 << 16, 0, 0) in turned.read_bytes()
+    at = np.array([0.01])
+    [(_, upright)], [(_, expected)] = frames_at(turned, at), frames_at(twin, at)
+    assert upright.shape == expected.shape
+    assert np.abs(upright.astype(int) - expected.astype(int)).max() <= 3
+
+
+def test_crops_are_rgb(tmp_path, fake):
+    fake((FACE,))
+    clip = make_clip(tmp_path / "a.mp4", np.stack([flat((250, 120, 10))] * 3), fps=10)
+    crops = extract_faces(clip, 0.0, 0.3, SMALL).crops
+    np.testing.assert_allclose(crops.mean(axis=(0, 1, 2)), (250, 120, 10), atol=6)
+
+
+def test_one_person_is_followed(tmp_path, fake):
+    """Red on the left is larger at first; blue grows, red is lost for five frames and more."""
+    frame = flat((220, 20, 20), 90, 200)
+    frame[:, 100:] = (20, 20, 220)
+    red, blue, large_blue = (20, 20, 60, 60), (130, 25, 160, 55), (110, 10, 190, 80)
+    plan = [(blue, red)] + [(large_blue, red)] * 3 + [None] + [(large_blue, red)]
+    plan += [(large_blue,)] * 7
+    fake(plan)
+    clip = make_clip(tmp_path / "a.mp4", np.stack([frame] * len(plan)), fps=10)
+    found = extract_faces(clip, 0.0, len(plan) / 10, SMALL | {"lost_after": 5})
+    assert flags(found) == "1111010000011"
+    colours = found.crops.mean(axis=(1, 2)).round(-2)
+    assert [bool(colour[0]) for colour in colours] == [flag == "1" for flag in "1111010000000"]
+    assert [bool(colour[2]) for colour in colours] == [flag == "1" for flag in "0000000000011"]
+
+
+def test_track_takes_the_largest_face_first():
+    boxes = np.array([[0, 0, 50, 50], [60, 0, 90, 30]], np.float32)
+    assert Track(0.2, 5).choose(boxes) is not None
+    np.testing.assert_array_equal(Track(0.2, 5).choose(boxes), boxes[0])
+    assert Track(0.2, 5).choose(boxes[:0]) is None
+
+
+def test_boxes_come_back_in_pixels_largest_first(fake):
+    fake(((10, 20, 50, 60), (60, 20, 160, 120)))
+    [boxes] = detect([flat((0, 0, 0), 360, 640)], faces.SETTINGS)  # seen at half the size
+    np.testing.assert_allclose(boxes, [[120, 40, 320, 240], [20, 40, 100, 120]])
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(np.nan, 0, 40, 40), (40, 40, 10, 10), (30, 30, 30, 30), (0, 0, np.inf, 40), (9, 9, 9, 40)],
+    ids=["nan", "inverted", "a point", "infinite", "a line"],
+)
+def test_boxes_that_are_no_boxes_are_no_faces(tmp_path, fake, box):
+    fake([(box, FACE), (box,), (FACE,)])
+    clip = make_clip(tmp_path / "a.mp4", moving_picture(3), fps=10)
+    assert flags(extract_faces(clip, 0.0, 0.3, SMALL)) == "101"
+    fake((box,))
+    assert code_of(extract_faces, clip, 0.0, 0.3, SMALL) == "E_NOFACE"
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(40, 20, 80, 60), (-20, -10, 20, 30), (100, 70, 140, 110), (-60, 30, -10, 60)],
+    ids=["inside", "top left", "bottom right", "outside"],
+)
+def test_crops_are_square_and_repeat_the_edge(box):
+    frame = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    side = round(1.2 * max(box[2] - box[0], box[3] - box[1]))
+    x, y = (round((box[axis] + box[axis + 2]) / 2 - side / 2) + 200 for axis in (0, 1))
+    padded = np.pad(frame, ((200, 200), (200, 200), (0, 0)), mode="edge")
+    crop = crop_face(frame, np.array(box, np.float32), side, 0.1)
+    np.testing.assert_array_equal(crop, padded[y : y + side, x : x + side])
+    assert crop_face(frame, np.array(box, np.float32), 32, 0.1).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(16, 16), (18, 640), (90, 120)], ids=["tiny", "strip", "flat"]
+)
+def test_pictures_without_a_face_have_a_code(tmp_path, height, width):
+    frames = np.stack([flat((90, 120, 140), height, width)] * 3)
+    clip = make_clip(tmp_path / "a.mp4", frames, fps=10)
+    assert code_of(extract_faces, clip, 0.0, 0.3, SMALL) == "E_NOFACE"
+
+
+def test_a_clip_without_a_picture_has_a_code(tmp_path):
+    clip = make_clip(tmp_path / "a.mp4", None, tone(0.3))
+    assert code_of(extract_faces, clip, 0.0, 0.3, SMALL) == "E_NOVIDEO"
+
+
+def test_mtcnn_finds_the_face_of_a_photograph(tmp_path, face_image):
+    clip = make_clip(tmp_path / "a.mp4", np.stack([face_image] * 5), fps=10)
+    found = extract_faces(clip, 0.0, 0.5, SMALL | {"face_size": 96})
+    assert flags(found) == "11111"
+    expected = np.array([70, 60, 158, 174], np.float32)  # judged by eye
+    assert faces.overlap(expected, found.boxes).min() > 0.7
+    [again] = detect([found.crops[0]], SMALL)
+    assert len(again) == 1 and (again[0][2:] - again[0][:2]).max() > 48  # it fills the crop
+
+
+# --- files that are no clips --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> bytes:
+    """A good clip, its index at the front."""
+    path = tmp_path_factory.mktemp("clips") / "whole.mp4"
+    frames = np.random.default_rng(0).integers(0, 255, (20, 90, 120, 3), np.uint8)
+    faststart = {"movflags": "faststart"}
+    return make_clip(path, frames, tone(1.3), options=faststart).read_bytes()
+
+
+def _index_last(path: Path, whole: bytes) -> None:
+    make_clip(path, moving_picture(), tone(1))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+
+
+def _ffconcat(path: Path, whole: bytes) -> None:
+    (path.parent / "other.mp4").write_bytes(whole)
+    path.write_text("ffconcat version 1.0\nfile other.mp4\n")
+
+
+def _matroska(path: Path, whole: bytes) -> None:
+    make_clip(path.with_suffix(".mkv"), moving_picture(), tone(1)).rename(path)
+
+
+def _write(data: bytes):
+    return lambda path, whole: path.write_bytes(data)
+
+
+BAD_FILES = {
+    "absent": (lambda path, whole: None, "E_MISSING", "no file"),
+    "no bytes": (_write(b""), "E_OPEN", "0 bytes"),
+    "html": (_write(b"<html>404 not found</html>"), "E_OPEN", "<html>"),
+    "index lost": (_index_last, "E_OPEN", "moov"),
+    "half": (lambda path, whole: path.write_bytes(whole[: len(whole) // 2]), "E_TRUNC", " of "),
+    "ffconcat": (_ffconcat, "E_OPEN", "ffconcat"),
+    "playlist": (_write(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hosts\n"), "E_OPEN", "EXTM3U"),
+    "matroska": (_matroska, "E_OPEN", "mov"),
+    "pipe": (lambda path, whole: os.mkfifo(path), "E_OPEN", "regular"),
+    "folder": (lambda path, whole: path.mkdir(), "E_OPEN", "regular"),
+    "dangling": (lambda path, whole: path.symlink_to("nowhere.mp4"), "E_MISSING", "no file"),
+    "link loop": (lambda path, whole: path.symlink_to(path.name), "E_MISSING", "no file"),
+}
+
+
+@pytest.fixture
+def deadline():
+    """Five seconds for what must be refused at once."""
+
+    def stop(*_):
+        raise TimeoutError("still reading after 5 s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(5)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("reader", [extract_speech, lambda path: extract_faces(path, 0, 1, SMALL)])
+@pytest.mark.parametrize("fault", BAD_FILES)
+def test_files_that_are_no_clips_have_a_code(tmp_path, whole, deadline, fault, reader):
+    make, code, why = BAD_FILES[fault]
+    path = tmp_path / "clip.mp4"
+    make(path, whole)
+    with pytest.raises(ClipError) as caught:
+        reader(path)
+    assert caught.value.code == code and why in caught.value.reason
+    assert "clip.mp4" in caught.value.reason
+
+
+def test_an_unknown_ending_is_refused(tmp_path, whole):
+    (tmp_path / "clip.xyz").write_bytes(whole)
+    with pytest.raises(ClipError, match="known endings are") as caught:
+        extract_speech(tmp_path / "clip.xyz")
+    assert caught.value.code == "E_OPEN"
+
+
+@pytest.mark.parametrize("name", ["한국어.mp4", "a 😀 'b'.mp4", "%d.mp4", "-i.MP4", "http:x.mp4"])
+def test_names_of_all_kinds_are_read(tmp_path, whole, name):
+    (tmp_path / name).write_bytes(whole)
+    assert extract_speech(tmp_path / name).log_mel.shape[1] > 60
+    assert list(frames_at(tmp_path / name, np.array([0.5])))
+
+
+def test_bytes_after_the_end_change_nothing(tmp_path, whole):
+    (tmp_path / "a.mp4").write_bytes(whole)
+    (tmp_path / "b.mp4").write_bytes(whole + os.urandom(4096))
+    a, b = (extract_speech(tmp_path / name) for name in ("a.mp4", "b.mp4"))
+    np.testing.assert_array_equal(a.log_mel, b.log_mel)
+
+
+READ_ALL = """
+import sys
+from pathlib import Path
+import numpy as np
+from extract.audio import read_mono
+from extract.faces import frames_at
+from utils.errors import ClipError
+for path in sorted(Path(sys.argv[1]).glob("*.mp4")):
+    for read in lambda: read_mono(path, 16_000), lambda: list(frames_at(path, np.arange(12) / 10)):
+        try:
+            read()
+        except ClipError as error:
+            print(error.code)
+"""
+
+
+def test_damaged_clips_are_read_or_classified(tmp_path, whole):
+    """200 bytes of the data flipped, or 20 of the index, some cut: no crash, no hang, a code."""
+    data = whole.index(b"mdat") + 4
+    for seed in range(60):
+        rng, mutant = np.random.default_rng(seed), bytearray(whole)
+        low, high, count = [(data, len(whole), 200), (36, data - 4, 20)][seed % 2]
+        for place in rng.integers(low, high, count):
+            mutant[place] ^= 0xFF
+        cut = rng.integers(high) if seed % 5 == 4 else len(mutant)
+        (tmp_path / f"{seed}.mp4").write_bytes(mutant[:cut])
+    command = [sys.executable, "-c", READ_ALL, str(tmp_path)]  # a process: a hang ends at 30 s
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert {"E_OPEN", "E_CODEC"} <= set(done.stdout.split())
+
+
+# --- words --------------------------------------------------------------------------------------
+
+WORDS = np.random.default_rng(1).normal(size=(12, 8)).astype(np.float32)
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("canary",)
+
+
+def npz(array=WORDS, key="word_embed", **others) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **{key: array}, **others)
+    return file.getvalue()
+
+
+def npy(array=WORDS, **header) -> bytes:
+    """The bytes of an .npy whose header claims what `header` says."""
+    file = io.BytesIO()
+    claims = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(file, claims | header)
+    return file.getvalue() + array.tobytes()
+
+
+def raw(header: str, body: bytes = b"") -> bytes:
+    """An archive whose array has this text for a header."""
+    return archive(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + body)
+
+
+def archive(*members: bytes, names=("word_embed.npy",) * 9, how=zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how, compresslevel=1) as made:
+        for name, member in zip(names, members, strict=False):
+            made.writestr(name, member)
+    return file.getvalue()
+
+
+def patched(data: bytes, local: int, central: int, value: int) -> bytes:
+    """`data` with a 16 bit field of the first file header and of the first directory entry set."""
+    changed = bytearray(data)
+    struct.pack_into("<H", changed, local, value)
+    struct.pack_into("<H", changed, data.index(b"PK\x01\x02") + central, value)
+    return bytes(changed)
+
+
+def flipped(data: bytes) -> bytes:
+    changed = bytearray(data)
+    changed[len(data) // 2] ^= 1
+    return bytes(changed)
+
+
+def _set(value: float) -> np.ndarray:
+    array = WORDS.copy()
+    array[3, 3] = value
+    return array
+
+
+BAD_WORDS = {
+    "cut short": (lambda: npz()[:200], "E_NPZ"),
+    "one bit flipped": (lambda: flipped(npz()), "E_NPZ"),
+    "one bit flipped, deflated": (
+        lambda: flipped(archive(npy(), how=zipfile.ZIP_DEFLATED)),
+        "E_NPZ",
+    ),
+    "wrong key": (lambda: npz(key="embeddings"), "E_NPZ"),
+    "empty archive": (lambda: archive(), "E_NPZ"),
+    "no bytes": (lambda: b"", "E_NPZ"),
+    "text": (lambda: b"<html>404</html>", "E_NPZ"),
+    "no words": (lambda: npz(WORDS[:0]), "E_SHORT"),
+    "one dimension": (lambda: npz(WORDS[0]), "E_SHAPE"),
+    "three dimensions": (lambda: npz(WORDS[None]), "E_SHAPE"),
+    "wrong width": (lambda: npz(WORDS[:, :5]), "E_SHAPE"),
+    "NaN": (lambda: npz(_set(np.nan)), "E_NONFINITE"),
+    "infinite": (lambda: npz(_set(-np.inf)), "E_NONFINITE"),
+    "too large for float32": (lambda: npz(_set(1).astype("f8") * 1e300), "E_NONFINITE"),
+    "objects": (lambda: npz(np.array([WORDS[0], "x"], dtype=object)), "E_DTYPE"),
+    "a pickle that runs": (lambda: npz(np.array([[Payload()]], dtype=object)), "E_DTYPE"),
+    "text values": (lambda: npz(WORDS.astype("U8")), "E_DTYPE"),
+    "complex": (lambda: npz(WORDS.astype("c8")), "E_DTYPE"),
+    "bool": (lambda: npz(WORDS > 0), "E_DTYPE"),
+    "too many words": (lambda: npz(np.zeros((10_001, 8), "f4")), "E_LIMIT"),
+    "header claims 800 TB": (lambda: archive(npy(shape=(2**40, 200))), "E_LIMIT"),
+    "header claims less": (lambda: archive(npy(shape=(2, 8))), "E_NPZ"),
+    "shape overflows": (lambda: archive(npy(shape=(2**62, 8))), "E_LIMIT"),
+    "header not closed": (lambda: raw("{'descr': '<f4', 'shape': (2, 3"), "E_NPZ"),
+    "header too deep": (lambda: raw("-" * 9000 + "1"), "E_NPZ"),
+    "header with mixed keys": (lambda: raw("{1: 2, 'shape': []}"), "E_NPZ"),
+    "negative shape": (lambda: archive(npy(WORDS[:0], shape=(0, -8))), None),
+    "values of no bytes": (lambda: archive(npy(WORDS[:0], descr="|S0", shape=(2, 8))), None),
+    "truth for a shape": (lambda: archive(npy(WORDS[:0], shape=(True, 0))), None),
+    "no array": (lambda: archive(b"hello"), "E_NPZ"),
+    "a member elsewhere": (
+        lambda: archive(npy(), b"x", names=("word_embed.npy", "../../evil.npy")),
+        "E_NPZ",
+    ),
+    "the member twice": (lambda: archive(npy(), npy()), "E_NPZ"),
+    "encrypted": (lambda: patched(npz(), 6, 8, 1), "E_NPZ"),
+    "unknown compression": (lambda: patched(npz(), 8, 10, 77), "E_NPZ"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name", "ignore:overflow")
+@pytest.mark.parametrize("fault", BAD_WORDS)
+def test_word_vectors_that_are_none_have_a_code(tmp_path, monkeypatch, fault):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "deep" / "er" / "a.npz"
+    path.parent.mkdir(parents=True)
+    make, code = BAD_WORDS[fault]
+    path.write_bytes(make())
+    with pytest.raises(ClipError, match=r"a\.npz") as caught:
+        read_words(path, 8)
+    assert caught.value.code == code or code is None
+    assert {place.name for place in tmp_path.rglob("*")} == {"deep", "er", "a.npz"}
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (0, 8)])
+def test_words_have_values(tmp_path, shape):
+    (tmp_path / "a.npz").write_bytes(npz(np.zeros(shape, "f4")))
+    assert code_of(read_words, tmp_path / "a.npz", None) in ("E_SHAPE", "E_SHORT")
+
+
+def test_absent_words_have_a_code(tmp_path):
+    assert code_of(read_words, tmp_path / "a.npz", 8) == "E_MISSING"
+    assert code_of(read_words, None, 8) == "E_MISSING"
+
+
+@pytest.mark.parametrize("kind", ["<f4", ">f4", "<f8", "<f2", "<i4", ">i8", "<u2", "fortran"])
+def test_numbers_of_all_kinds_are_words(tmp_path, kind):
+    values = (10 * np.abs(WORDS)).round()
+    array = np.asfortranarray(values) if kind == "fortran" else values.astype(kind)
+    np.savez_compressed(tmp_path / "a.npz", word_embed=array, more=np.arange(3))
+    words = read_words(tmp_path / "a.npz", 8)
+    np.testing.assert_array_equal(words, values)
+    assert words.dtype == np.dtype("=f4") and words.flags.c_contiguous
+
+
+@pytest.mark.parametrize("size", [1 << 30, 100], ids=["honest", "its directory claims 100 bytes"])
+def test_a_zip_bomb_is_refused_fast_and_small(tmp_path, size):
+    bomb = bytearray(archive(npy() + bytes(300 << 20), how=zipfile.ZIP_DEFLATED))
+    if size == 100:
+        struct.pack_into("<I", bomb, bomb.rindex(b"PK\x01\x02") + 24, size)
+    (tmp_path / "a.npz").write_bytes(bomb)
+    began = time.perf_counter()
+    tracemalloc.start()
+    code = code_of(read_words, tmp_path / "a.npz", 8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert code == ("E_LIMIT" if size > 100 else "E_NPZ")
+    assert time.perf_counter() - began < 1 and peak < 200 << 20
+
+
+def test_damaged_arrays_are_read_or_classified(tmp_path):
+    """Bytes of the array's header changed, the archive's checksum right."""
+    path, good = tmp_path / "a.npz", npy()
+    header = len(good) - WORDS.nbytes
+    for seed in range(300):
+        rng, mutant = np.random.default_rng(seed), bytearray(good)
+        for place in rng.integers(6, header, 1 + seed % 4):
+            mutant[place] = rng.choice(list(b"0123456789(){}[]'\",:<|-e \x00\xff"))
+        path.write_bytes(archive(bytes(mutant)))
+        with contextlib.suppress(ClipError):
+            assert read_words(path, 8).dtype == np.float32

@@ -1,0 +1,151 @@
+"""Files are written whole or not at all, and a folder has one writer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from utils.errors import LockedError, UsageError
+from utils.files import (
+    digest,
+    lock_folder,
+    read_json,
+    sha256,
+    write_atomic,
+    write_bytes,
+    write_json,
+)
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_new_file_replaces_the_old_one(tmp_path):
+    path = tmp_path / "a" / "b.bin"
+    for content in (b"old", b"new"):
+        write_bytes(path, content)
+        assert path.read_bytes() == content and names(path.parent) == ["b.bin"]
+        assert sha256(path) == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_fails_while_writing_leaves_the_old_file(tmp_path, error):
+    def write(file):
+        file.write(b"half")
+        raise error
+
+    write_bytes(tmp_path / "a", b"old")
+    with pytest.raises(error):
+        write_atomic(tmp_path / "a", write)
+    assert (tmp_path / "a").read_bytes() == b"old" and names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_a_usage_error_that_names_the_file(tmp_path, monkeypatch, call):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    write_bytes(tmp_path / "a", b"old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(UsageError, match="/a: No space left"):
+        write_bytes(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"old" and names(tmp_path) == ["a"]
+
+
+def test_the_order_is_write_sync_rename_sync(tmp_path, monkeypatch):
+    """A crash cannot be staged, but the order that survives one can be watched."""
+    steps = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+
+        def watched(*args, real=real, name=name):
+            status = os.stat(args[0])  # noqa: PTH116 - a path or the number of an open file
+            steps.append((name, stat.S_ISDIR(status.st_mode), status.st_size == 3))
+            return real(*args)
+
+        monkeypatch.setattr(os, name, watched)
+    write_bytes(tmp_path / "a", b"new")
+    assert [step[:2] for step in steps] == [("fsync", False), ("replace", False), ("fsync", True)]
+    assert steps[0][2] and steps[1][2], "synced or renamed before all was written"
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_death_after_any_step_leaves_the_old_or_the_new_file(tmp_path, step):
+    """Steps: nothing, written, synced, renamed, folder synced."""
+    write_bytes(tmp_path / "a.npy", b"old")
+    child = os.fork()
+    if not child:
+        done = [0]
+
+        def then_die(call):
+            def dies(*args):
+                result = call(*args)
+                done[0] += 1
+                return os._exit(9) if done[0] == step else result
+
+            return dies
+
+        def write(file):
+            file.write(b"new")
+            file.flush()
+
+        if step == 0:
+            os._exit(9)
+        os.fsync, os.replace = then_die(os.fsync), then_die(os.replace)
+        write_atomic(tmp_path / "a.npy", then_die(write))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    expected = b"new" if step >= 3 else b"old"
+    assert (tmp_path / "a.npy").read_bytes() == expected
+    left = [name for name in names(tmp_path) if name != "a.npy"]
+    assert len(left) == (step in (1, 2))
+    assert all(name.startswith(".") and ".npy" not in name for name in left)
+    with lock_folder(tmp_path):  # the next run sweeps
+        assert names(tmp_path) == [".lock", "a.npy"]
+
+
+def test_places_that_cannot_be_written_are_usage_errors(tmp_path):
+    (tmp_path / "file").touch()
+    for attempt in (lambda: write_bytes(tmp_path / "file" / "a", b""), lambda: _lock(tmp_path)):
+        with pytest.raises(UsageError, match=r"cannot write .*/file.*: \w+"):
+            attempt()
+
+
+def _lock(folder) -> None:
+    with lock_folder(folder / "file"):
+        pass
+
+
+def test_json_survives_and_damage_is_named(tmp_path):
+    value = {"b": [1, 2.5, None], "a": "한"}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert digest(value) == digest(dict(reversed(value.items()))) != digest({**value, "b": []})
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert read_json(tmp_path / "a.json") == value
+    (tmp_path / "a.json").write_text("{")
+    for path in (tmp_path / "a.json", tmp_path / "none.json"):
+        with pytest.raises(UsageError, match=path.name):
+            read_json(path)
+
+
+def test_a_folder_is_locked_until_its_process_ends(tmp_path):
+    program = "import sys, time; from pathlib import Path; from utils.files import lock_folder\n"
+    program += "with lock_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(LockedError, match=f"process {holder.pid} ") as caught:
+            lock_folder(tmp_path).__enter__()
+        assert caught.value.exit_code == 5
+        holder.kill()
+    with lock_folder(tmp_path):
+        pass

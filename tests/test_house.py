@@ -1,0 +1,159 @@
+"""The rules of the house: who imports whom, no unsafe loads, one writer, nothing on import."""
+
+from __future__ import annotations
+
+import ast
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_script
+
+PACKAGES = ("models", "training", "extract", "corpora", "utils")
+SCRIPTS = sorted(path for path in ROOT.glob("*.py"))
+PRODUCT = [*SCRIPTS, *(path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py")))]
+TREES = {path.relative_to(ROOT): ast.parse(path.read_text()) for path in PRODUCT}
+IDS = [path.as_posix() for path in TREES]
+files = pytest.mark.parametrize(("path", "tree"), TREES.items(), ids=IDS)
+
+
+def imports(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
+    return [(ast.unparse(n.func), n) for n in ast.walk(tree) if isinstance(n, ast.Call)]
+
+
+FORBIDDEN = {
+    "models": {"training", "extract", "corpora", "utils", "numpy", "pandas", "argparse", "json"},
+    "extract": {"training", "models"},
+    "corpora": {"training", "models"},
+    "training": {"extract", "corpora"},
+    "utils": {"training", "models", "extract", "corpora"},
+}
+
+
+@files
+def test_floors(path: Path, tree: ast.AST):
+    tops = {name.split(".")[0] for name in imports(tree)}
+    assert not tops & FORBIDDEN.get(path.parts[0], set())
+    assert not tops & {script.stem for script in SCRIPTS}, "scripts are imported by nobody"
+    assert not any(alias.endswith(".*") for alias in imports(tree))
+    assert ast.get_docstring(tree), "what is this file?"
+
+
+@files
+def test_nothing_unsafe(path: Path, tree: ast.AST):
+    forbidden = ("eval", "exec", "os.system", "pickle.load", "pickle.loads", "yaml.load")
+    for name, call in calls(tree):
+        words = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert name not in forbidden and not name.endswith((".extractall", ".unpack_archive")), name
+        assert words.get("allow_pickle") != "True" and words.get("shell") != "True", name
+        if name == "torch.load" or name.endswith("load_state_dict_from_url"):
+            assert words.get("weights_only") == "True", f"{name} in line {call.lineno}"
+        if name == "np.load":
+            assert words.get("allow_pickle") == "False", f"np.load in line {call.lineno}"
+
+
+SAVES = {"torch.save", "np.save", "np.savez", "np.savez_compressed"}
+WRITES = {"write_text", "write_bytes", "to_csv", "to_json", "savefig", "touch"}
+
+
+def in_memory(call: ast.Call) -> bool:
+    """A frame.to_csv() that returns text, or a picture that goes to a buffer."""
+    targets = [*call.args, *(k.value for k in call.keywords if k.arg in ("path_or_buf", "fname"))]
+    return [ast.unparse(target) for target in targets] in ([], ["picture"])
+
+
+@files
+def test_there_is_one_writer(path: Path, tree: ast.AST):
+    if path.as_posix() == "utils/files.py":
+        return
+    inside = {
+        node
+        for name, call in calls(tree)
+        if name.split(".")[-1] == "write_atomic"
+        for argument in call.args
+        if isinstance(argument, ast.Lambda)
+        for node in ast.walk(argument)
+    }
+    for name, call in calls(tree):
+        where = f"{name} in line {call.lineno}"
+        if name in SAVES:
+            assert call in inside, f"{where}: only inside write_atomic"
+        if name == "open" or (name.endswith(".open") and call.args):
+            modes = [
+                *call.args[name == "open" :],
+                *(k.value for k in call.keywords if k.arg == "mode"),
+            ]
+            texts = [m.value for m in modes if isinstance(m, ast.Constant)]
+            assert not any(
+                isinstance(t, str) and set(t) & set("wax+") and len(t) < 4 for t in texts
+            ), where
+        if name.split(".")[-1] in WRITES and "." in name:
+            assert in_memory(call), f"{where}: use utils/files.py"
+
+
+def test_the_guards_see_what_they_forbid():
+    """The two rules above, on code that breaks them."""
+    for bad in ("torch.load(p)", "np.load(p)", "eval(x)", "f(shell=True)", "a.extractall(p)"):
+        with pytest.raises(AssertionError):
+            test_nothing_unsafe(Path("x.py"), ast.parse(bad))
+    for bad in (
+        "torch.save(x, p)",
+        "np.save(p, x)",
+        "open(p, 'w')",
+        "p.open('wb')",
+        "open(p, mode='a')",
+    ):
+        with pytest.raises(AssertionError):
+            test_there_is_one_writer(Path("x.py"), ast.parse(bad))
+    for bad in ("p.write_text('x')", "frame.to_csv(p)", "p.touch(1)"):
+        with pytest.raises(AssertionError):
+            test_there_is_one_writer(Path("x.py"), ast.parse(bad))
+    good = "write_atomic(p, lambda file: torch.save(x, file))\nopen(p)\nopen(p, 'rb')\nf.to_csv()"
+    test_there_is_one_writer(Path("x.py"), ast.parse(good))
+    with pytest.raises(AssertionError):
+        test_floors(Path("models/x.py"), ast.parse("'doc'\nfrom utils import files"))
+
+
+IMPORT_ALL = """
+import importlib, random, signal, sys
+import numpy, torch
+def state():
+    threads, handlers = torch.get_num_threads(), [signal.getsignal(s) for s in (2, 15)]
+    numbers = [repr(numpy.random.get_state()), torch.get_rng_state().tolist(), random.getstate()]
+    return [threads, handlers, torch.get_default_dtype(), *numbers]
+before = state()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert state() == before, "an import changed global state"
+"""
+
+
+def test_nothing_happens_on_import():
+    modules = [path.with_suffix("").as_posix().replace("/", ".") for path in TREES]
+    modules = [name.removesuffix(".__init__") for name in modules]
+    run = run_script("-c", IMPORT_ALL, *modules)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("script", [path.name for path in SCRIPTS])
+def test_help_is_quick(script):
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run = run_script(script, "--help")
+        seconds.append(time.perf_counter() - start)
+        assert run.returncode == 0 and run.stdout.startswith("usage: ")
+        if seconds[-1] < 1.5:
+            return
+    assert min(seconds) < 1.5, seconds

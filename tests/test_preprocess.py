@@ -1,0 +1,419 @@
+"""preprocess.py as a user runs it: the tree it makes, what it rejects, how it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import (
+    CLASSES,
+    QUIET,
+    ROOT,
+    digests,
+    flat,
+    make_clip,
+    run_script,
+    tone,
+    write_features,
+)
+
+from corpora import merc2020
+from extract import audio, faces, words
+from extract.clip import Job, process_clip
+from utils.files import lock_folder
+
+TRAIN, VAL, TEST = "qia2020/train", "qia2020/val", "qia2020/test"
+GOOD = {
+    f"{TRAIN}/00001-a-hap-ang-neu.mp4": 0.6,  # seconds of speech
+    f"{TRAIN}/00002-b-sad-sad-sad.mp4": 0.8,
+    f"{VAL}/00001-a-dis-dis-dis.mp4": 0.5,
+    f"{TEST}/00007.mp4": 0.6,
+}
+FEATURES = ["speech", "text", "video"]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory, face_image) -> Path:
+    """A MERC2020 of four clips and one sheet."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for number, (name, seconds) in enumerate(GOOD.items()):
+        add_clip(folder / name, face_image, seconds, hertz=300 + 200 * number)
+    (folder / "test1.csv").write_bytes("\ufeffFileID;Emotion\r\n00007;\r\n".encode())
+    return folder
+
+
+def add_clip(media: Path, picture, seconds: float, hertz: float = 500, level: float = 0.3) -> None:
+    sound = np.r_[np.zeros(1600), tone(seconds, hertz, level=level), np.zeros(1600)]
+    make_clip(media, np.stack([picture] * round(10 * seconds + 3)), sound, fps=10)
+    vectors = np.random.default_rng(int(hertz)).normal(size=(4, 200)).astype(np.float32)
+    np.savez(media.with_name(media.stem.split("-")[0]), word_embed=vectors)
+
+
+def preprocess(data_dir: Path, features_dir: Path, *flags, code: int = 0, **options):
+    """Run the script and expect this exit code."""
+    small = () if "--face_size" in flags else ("--face_size", 64)
+    folders = ("--data_dir", data_dir, "--features_dir", features_dir)
+    done = run_script("preprocess.py", *folders, "--workers", 1, *small, *flags, **options)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def made(corpus, tmp_path_factory) -> Path:
+    """The features of `corpus`."""
+    folder = tmp_path_factory.mktemp("made") / "features"
+    done = preprocess(corpus, folder)
+    assert "4 of 4 clips usable" in done.stdout
+    return folder
+
+
+@pytest.fixture
+def copies(corpus, made, tmp_path) -> tuple[Path, Path]:
+    """Copies of the corpus and of its features, times of change kept."""
+    for name, source in (("data", corpus), ("features", made)):
+        shutil.copytree(source, tmp_path / name)
+    return tmp_path / "data", tmp_path / "features"
+
+
+def content(features_dir: Path) -> dict[str, str]:
+    """Digests of all files but the lock, which names a process."""
+    return {name: value for name, value in digests(features_dir).items() if name != ".lock"}
+
+
+def stamps(features_dir: Path) -> dict[str, tuple]:
+    """Time of change and inode of every feature and record: a rewritten file has others."""
+    files = [path for path in features_dir.glob("*/*/*") if path.is_file()]
+    found = {path.relative_to(features_dir).as_posix(): path.stat() for path in files}
+    return {name: (status.st_mtime_ns, status.st_ino) for name, status in found.items()}
+
+
+def changed(before: dict, after: dict) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name] != after[name] and "records" not in name}
+
+
+def table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+# --- the tree -----------------------------------------------------------------------------------
+
+
+def test_the_tree_is_what_the_documentation_says(corpus, made):
+    ids = [("train", "00001"), ("train", "00002"), ("val", "00001"), ("test", "00007")]
+    endings = {"speech": ".npy", "text": ".npz", "video": ".npy", "records": ".json"}
+    expected = {"failed.csv", "manifest.csv", "settings.json", "test1.csv"}
+    expected |= {f"{split}/{kind}/{i}{endings[kind]}" for split, i in ids for kind in endings}
+    assert content(made).keys() == expected
+    assert (made / "test1.csv").read_bytes() == (corpus / "test1.csv").read_bytes()
+    assert (made / "failed.csv").read_text() == "clip_id,media,stage,code,reason\n"
+    for row in table(made / "manifest.csv").to_dict("records"):
+        folder = made / row["split"]
+        log_mel = np.load(folder / "speech" / f"{row['clip_id']}.npy", allow_pickle=False)
+        crops = np.load(folder / "video" / f"{row['clip_id']}.npy", allow_pickle=False)
+        vectors = np.load(folder / "text" / f"{row['clip_id']}.npz", allow_pickle=False)
+        seconds = float(row["speech_end"]) - float(row["speech_start"])
+        assert log_mel.dtype == np.float32 and log_mel.min() >= 0 and log_mel.max() == 1
+        assert log_mel.shape == (128, int(row["speech_frames"]))
+        assert log_mel.shape[1] == pytest.approx(62.5 * seconds, abs=1.5)
+        assert crops.dtype == np.uint8 and crops.shape[1:] == (64, 64, 3)
+        assert len(crops) == int(row["video_frames"]) == len(row["face_valid"])
+        assert len(crops) == pytest.approx(10 * seconds, abs=0.51)
+        assert row["face_valid"] == "1" * int(row["face_frames"]) and crops.std() > 20
+        assert vectors.files == ["word_embed"] and vectors["word_embed"].dtype == np.float32
+        assert vectors["word_embed"].shape == (int(row["words"]), 200)
+        assert seconds == pytest.approx(GOOD[row["media"]], abs=0.04)
+
+
+def test_the_manifest_tells_labels_and_leaves_out_unknown_ones(made, tmp_path):
+    manifest = table(made / "manifest.csv").set_index(["split", "clip_id"])
+    columns = ["emotion", "face_emotion", "speech_emotion"]
+    assert manifest.loc[("train", "00001"), columns].tolist() == ["hap", "ang", "neu"]
+    assert manifest.loc[("test", "00007"), columns].tolist() == ["", "", ""]
+    settings = json.loads((made / "settings.json").read_text())
+    assert settings["classes"] == list(CLASSES) and settings["features"]["video"]["face_size"] == 64
+    fake = write_features(tmp_path)  # what the tests of training are given has the same form
+    assert list(table(fake / "manifest.csv")) == list(table(made / "manifest.csv"))
+    pretended = json.loads((fake / "settings.json").read_text())
+    assert pretended.keys() == settings.keys() and pretended["schema"] == settings["schema"]
+    for name in FEATURES:
+        assert pretended["features"][name].keys() == settings["features"][name].keys()
+
+
+# --- going on -----------------------------------------------------------------------------------
+
+
+def test_a_second_run_makes_only_what_is_missing_or_has_changed(copies, face_image):
+    data, features = copies
+    before, first = stamps(features), content(features)
+    preprocess(data, features)
+    assert stamps(features) == before and content(features) == first
+
+    (features / "val/speech/00001.npy").unlink()
+    (features / "train/text/00002.npz").unlink()
+    preprocess(data, features)
+    assert changed(before, stamps(features)) == {"val/speech/00001.npy", "train/text/00002.npz"}
+    assert content(features) == first
+
+    before = stamps(features)
+    preprocess(data, features, "--face_fps", 5)
+    assert changed(before, stamps(features)) == {name for name in before if "/video/" in name}
+    assert set(table(features / "manifest.csv")["video_frames"]) <= {"2", "3", "4"}
+
+    before = stamps(features)
+    add_clip(data / TRAIN / "00002-b-sad-sad-sad.mp4", face_image, 0.5, hertz=500)
+    preprocess(data, features, "--face_fps", 5)
+    assert changed(before, stamps(features)) == {
+        f"train/{kind}/00002{ending}"
+        for kind, ending in (("speech", ".npy"), ("video", ".npy"), ("text", ".npz"))
+    }
+
+
+def test_order_workers_and_hash_seeds_change_nothing(corpus, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(corpus / TRAIN, data)
+    rows = [f"{path.name},train,hap" for path in sorted(data.glob("*.mp4"))]
+    trees = []
+    for order, workers, seed in ((1, 1, "0"), (-1, 2, "1")):
+        (data / "manifest.csv").write_text("\n".join(["media,split,emotion", *rows[::order]]))
+        features = tmp_path / f"features{workers}"
+        flags = ("--corpus", "csv", "--workers", workers)
+        preprocess(data, features, *flags, env={"PYTHONHASHSEED": seed})
+        trees.append(content(features))
+    assert trees[0] == trees[1] and len(trees[0]) == 2 * 3 + 3
+
+
+@pytest.fixture
+def spoilt(copies, face_image) -> tuple[Path, Path]:
+    """The corpus with bad clips among the good ones, and an empty place for its features."""
+    data, features = copies
+    shutil.rmtree(features)
+    add_clip(data / TRAIN / "00010-a-hap-hap-hap.mp4", face_image, 0.5, level=0)
+    add_clip(data / TRAIN / "00011-a-hap-hap-hap.mp4", flat((90, 120, 140)), 0.5)
+    add_clip(data / TRAIN / "00012-a-HAP-hap-hap.mp4", face_image, 0.5)
+    add_clip(data / VAL / "00013-a-hap-hap-hap.mp4", face_image, 0.5)
+    (data / VAL / "00013-a-hap-hap-hap.mp4").write_bytes(b"")
+    add_clip(data / VAL / "00014-a-hap-hap-hap.mp4", face_image, 0.5)
+    (data / VAL / "00014.npz").rename(data / "kept.npz")
+    add_clip(data / VAL / "00015-a-hap-hap-hap.mp4", face_image, 0.5)
+    np.savez(data / VAL / "00015.npz", word_embed=np.full((4, 200), np.nan, np.float32))
+    return data, features
+
+
+def test_bad_clips_are_listed_and_harm_no_other(spoilt, made):
+    data, features = spoilt
+    done = preprocess(data, features, code=3)
+    expected = {
+        "00010": ("speech", "E_SILENT"),
+        "00011": ("video", "E_NOFACE"),
+        "00012": ("list", "E_LABELS"),
+        "00013": ("speech", "E_OPEN"),
+        "00014": ("text", "E_MISSING"),
+        "00015": ("text", "E_NONFINITE"),
+    }
+
+    def rejected() -> dict:
+        rows = table(features / "failed.csv").to_dict("records")
+        assert all(row["reason"] and row["media"].endswith(".mp4") for row in rows)
+        assert len(rows) + len(table(features / "manifest.csv")) == 10
+        return {row["clip_id"]: (row["stage"], row["code"]) for row in rows}
+
+    assert rejected() == expected
+    assert "4 of 10 clips usable" in done.stdout and "1 E_SILENT" in done.stdout
+    for clip_id, (_, code) in expected.items():
+        assert f"rejected {clip_id}: {code}: " in done.stderr
+    good, all_files = content(made), content(features)
+    same = good.keys() - {"failed.csv"}
+    assert {name: all_files[name] for name in same} == {name: good[name] for name in same}
+
+    mended = data / VAL / "00015.npz"
+    status = mended.stat()
+    np.savez(mended, word_embed=np.ones((4, 200), np.float32))
+    os.utime(mended, ns=(status.st_atime_ns, status.st_mtime_ns))  # mended, and nobody can see it
+    (data / "kept.npz").rename(data / VAL / "00014.npz")
+    preprocess(data, features, code=3)
+    del expected["00014"]
+    assert rejected() == expected
+
+    preprocess(data, features, "--retry_failed", code=3)
+    del expected["00015"]
+    assert rejected() == expected
+
+
+# --- crashes and company ------------------------------------------------------------------------
+
+
+FORKS = """
+import os, sys
+import facenet_pytorch, librosa, numpy, pandas, torch  # once, not for every run
+import preprocess
+from extract.audio import denoise, log_mel_spectrogram
+log_mel_spectrogram(librosa.effects.trim(denoise(numpy.ones(4096, "f4")))[0])
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        os.dup2(2, 1)  # its report is not ours
+        os._exit(preprocess.main())
+    print(child, flush=True)
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_killed_runs_leave_nothing_that_the_next_run_does_not_mend(corpus, made, tmp_path):
+    """Twelve runs die at random instants after their first file; the thirteenth may end."""
+    features, rng, whole, killed = tmp_path / "features", random.Random(0), content(made), 0
+    command = [sys.executable, "-c", FORKS, "--workers", "1", "--face_size", "64"]
+    command += ["--data_dir", str(corpus), "--features_dir", str(features)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, **QUIET}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) as parent:
+        for count in range(13):
+            print(file=parent.stdin, flush=True)
+            child, began = int(parent.stdout.readline()), time.perf_counter()
+            if count < 12:
+                while len(list(features.glob("*/*/*"))) <= count + 1:
+                    time.sleep(0.001)
+                    assert time.perf_counter() - began < 30
+                time.sleep(rng.uniform(0, 0.02))
+                os.kill(child, signal.SIGKILL)
+            killed += parent.stdout.readline() == f"ended {-signal.SIGKILL}\n"
+            for name, value in content(features).items():
+                if Path(name).suffix in (".npy", ".npz"):
+                    assert value == whole[name], f"{name} is not whole"
+        parent.stdin.close()
+    assert killed >= 10
+    assert content(features) == whole  # and no .part among them
+
+
+def test_death_after_any_step_of_a_clip_is_mended(corpus, tmp_path):
+    [clip] = [clip for clip in merc2020.list_clips(corpus).clips if clip.split == "val"]
+    settings = {"speech": audio.SETTINGS, "video": faces.SETTINGS, "text": words.SETTINGS}
+
+    def process(place: str) -> dict:
+        job = Job(tmp_path / place, ("speech", "text"), settings, word_dim=200)
+        assert process_clip(clip, job)["failure"] is None
+        return content(tmp_path / place)
+
+    whole, step, died = process("whole"), 0, True
+    assert len(whole) == 3
+    while died:
+        step += 1
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            left = [step]
+
+            def then_die(call, left=left):
+                def dies(*args):
+                    result = call(*args)
+                    left[0] -= 1
+                    return result if left[0] else os._exit(9)
+
+                return dies
+
+            os.fsync, os.replace = then_die(os.fsync), then_die(os.replace)
+            process(f"step{step}")
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, 9)
+        died = code == 9
+        with lock_folder(tmp_path / f"step{step}"):
+            pass
+        assert process(f"step{step}") == whole
+    assert step == 3 * len(whole) + 1  # sync, rename, sync of each file, then none is left
+
+
+def test_one_run_at_a_time(corpus, made):
+    with lock_folder(made):
+        done = preprocess(corpus, made, code=5)
+    assert f"process {os.getpid()}" in done.stderr and len(done.stderr.splitlines()) <= 3
+
+
+# --- usage --------------------------------------------------------------------------------------
+
+BAD_FLAGS = {
+    "an unknown flag": (["--face_fsp", "5"], "--face_fsp"),
+    "an unknown corpus": (["--corpus", "iemocap"], "merc2020"),
+    "an unknown modality": (["--modalities", "speech,smell"], "speech,video,text"),
+    "a wrong folder": (["--data_dir", "nowhere"], "nowhere"),
+    "no workers": (["--workers", "0"], "--workers 0"),
+    "no rate": (["--face_fps", "nan"], "--face_fps nan"),
+    "a size in letters": (["--face_size", "big"], "--face_size"),
+    "embedding without video": (["--modalities", "text", "--video_embedding"], "video"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_FLAGS)
+def test_wrong_flags_are_refused_before_any_work(corpus, tmp_path, fault):
+    flags, named = BAD_FLAGS[fault]
+    done = preprocess(corpus, tmp_path / "features", *flags, code=2)
+    assert named in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "features").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/features", "features"])
+def test_places_that_cannot_be_written_are_refused(corpus, tmp_path, place):
+    (tmp_path / "file").touch()
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features/train").touch()  # where a folder of features belongs
+    done = preprocess(corpus, tmp_path / place, code=2)
+    assert str(tmp_path / place) in done.stderr and "Traceback" not in done.stderr
+
+
+def test_missing_weights_are_known_before_any_work(corpus, tmp_path):
+    offline = dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    offline |= {"TORCH_HOME": str(tmp_path / "torch"), "no_proxy": "", "NO_PROXY": ""}
+    features = tmp_path / "features"
+    done = preprocess(corpus, features, "--video_embedding", code=2, env=offline)
+    assert "vggface2" in done.stderr and str(tmp_path / "torch") in done.stderr
+    assert "Traceback" not in done.stderr and not list(features.glob("*/*"))
+
+
+def test_help_is_quick():
+    began = time.perf_counter()
+    assert "--face_fps" in run_script("preprocess.py", "--help").stdout
+    assert time.perf_counter() - began < 1.5
+
+
+# --- real clips ---------------------------------------------------------------------------------
+
+REAL = ROOT / "../shared/data/clips"
+REAL_CODES = {
+    "01-01-08-02-01-01-19": "E_NOAUDIO",
+    "mead_contempt": "E_NOAUDIO",
+    "mead_fear": "E_NOAUDIO",
+    "mead_happy": "E_NOAUDIO",
+    "WolfgangLanger_Pexels": "E_SILENT",
+    "mead_disgust": "E_SILENT",
+    "mead_surprise": "E_SILENT",
+    "mead_sad": "E_TRUNC",
+    "face_noface": "E_NOFACE",  # the speech falls on the cartoon
+    "no_face": "E_NOFACE",
+    "noface_face": "E_NOFACE",
+}
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the developers' clips in ../shared/data/clips")
+def test_real_clips_are_usable_or_have_a_code(tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(REAL, data)
+    media = sorted([*data.glob("*.mp4"), *data.glob("*.mov")])
+    rows = [f"{path.name},test," for path in media]
+    (data / "manifest.csv").write_text("\n".join(["media,split,emotion", *rows]))
+    features = tmp_path / "features"
+    preprocess(data, features, "--corpus", "csv", "--face_fps", 4, code=3)
+    usable, failed = table(features / "manifest.csv"), table(features / "failed.csv")
+    assert dict(zip(failed["clip_id"], failed["code"], strict=True)) == REAL_CODES
+    assert {*usable["clip_id"], *failed["clip_id"]} == {path.stem for path in media}
+    assert len(usable) + len(failed) == len(media)
+    assert "merc2020_example" in set(usable["clip_id"])

@@ -1,0 +1,349 @@
+"""train.py through the front door, on small fake features."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CLASSES, QUIET, ROOT, run_script, write_features
+from inside import run_main
+
+import train
+from models import build_model
+from training.checkpoint import best_checkpoint, load_checkpoint
+from training.tasks import TASKS, recipe
+from utils.files import lock_folder
+
+MODES = list(TASKS)
+TINY = "--speech_coeff 0 --face_coeff 0 --speech_frames 48 --face_frames 2 --text_layers 2"
+TINY = f"{TINY} --n_epoch 2 --batch_size 5 --num_workers 0".split()
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return write_features(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture
+def start(features, tmp_path):
+    """start("text", "--seed", 3) -> the finished run; its folder is `folder(mode)`."""
+
+    def run(mode, *args, name="run"):
+        places = ["--features_dir", features, "--logs_dir", tmp_path]
+        return run_main("train", "--mode", mode, "--exp_name", name, *TINY, *places, *args)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(features, tmp_path_factory):
+    """A run of every mode in half precision; the multimodal one starts from the other three."""
+    logs, done = tmp_path_factory.mktemp("logs"), {}
+    for mode in MODES:
+        args = ["--features_dir", features, "--logs_dir", logs, "--amp", "True"]
+        if mode == "multimodal":
+            args += [each for m in done for each in (f"--{m}_load_weights", logs / m / "first")]
+        done[mode] = run_main("train", "--mode", mode, "--exp_name", "first", *TINY, *args)
+    return logs, done
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / "last.pth")["weights"]
+
+
+def differing(one: dict, two: dict) -> list[str]:
+    assert one.keys() == two.keys()
+    return [name for name in one if not torch.equal(one[name], two[name])]
+
+
+# The command line
+
+COMMON = "--warmup 0 --weight_decay 5e-5 --num_workers 16"
+PUBLISHED = {
+    "speech": f"--learning_rate 4e-3 --batch_size 256 --n_epoch 100 --optim ranger {COMMON}"
+    " --speech_coeff 4 --mixup_prob 1 --mixup_alpha 1 --label_smoothing 0.1 --amp True",
+    "face": f"--learning_rate 4e-3 --batch_size 32 --n_epoch 20 --optim ranger {COMMON}"
+    " --face_coeff 0 --cutmix_prob 1 --cutmix_beta 1 --label_smoothing 0.1 --amp True",
+    "text": f"--learning_rate 3e-4 --batch_size 128 --n_epoch 100 --optim ranger {COMMON}"
+    " --label_smoothing 0.1 --amp False",
+    "multimodal": f"--learning_rate 3e-4 --batch_size 16 --n_epoch 20 --optim sgd {COMMON}"
+    " --speech_load_weights s.pth --text_load_weights t.pth --face_load_weights f.pth"
+    " --speech_coeff 4 --face_coeff 0 --mixup_prob 1 --mixup_alpha 1 --label_smoothing 0.1"
+    " --lam 2 --amp False",
+}
+
+
+def resolve(monkeypatch, mode: str, flags: str = "") -> dict:
+    monkeypatch.setattr(
+        sys, "argv", ["train.py", "--mode", mode, "--exp_name", "X", *flags.split()]
+    )
+    return train.resolve_config(vars(train.parse_args()))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_published_command_is_the_default(monkeypatch, mode):
+    given, bare = resolve(monkeypatch, mode, PUBLISHED[mode]), resolve(monkeypatch, mode)
+    paths = {name: given.pop(name) for name in list(given) if name.endswith("_load_weights")}
+    assert all(bare.pop(name) is None for name in paths)
+    assert given == bare == {**recipe(mode), "mode": mode, "fold": None}
+    if mode == "multimodal":
+        assert sorted(paths.values()) == ["f.pth", "s.pth", "t.pth"]
+    schedule = "step" if mode == "multimodal" else "cosine"
+    assert (given["schedule"], given["face_frames"], given["seed"]) == (schedule, 16, 42)
+
+
+def test_what_a_run_writes(runs):
+    logs, done = runs
+    for mode, run in done.items():
+        assert run.code == 0, run.err
+        folder, epochs = logs / mode / "first", pd.read_csv(logs / mode / "first" / "metrics.csv")
+        assert "bfloat16" in run.out, "--amp True was not obeyed"
+        assert run.out.count("\nepoch ") == 2 and "\nbest: epoch " in run.out
+        assert "epoch 1/2" in run.err and "epoch 1/2" not in run.out.split("epoch 1/2: training")[0]
+        best = json.loads((folder / "best.json").read_text())
+        file = folder / f"{best['epoch']}_best_{best['loss']:.4f}.pth"
+        assert [path.name for path in folder.glob("*_best_*.pth")] == [file.name]
+        names = {path.name.split(".tfevents")[0] for path in folder.iterdir()} - {file.name}
+        assert names == {".lock", "best.json", "config.json", "confusion.png", "curves.png"} | {
+            "events.out",
+            "last.pth",
+            "metrics.csv",
+        }
+        assert list(epochs["epoch"]) == [1, 2] and np.isfinite(epochs.to_numpy()).all()
+        assert best["loss"] == epochs["val_loss"].min() and best["clips"] == 14
+        config = json.loads((folder / "config.json").read_text())
+        assert config["mode"] == mode and config["amp"] is True and config["n_epoch"] == 2
+        checkpoint = load_checkpoint(file)
+        assert checkpoint["classes"] == list(CLASSES) and checkpoint["config"] == config
+        build_model(**checkpoint["arch"]).load_state_dict(checkpoint["weights"])
+
+
+def test_multimodal_starts_from_the_three_runs(runs):
+    logs, done = runs
+    assert done["multimodal"].out.count(": weights from ") == 3
+    fusion = load_checkpoint(logs / "multimodal" / "first" / "last.pth")
+    model = train.create_model(fusion["arch"], fusion["config"], list(CLASSES)).state_dict()
+    copied = set()
+    for mode in ("speech", "face", "text"):
+        source = load_checkpoint(best_checkpoint(logs / mode / "first"))["weights"]
+        shared = [name for name in source if name in model]
+        assert [name for name in shared if not torch.equal(model[name], source[name])] == []
+        copied.update(shared)
+    assert {name.split(".")[0] for name in set(model) - copied} == {"heads"}
+    assert {name.split(".")[1] for name in set(model) - copied} == {"integrated"}
+
+
+# What is refused, before any training
+
+
+def test_weights_that_do_not_fit_are_refused(runs, start, tmp_path):
+    speech = runs[0] / "speech" / "first"
+    wrong = start("speech", "--speech_coeff", 1, "--speech_load_weights", speech)
+    assert wrong.code == 4 and "the first is encoders.speech.backbone.trunk._blocks" in wrong.err
+    other = start("text", "--text_load_weights", speech)
+    assert other.code == 4 and "the first is encoders.text." in other.err
+    absent = start("text", "--text_load_weights", tmp_path / "nothing.pth")
+    assert absent.code == 2 and "nothing.pth" in absent.err
+    assert not (tmp_path / "text").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--features_dir nowhere", "run preprocess.py first"),
+        ("--learning_rate nan", "learning_rate nan"),
+        ("--batch_size 0", "--batch_size 0: expected a whole number from 1"),
+        ("--num_workers -1", "num_workers"),
+        ("--optim adam", "adam"),
+        ("--exp_name ../up", "use letters"),
+        ("--device cuda:77", "cuda:77"),
+        ("--text_heads 7 --text_layers 0", "--text_layers 0"),
+        ("--pretrained nowhere", ""),  # text has no trunk: nothing to load, a good dry run
+    ],
+)
+def test_bad_flags_are_usage(start, flags, says):
+    run = start("text", "--dry_run", *flags.split())
+    assert run.code == (2 if says else 0) and says in run.err, run.err
+    assert "usage:" in run.err or len(run.err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"learning_rte": 1}, "did you mean learning_rate"),
+        ({"mode": "face"}, "is of mode face"),
+        ({"n_epoch": 2.5}, "n_epoch"),
+        ({"amp": "False"}, "amp"),
+        ({"pretrained": None}, "pretrained"),
+        ([], "config"),
+        (None, "not valid JSON"),
+    ],
+)
+def test_bad_config_files_are_usage(start, tmp_path, settings, says):
+    file = tmp_path / "config.json"
+    file.write_text("{" if settings is None else json.dumps(settings))
+    places = ["--features_dir", "nowhere", "--logs_dir", tmp_path]
+    run = run_main("train", "--mode", "speech", "--exp_name", "a", "--config", file, *places)
+    assert run.code == 2 and says in run.err and "preprocess" not in run.err
+
+
+@pytest.mark.parametrize("content", [b"text", b"", b"PK\x03\x04 half"])
+def test_damaged_pretrained_weights_are_usage(start, tmp_path, content):
+    (tmp_path / "b0.pth").write_bytes(content)
+    run = start("speech", "--pretrained", tmp_path / "b0.pth", "--dry_run")
+    assert run.code == 2 and "b0.pth" in run.err
+
+
+def test_faulty_features_stop_before_training(tmp_path):
+    def run(folder):
+        places = ["--features_dir", folder, "--logs_dir", tmp_path / "logs"]
+        return run_main("train", "--mode", "text", "--exp_name", "a", *TINY, *places)
+
+    lone = run(write_features(tmp_path / "lone", 1, splits=("train",)))
+    assert lone.code == 2 and "'val'" in lone.err
+    folder = write_features(tmp_path / "gap", 1)
+    (folder / "val" / "text" / "00009.npz").unlink()
+    gap = run(folder)
+    assert gap.code == 4 and "00009.npz" in gap.err and "epoch" not in gap.out
+    folder = write_features(tmp_path / "label", 1)
+    manifest = folder / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace(",hap,", ",joy,"))
+    label = run(folder)
+    assert label.code == 4 and "clip 00000" in label.err
+    speechless = run(write_features(tmp_path / "speechless", 1, modalities=("speech",)))
+    assert speechless.code == 2 and "text is needed" in speechless.err
+    assert not list((tmp_path / "logs").rglob("*.pth"))
+
+
+def test_features_that_are_no_numbers_stop_the_run(tmp_path):
+    folder = write_features(tmp_path, 1)
+    np.savez(folder / "train" / "text" / "00003.npz", word_embed=np.full((2, 16), np.nan, "f4"))
+    places = ["--features_dir", folder, "--logs_dir", tmp_path / "logs"]
+    run = run_main("train", "--mode", "text", "--exp_name", "a", *TINY, *places, "--batch_size", 7)
+    assert run.code == 2 and "the loss is nan at step 0" in run.err and "00003" in run.err
+
+
+# Runs that exist already
+
+
+def test_an_existing_run_is_kept_unless_asked(start, tmp_path):
+    assert start("text").code == 0
+    before = weights(tmp_path / "text" / "run")
+    again = start("text", "--seed", 5)
+    assert again.code == 2 and "--resume" in again.err and "--overwrite" in again.err
+    changed = start("text", "--resume", "--batch_size", 7)
+    assert changed.code == 4 and "batch_size: 5 then, 7 now" in changed.err
+    assert differing(before, weights(tmp_path / "text" / "run")) == []
+    with lock_folder(tmp_path / "text" / "run"):
+        locked = start("text", "--overwrite")
+    assert locked.code == 5 and f"process {os.getpid()}" in locked.err
+    assert start("text", "--overwrite", "--seed", 5).code == 0
+    assert differing(before, weights(tmp_path / "text" / "run"))
+    last = tmp_path / "text" / "run" / "last.pth"
+    last.write_bytes(last.read_bytes()[:1000])
+    damaged = start("text", "--resume", "--seed", 5)
+    assert damaged.code == 4 and str(last) in damaged.err
+
+
+def test_the_record_is_whole_after_a_kill_behind_the_last_checkpoint(start, tmp_path):
+    assert start("text").code == 0
+    metrics = tmp_path / "text" / "run" / "metrics.csv"
+    rows = metrics.read_bytes()
+    metrics.unlink()  # last.pth was saved, this not yet
+    assert start("text", "--resume").code == 0 and metrics.read_bytes() == rows
+
+
+def test_a_stopped_run_goes_on_as_if_it_never_stopped(features, start, tmp_path):
+    long = ["--n_epoch", 4, "--batch_size", 2, "--mixup_prob", 0.5]
+    assert start("text", *long, name="whole").code == 0
+    places = ["--features_dir", features, "--logs_dir", tmp_path]
+    command = ["train.py", "--mode", "text", "--exp_name", "cut", *TINY, *places, *long]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, **QUIET, "OMP_WAIT_POLICY": "PASSIVE"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    seen = b""
+    while b"epoch 1/4" not in seen:
+        seen += (more := process.stderr.read(1))
+        assert more, seen
+    process.send_signal(signal.SIGTERM)
+    rest = process.stderr.read()
+    assert process.wait(60) == 143 and b"--resume" in rest
+    state = load_checkpoint(tmp_path / "text" / "cut" / "last.pth")
+    assert 0 < state["step"] < 28
+    resumed = start("text", *long, "--resume", name="cut")
+    assert resumed.code == 0 and f"after step {state['step']}" in resumed.out
+    whole, cut = (tmp_path / "text" / name for name in ("whole", "cut"))
+    assert differing(weights(whole), weights(cut)) == []
+    for name in ("metrics.csv", "best.json", "config.json"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+    assert best_checkpoint(whole).name == best_checkpoint(cut).name
+
+
+def test_only_the_seed_changes_a_run(start, tmp_path):
+    cases = {"a": [], "b": [], "workers": ["--num_workers", 2], "other": ["--seed", 43]}
+    for name, args in cases.items():
+        assert start("text", "--mixup_prob", 0.5, *args, name=name).code == 0
+    made = {name: weights(tmp_path / "text" / name) for name in cases}
+    assert differing(made["a"], made["b"]) == []
+    assert differing(made["a"], made["workers"]) == []
+    assert differing(made["a"], made["other"])
+    assert json.loads((tmp_path / "text" / "a" / "config.json").read_text())["amp"] is False
+
+
+def test_frozen_trunks_stay_as_they_are(start, tmp_path):
+    run = start("face", "--freeze_backbone", True, "--n_epoch", 1)
+    weighs, trains = re.search(r"([\d.]+) million weights, ([\d.]+) trained", run.out).groups()
+    assert run.code == 0 and float(trains) < float(weighs)
+    state = load_checkpoint(tmp_path / "face" / "run" / "last.pth")
+    torch.manual_seed(42)
+    moved = differing(build_model(**state["arch"]).state_dict(), state["weights"])
+    assert moved and [name for name in moved if ".backbone." in name] == []
+    assert any(name.startswith("encoders.face.sequence.") for name in moved)
+
+
+def test_folds_leave_the_test_clips_alone(start):
+    run = start("text", "--fold", 1, "--dry_run")
+    assert run.code == 0, run.err
+    assert "14 training clips" in run.out and "14 validation clips" in run.out
+    assert start("text", "--fold", 5, "--dry_run").code == 2
+
+
+def test_dry_run_trains_nothing(features, tmp_path):
+    places = ["--features_dir", features, "--logs_dir", tmp_path]
+    run = run_script("train.py", "--mode", "face", "--exp_name", "a", "--dry_run", *places)
+    assert run.returncode == 0, run.stderr
+    assert "batch_size=32" in run.stdout and "million weights" in run.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+AUDIT = """
+import runpy, sys
+opened = set()
+sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == "open" else None)
+try:
+    runpy.run_path("train.py", run_name="__main__")
+except SystemExit as stop:
+    print("code", stop.code)
+folder = sys.argv[-1]
+for split in ("train", "val", "test"):
+    print(split, sum(path.startswith(f"{folder}/{split}/") for path in opened))
+"""
+
+
+def test_training_never_opens_the_test_clips(features, tmp_path):
+    places = ["--logs_dir", tmp_path, "--features_dir", features]
+    command = ["--mode", "text", "--exp_name", "a", *TINY, *places]
+    run = run_script("-c", AUDIT, *command)
+    assert run.stdout.splitlines()[-4:] == ["code 0", "train 14", "val 14", "test 0"], run.stderr
