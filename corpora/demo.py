@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from corpora import merc2020
-from corpora.manifest import Clip, Listing
+from corpora.manifest import LABELLED_SPLITS, Clip, Listing
 from utils.errors import UsageError
 from utils.files import read_json, write_atomic, write_json, write_text
 from utils.parallel import available_cores, parallel_map
