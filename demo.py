@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from utils.config import flag_help
+from utils.config import Flags
 from utils.errors import UsageError, run_script
 from utils.files import write_text
 
@@ -27,19 +27,17 @@ TRAINING = {  # the recipes made small; augmentation would need more steps
     "speech": f"{SPEECH} {QUICK} --n_epoch 14 --batch_size 16 --mixup_prob 0",
     "face": f"{FACE} {QUICK} --n_epoch 8 --batch_size 8 --cutmix_prob 0",
     "text": f"{QUICK} --text_layers 4 --n_epoch 6 --batch_size 16",
-    "multimodal": f"{SPEECH} {FACE} --text_layers 4 --n_epoch 2 --mixup_prob 0 "
+    "multimodal": f"{SPEECH} {FACE} --text_layers 4 --n_epoch 3 --mixup_prob 0 "
     "--learning_rate 3e-3 --augment False --num_workers 0",
 }
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = flag_help(parser)
+    flags = Flags(__doc__)
+    add = flags.add
     add("--out", default=Path("demo_run"), type=Path, help="folder of everything that is made")
     add("--seed", default=42, type=int, help="of the trainings")
-    return parser.parse_args()
+    return flags.parse_args()
 
 
 def main() -> None:

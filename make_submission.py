@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from utils.config import device_name, flag_help
+from utils.config import Flags, device_name
 from utils.errors import IntegrityError, UsageError, check_range, one_of, run_script
 from utils.files import sha256, write_atomic, write_bytes
 from utils.parallel import available_cores
@@ -28,10 +28,8 @@ NOT_TESTED = ("train", "val")  # a sheet's clips are never looked for in these s
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = flag_help(parser)
+    flags = Flags(__doc__)
+    add = flags.add
     add("--checkpoints", nargs="+", type=Path, help=".pth files or run folders (their best)")
     add("--sheets", nargs="+", type=Path, help="CSVs with a column FileID (default: test1-3.csv)")
     add("--features_dir", default=Path("features"), type=Path, help="what preprocess.py wrote")
@@ -45,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     add("--batch_size", default=8, type=int, help="clips at once")
     add("--num_workers", default=min(8, available_cores()), type=int, help="loading processes")
     add("--device", default="auto", help="auto, cpu, cuda")
-    return parser.parse_args()
+    return flags.parse_args()
 
 
 def main() -> None:

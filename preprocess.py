@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from corpora import CORPORA, list_corpus
-from utils.config import device_name, flag_help
+from utils.config import Flags, device_name
 from utils.errors import UsageError, check_range, run_script
 from utils.files import lock_folder, write_bytes, write_csv, write_json
 from utils.parallel import BACKENDS, available_cores, parallel_map
@@ -25,10 +25,8 @@ REJECTED = 3  # exit code: finished, but some clips were rejected
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = flag_help(parser)
+    flags = Flags(__doc__)
+    add = flags.add
     add("--corpus", default="merc2020", choices=CORPORA, help="which corpus the clips are from")
     add("--data_dir", default=Path(), type=Path, help="folder of the raw clips")
     add("--features_dir", default=Path("features"), type=Path, help="where the features go")
@@ -41,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     add("--video_embedding", action="store_true", help="also a FaceNet vector per face crop")
     add("--device", default="auto", help="auto, cpu, cuda: where faces are detected")
     add("--retry_failed", action="store_true", help="try the clips of failed.csv again")
-    return parser.parse_args()
+    return flags.parse_args()
 
 
 def main() -> int:

@@ -20,20 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from training.tasks import MODALITY_FOLDERS, SETTINGS, TASKS, model_arch, recipe
-from utils.config import device_name, flag_help
+from utils.config import Flags, device_name
 from utils.errors import IntegrityError, Interrupted, UsageError, check_range, run_script
 from utils.files import lock_folder, read_json, write_json
 from utils.parallel import available_cores
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    flags = Flags(
+        __doc__,
         epilog="In [brackets]: the published recipe, by mode where it differs; see --dry_run.",
         argument_default=argparse.SUPPRESS,
     )
-    add = flag_help(parser)
+    add = flags.add
     add("--mode", required=True, choices=TASKS, help="what to train")
     add("--exp_name", required=True, help="name of the run and of its folder")
     for name, setting in SETTINGS.items():
@@ -51,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     add("--resume", default=False, action="store_true", help="go on where the run stopped")
     add("--overwrite", default=False, action="store_true", help="throw the run of that name away")
     add("--dry_run", default=False, action="store_true", help="check everything, train nothing")
-    return parser.parse_args()
+    return flags.parse_args()
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.errors import ClipError
 
-SETTINGS = {"key": "word_embed", "max_words": 10_000, "max_bytes": 64 << 20}
+SETTINGS = {"key": "word_embed", "max_words": 2000, "max_bytes": 16 << 20}
 
 
 def read_words(path: Path | None, word_dim: int | None, settings: dict = SETTINGS) -> np.ndarray:

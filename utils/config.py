@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from utils.errors import UsageError
 
@@ -17,15 +16,20 @@ def boolean(text: str) -> bool:
     return known[text.lower()]
 
 
-def flag_help(parser: argparse.ArgumentParser) -> Callable[..., Any]:
-    """`parser.add_argument` that appends the default to the help text where there is one."""
+class Flags(argparse.ArgumentParser):
+    """Flags of a script: its docstring as help, defaults shown, errors in one line."""
 
-    def add(*names: str, help: str, **options: Any) -> Any:
+    def __init__(self, doc: str, **options: Any):
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=doc, formatter_class=form, allow_abbrev=False, **options)
+
+    def add(self, *names: str, help: str, **options: Any) -> None:
         default = options.get("default")
         shown = "" if default in (None, argparse.SUPPRESS) else f" (default: {default})"
-        return parser.add_argument(*names, help=help + shown, **options)
+        self.add_argument(*names, help=help + shown, **options)
 
-    return add
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help explains every flag)\n")
 
 
 def device_name(wanted: str) -> str:
