@@ -17,8 +17,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from utils.config import Flags, device_name
-from utils.errors import IntegrityError, UsageError, check_range, one_of, run_script
+from utils.config import Flags, device_name, ranged
+from utils.errors import IntegrityError, UsageError, one_of, run_script
 from utils.files import sha256, write_atomic, write_bytes
 from utils.parallel import available_cores
 from utils.sheet import Sheet
@@ -36,19 +36,30 @@ def parse_args() -> argparse.Namespace:
     add("--logs_dir", default=Path("logs"), type=Path, help="where runs are kept")
     add("--split", help="the split of the sheets' clips, when an id occurs in several")
     add("--tta", default=12, type=int, choices=(12, 6, 1), help="views of the face per clip")
-    add("--temperature", default=0.1, type=float, help="power on each view's probabilities")
-    add("--face_frames", default=32, type=int, help="face crops per clip, evenly spaced")
+    add(
+        "--temperature",
+        default=0.1,
+        type=ranged(float, 1e-6),
+        help="power on each view's probabilities",
+    )
+    add("--face_frames", default=32, type=ranged(int, 1), help="face crops per clip, evenly spaced")
     add("--missing", default="error", help="label for clips without features, or error")
     add("--out", default=Path(), type=Path, help="folder of the submissions")
-    add("--batch_size", default=8, type=int, help="clips at once")
-    add("--num_workers", default=min(8, available_cores()), type=int, help="loading processes")
+    add("--batch_size", default=8, type=ranged(int, 1), help="clips at once")
+    add(
+        "--num_workers",
+        default=min(8, available_cores()),
+        type=ranged(int, 0),
+        help="loading processes",
+    )
     add("--device", default="auto", help="auto, cpu, cuda")
     return flags.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    check_flags(args)
+    if args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out {args.out} is a file: give a folder")
 
     import numpy as np
 
@@ -74,15 +85,6 @@ def main() -> None:
         write_submission(args, sheet, known, features.classes)
     if len(members) > 1:
         print(f"ensemble of {len(members)}: {accuracy(members[0][1], rows, mean, features)}")
-
-
-def check_flags(args: argparse.Namespace) -> None:
-    check_range("temperature", args.temperature, 1e-6, 1e6)
-    check_range("batch_size", args.batch_size, 1)
-    check_range("face_frames", args.face_frames, 1)
-    check_range("num_workers", args.num_workers, 0)
-    if args.out.exists() and not args.out.is_dir():
-        raise UsageError(f"--out {args.out} is a file: give a folder")
 
 
 def sheet_paths(args: argparse.Namespace) -> list[Path]:

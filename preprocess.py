@@ -16,8 +16,8 @@ from collections import Counter
 from pathlib import Path
 
 from corpora import CORPORA, list_corpus
-from utils.config import Flags, device_name
-from utils.errors import UsageError, check_range, run_script
+from utils.config import Flags, device_name, ranged
+from utils.errors import UsageError, run_script
 from utils.files import lock_folder, write_bytes, write_csv, write_json
 from utils.parallel import BACKENDS, available_cores, parallel_map
 
@@ -31,11 +31,18 @@ def parse_args() -> argparse.Namespace:
     add("--data_dir", default=Path(), type=Path, help="folder of the raw clips")
     add("--features_dir", default=Path("features"), type=Path, help="where the features go")
     add("--modalities", help="comma list of speech,video,text; default: what the corpus provides")
-    add("--workers", default=available_cores(), type=int, help="clips worked on at once")
+    add("--workers", default=available_cores(), type=ranged(int, 1), help="clips worked on at once")
     add("--backend", default="loky", choices=BACKENDS, help="loky: this machine; else a cluster")
     add("--scheduler", help="address of the dask or ray cluster; default: start one here")
-    add("--face_fps", default=10.0, type=float, help="face crops per second of speech")
-    add("--face_size", default=224, type=int, help="side of a face crop in pixels")
+    add(
+        "--face_fps",
+        default=10.0,
+        type=ranged(float, 0.1, 240),
+        help="face crops per second of speech",
+    )
+    add(
+        "--face_size", default=224, type=ranged(int, 16, 1024), help="side of a face crop in pixels"
+    )
     add("--video_embedding", action="store_true", help="also a FaceNet vector per face crop")
     add("--device", default="auto", help="auto, cpu, cuda: where faces are detected")
     add("--retry_failed", action="store_true", help="try the clips of failed.csv again")
@@ -44,7 +51,6 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    check_flags(args)
     listing = list_corpus(args.corpus, args.data_dir)
     if not listing.clips and not listing.failures:
         raise UsageError(f"no clips found under {args.data_dir.resolve()}")
@@ -54,12 +60,6 @@ def main() -> int:
         records = extract(args, listing, modalities)
         rejected = write_tables(args, listing, modalities, records)
     return REJECTED if rejected else 0
-
-
-def check_flags(args: argparse.Namespace) -> None:
-    check_range("workers", args.workers, 1, 1024)
-    check_range("face_fps", args.face_fps, 0.1, 240)
-    check_range("face_size", args.face_size, 16, 1024)
 
 
 def chosen_modalities(args: argparse.Namespace, provided: tuple[str, ...]) -> tuple[str, ...]:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from training.tasks import MODALITY_FOLDERS, SETTINGS, TASKS, model_arch, recipe
-from utils.config import Flags, device_name
-from utils.errors import IntegrityError, Interrupted, UsageError, check_range, run_script
+from utils.config import Flags, device_name, ranged
+from utils.errors import IntegrityError, Interrupted, UsageError, run_script
 from utils.files import lock_folder, read_json, write_json
 from utils.parallel import available_cores
 
@@ -34,29 +34,68 @@ def parse_args() -> argparse.Namespace:
     )
     add = flags.add
     add("--mode", required=True, choices=TASKS, help="what to train")
-    add("--exp_name", required=True, help="name of the run and of its folder")
+    add("--exp_name", required=True, type=run_name, help="name of the run and of its folder")
     for name, setting in SETTINGS.items():
         values = dict.fromkeys(str(recipe(mode)[name]) for mode in TASKS)
-        kind = {"choices": setting.choices} if setting.choices else {"type": setting.kind}
-        add(f"--{name}", help=f"{setting.help} [{'/'.join(values)}]", **kind)
+        kind = "choices" if isinstance(setting.kind, tuple) else "type"
+        add(f"--{name}", help=f"{setting.help} [{'/'.join(values)}]", **{kind: setting.kind})
     for name in MODALITY_FOLDERS:
         add(f"--{name}_load_weights", metavar="PATH", help=f"start from a {name} run's checkpoint")
     add("--fold", help="validate on this fold of the manifest, train on the others")
     add("--features_dir", default=Path("features"), type=Path, help="what preprocess.py wrote")
     add("--logs_dir", default=Path("logs"), type=Path, help="where runs are kept")
-    add("--num_workers", default=min(8, available_cores()), type=int, help="loading processes")
+    add(
+        "--num_workers",
+        default=min(8, available_cores()),
+        type=ranged(int, 0),
+        help="loading processes",
+    )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     add("--config", type=Path, help="JSON of settings, as config.json of a run; flags go first")
     add("--resume", default=False, action="store_true", help="go on where the run stopped")
     add("--overwrite", default=False, action="store_true", help="throw the run of that name away")
     add("--dry_run", default=False, action="store_true", help="check everything, train nothing")
-    return flags.parse_args()
+    args = flags.parse_args()
+    if "config" in args:  # its settings go through the same checks, and the flags go first
+        args = flags.parse_args([*flags_of_file(args.config, args.mode), *sys.argv[1:]])
+    return args
+
+
+def run_name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.+=-]{0,100}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: use letters, digits and . _ - + =")
+    return text
+
+
+def flags_of_file(path: Path, mode: str) -> list[str]:
+    """A JSON file of settings as flags; UsageError for one that is unknown or of another mode."""
+    config, known = read_json(path), start_config(mode)
+    if not isinstance(config, dict):
+        raise UsageError(f"{path}: expected settings by name, as config.json of a run has them")
+    for name in (name for name in config if name not in known):
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"{path}: unknown setting {name!r}{hint}")
+    if config.get("mode", mode) != mode:
+        raise UsageError(f"{path} is of mode {config['mode']}, not {mode}")
+    return [f"--{name}={value}" for name, value in config.items() if value is not None]
+
+
+def start_config(mode: str) -> dict[str, Any]:
+    """All settings of a run before any flag: the mode's recipe, no starting weights, no fold."""
+    paths = [f"{name}_load_weights" for name in MODALITY_FOLDERS]
+    return {"mode": mode, "fold": None, **dict.fromkeys(paths), **recipe(mode)}
+
+
+def resolve_config(args: argparse.Namespace) -> dict[str, Any]:
+    config = start_config(args.mode)
+    return config | {name: value for name, value in vars(args).items() if name in config}
 
 
 def main() -> None:
     args = parse_args()
     task = TASKS[args.mode]
-    config = resolve_config(vars(args))
+    config = resolve_config(args)
 
     import torch
 
@@ -144,43 +183,6 @@ def main() -> None:
     write_json(folder / "best.json", best)
     print(f"best: epoch {best['epoch']}, {measures(best)} over {best['clips']} validation clips")
     print(f"{ckpt.best_checkpoint(folder)}  (curves.png and confusion.png are beside it)")
-
-
-def resolve_config(given: dict[str, Any]) -> dict[str, Any]:
-    """The mode's recipe, over it the file of --config, over it the flags; all of it checked."""
-    mode = given["mode"]
-    paths = [f"{name}_load_weights" for name in MODALITY_FOLDERS]
-    config = {"mode": mode, "fold": None, **dict.fromkeys(paths), **recipe(mode)}
-    if "config" in given:
-        config |= read_config(given["config"], config)
-    config |= {name: value for name, value in given.items() if name in config}
-    check_config(config, given["exp_name"])
-    check_range("num_workers", given["num_workers"], 0)
-    return config
-
-
-def read_config(path: Path, known: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a JSON file; UsageError for one that is unknown or of another mode."""
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise UsageError(f"{path}: expected settings by name, as config.json of a run has them")
-    for name in config:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"{path}: unknown setting {name!r}{hint}")
-    if config.get("mode", known["mode"]) != known["mode"]:
-        raise UsageError(f"{path} is of mode {config['mode']}, not {known['mode']}")
-    return config
-
-
-def check_config(config: dict[str, Any], exp_name: str) -> None:
-    """UsageError with the value and the allowed range for the first setting that is off."""
-    for name, setting in SETTINGS.items():
-        if not setting.allows(config[name]):
-            raise UsageError(f"--{name} {config[name]!r}: expected {setting.allowed}")
-    if not re.fullmatch(r"\w[\w.+=-]{0,100}", exp_name):
-        raise UsageError(f"--exp_name {exp_name!r}: use letters, digits and . _ - + =")
 
 
 def check_data(train_set: Any, val_set: Any) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -85,7 +87,7 @@ def resolve(monkeypatch, mode: str, flags: str = "") -> dict:
     monkeypatch.setattr(
         sys, "argv", ["train.py", "--mode", mode, "--exp_name", "X", *flags.split()]
     )
-    return train.resolve_config(vars(train.parse_args()))
+    return train.resolve_config(train.parse_args())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -159,13 +161,13 @@ def test_weights_that_do_not_fit_are_refused(runs, start, tmp_path):
     ("flags", "says"),
     [
         ("--features_dir nowhere", "run preprocess.py first"),
-        ("--learning_rate nan", "learning_rate nan"),
-        ("--batch_size 0", "--batch_size 0: expected a whole number from 1"),
+        ("--learning_rate nan", "--learning_rate: nan"),
+        ("--batch_size 0", "--batch_size: 0: expected a number, 1 or more"),
         ("--num_workers -1", "num_workers"),
         ("--optim adam", "adam"),
         ("--exp_name ../up", "use letters"),
         ("--device cuda:77", "cuda:77"),
-        ("--text_heads 7 --text_layers 0", "--text_layers 0"),
+        ("--text_heads 7 --text_layers 0", "--text_layers: 0"),
         ("--pretrained nowhere", ""),  # text has no trunk: nothing to load, a good dry run
     ],
 )
@@ -181,8 +183,8 @@ def test_bad_flags_are_usage(start, flags, says):
         ({"learning_rte": 1}, "did you mean learning_rate"),
         ({"mode": "face"}, "is of mode face"),
         ({"n_epoch": 2.5}, "n_epoch"),
-        ({"amp": "False"}, "amp"),
-        ({"pretrained": None}, "pretrained"),
+        ({"amp": "perhaps"}, "amp"),
+        ({"label_smoothing": 2}, "label_smoothing"),
         ([], "config"),
         (None, "not valid JSON"),
     ],
@@ -347,3 +349,24 @@ def test_training_never_opens_the_test_clips(features, tmp_path):
     command = ["--mode", "text", "--exp_name", "a", *TINY, *places]
     run = run_script("-c", AUDIT, *command)
     assert run.stdout.splitlines()[-4:] == ["code 0", "train 14", "val 14", "test 0"], run.stderr
+
+
+def test_every_command_of_the_recipe_parses(monkeypatch):
+    script = (ROOT / "recipes" / "merc2020.sh").read_text().replace("\\\n", " ")
+    lines = [shlex.split(line) for line in script.splitlines() if line.startswith("python ")]
+    runs = [line[2:] for line in lines if line[1] == "train.py"]
+    seen = {}
+    for arguments in runs:
+        arguments = arguments[: arguments.index(">>")]
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        args = train.parse_args()
+        seen[args.exp_name] = args
+        for mode in ("speech", "face", "text"):  # what it starts from was trained before it
+            path = getattr(args, f"{mode}_load_weights", None)
+            assert path is None or seen[Path(path).name].mode == mode
+    assert len(runs) == 16 and {args.seed for args in seen.values()} == {42, 4242, 424242, 1234}
+    assert [line[1] for line in lines if line[1] != "train.py"] == [
+        "preprocess.py",
+        "make_submission.py",
+        "make_submission.py",
+    ]

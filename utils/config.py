@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from utils.errors import UsageError
@@ -14,6 +16,20 @@ def boolean(text: str) -> bool:
     if text.lower() not in known:
         raise argparse.ArgumentTypeError(f"{text!r}: expected True or False")
     return known[text.lower()]
+
+
+def ranged(kind: type, least: float, most: float = math.inf) -> Callable[[str], float]:
+    """A reader of numbers from `least` to `most` for a flag; nan is never in the range."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not least <= value <= most:
+            upper = "or more" if most == math.inf else f"to {most:g}"
+            raise argparse.ArgumentTypeError(f"{text}: expected a number, {least:g} {upper}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse says "invalid int value" with it
+    return read
 
 
 class Flags(argparse.ArgumentParser):

@@ -61,12 +61,6 @@ def run_script(main: Callable[[], int | None]) -> None:
         sys.exit(0)
 
 
-def check_range(flag: str, value: float, least: float, most: float = 1 << 20) -> None:
-    """UsageError unless least <= value <= most."""
-    if not least <= value <= most:
-        raise UsageError(f"--{flag} {value}: expected a number from {least:g} to {most:g}")
-
-
 def one_of(kind: str, value: str, known: dict | tuple | list) -> None:
     """Raise UsageError that lists the known names, unless `value` is one of them."""
     if value not in known:
