@@ -56,12 +56,13 @@ def main() -> None:
             seconds = run(f"{command} {start}{folders} --overwrite")
             write_text(run_folder / "seconds.txt", f"{seconds:.0f}\n")
         weights += f"--{mode}_load_weights {run_folder} "
-    sheets = [args.out / f"test{number}_submission.csv" for number in (1, 2, 3)]
+    answers = args.out / f"submission-seed{args.seed}"
+    sheets = [answers / f"test{number}_submission.csv" for number in (1, 2, 3)]
     members = logs / "multimodal" / f"demo-seed{args.seed}"
     if not all(path.is_file() for path in sheets):
         run(
             f"make_submission.py --checkpoints {members} --features_dir {features} "
-            f"--out {args.out} --face_frames 8 --tta 6"
+            f"--out {answers} --face_frames 8 --tta 6"
         )
     print(table(logs, args.seed))
     print("submissions: " + " ".join(map(str, sheets)))

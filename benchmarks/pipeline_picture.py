@@ -35,7 +35,7 @@ def main() -> None:
     log_mel = np.load(folder / "speech" / f"{row['clip_id']}.npy")
     words = np.load(folder / "text" / f"{row['clip_id']}.npz")["word_embed"]
     answers = pd.read_csv(run / "raw" / "answers.csv", dtype=str).set_index("FileID")
-    sheet = (run / "test1_submission.csv").read_text().splitlines()[:6]
+    sheet = (run / "submission-seed42" / "test1_submission.csv").read_text().splitlines()[:6]
 
     figure = Figure((12, 5.4))
     FigureCanvasAgg(figure)

@@ -58,8 +58,8 @@ def extract_faces(
                 crops[indices] = crop_face(frame, box, size, settings["margin"])
     valid = np.isfinite(boxes[:, 0])
     if not valid.any():
-        where = f"in {path.name} while there is speech, {start:.1f} to {end:.1f} s"
-        raise ClipError("E_NOFACE", f"no face {where} (0 of {len(times)} frames)")
+        when = f"from {start:.1f} to {end:.1f} s"
+        raise ClipError("E_NOFACE", f"no face in {path.name} {when} (0 of {len(times)} frames)")
     return Faces(crops, valid, boxes)
 
 
