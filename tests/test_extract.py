@@ -609,3 +609,27 @@ def test_damaged_arrays_are_read_or_classified(tmp_path):
         path.write_bytes(archive(bytes(mutant)))
         with contextlib.suppress(ClipError):
             assert read_words(path, 8).dtype == np.float32
+
+
+def test_embeddings_come_from_the_cached_weights_and_are_zero_without_a_face(tmp_path, monkeypatch):
+    import torch
+    from facenet_pytorch import InceptionResnetV1
+
+    from extract import faces
+
+    torch.manual_seed(0)
+    network = InceptionResnetV1(num_classes=8631).eval()  # as many as vggface2 has people
+    cache = tmp_path / "checkpoints"
+    cache.mkdir()
+    torch.save(network.state_dict(), cache / "20180402-114759-vggface2.pt")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    faces.embedder.cache_clear()
+    crops = np.random.default_rng(0).integers(0, 255, (3, 160, 160, 3)).astype(np.uint8)
+    vectors = faces.embed(crops, np.array([True, False, True]))
+    faces.embedder.cache_clear()
+    assert vectors.shape == (3, 512) and vectors.dtype == np.float32
+    assert (vectors[1] == 0).all()
+    picture = torch.from_numpy(crops[2]).permute(2, 0, 1)[None].float()
+    with torch.inference_mode():
+        expected = network((picture - 127.5) / 128)[0].numpy()
+    np.testing.assert_allclose(vectors[2], expected, atol=1e-5)
