@@ -242,16 +242,15 @@ def embed(crops: np.ndarray, valid: np.ndarray, device: str = "cpu") -> np.ndarr
 @lru_cache(maxsize=1)
 def embedder(device: str) -> Any:
     """InceptionResnetV1 with vggface2 weights, from the cache of torch or from the internet."""
-    import pickle
-
     from facenet_pytorch import InceptionResnetV1
     from facenet_pytorch.models.inception_resnet_v1 import get_torch_home
 
     weights = EMBEDDING_SETTINGS["weights"]
     try:
         return InceptionResnetV1(pretrained=weights, device=device).eval()
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # URLError: OSError
+    except Exception as error:  # no internet, or foreign bytes in the cache
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
             f"--video_embedding needs the {weights} weights of facenet-pytorch; they are neither "
-            f"readable in {get_torch_home()}/checkpoints nor could they be downloaded: {error}"
+            f"readable in {get_torch_home()}/checkpoints nor could they be downloaded: {reason}"
         ) from error

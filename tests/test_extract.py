@@ -618,10 +618,11 @@ def test_embeddings_come_from_the_cached_weights_and_are_zero_without_a_face(tmp
     from extract import faces
 
     torch.manual_seed(0)
-    network = InceptionResnetV1(num_classes=8631).eval()  # as many as vggface2 has people
+    network = InceptionResnetV1(classify=True, num_classes=8631).eval()  # people of vggface2
     cache = tmp_path / "checkpoints"
     cache.mkdir()
     torch.save(network.state_dict(), cache / "20180402-114759-vggface2.pt")
+    network.classify = False
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     faces.embedder.cache_clear()
     crops = np.random.default_rng(0).integers(0, 255, (3, 160, 160, 3)).astype(np.uint8)
