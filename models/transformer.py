@@ -11,7 +11,7 @@ class TextTransformer(nn.Module):
     Padding is masked in the attention and in the mean, so neither the other clips of a batch nor
     the length that it is padded to change a clip's result. As in the reference there is no
     position code: order enters nowhere. Layers normalise first (arXiv 2002.04745), which lets
-    twelve of them train without a warm-up. A word size that the heads do not divide is mapped to
+    twelve of them do without a warm-up. A word size that the heads do not divide is mapped to
     the next one that they do.
     """
 
