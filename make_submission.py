@@ -156,10 +156,11 @@ def load_members(args: argparse.Namespace, features: Any) -> list[tuple[Path, di
     given = args.checkpoints or [run for run in sorted(folder.glob("*")) if best_checkpoint(run)]
     if not given:
         raise UsageError(f"no runs in {folder}: train one, or give --checkpoints")
-    members = {}
+    members, learnt = {}, {}
     for path in find_checkpoints(given):
         checkpoint = load_checkpoint(path)
-        inputs = TASKS[checkpoint["config"]["mode"]].inputs
+        task = TASKS[checkpoint["config"]["mode"]]
+        inputs = task.inputs
         features.require(inputs)
         check_match(path, "classes", checkpoint["classes"], features.classes)
         check_match(path, "features", checkpoint["features_config"], features.config_for(inputs))
@@ -167,6 +168,10 @@ def load_members(args: argparse.Namespace, features: Any) -> list[tuple[Path, di
         if name in members:
             raise IntegrityError(f"{path} and {members[name][0]} are the same checkpoint")
         members[name] = (path, checkpoint, restore_model(checkpoint, path))
+        learnt[task.label_columns[task.answer]] = path
+    if len(learnt) > 1:
+        what = ", ".join(f"{path} {column}" for column, path in learnt.items())
+        raise IntegrityError(f"the members answer different questions: {what}")
     return [members[name] for name in sorted(members)]
 
 

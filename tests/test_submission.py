@@ -211,6 +211,14 @@ def test_members_that_do_not_belong_are_refused(submit, members, features, tmp_p
     weights["heads.integrated.linear.bias"][2] = float("nan")
     refused(altered("nan", weights=weights), "heads.integrated.linear.bias")
     refused(altered("arch", arch={"encoders": {}, "heads": {}, "n_classes": 7}))
+    arch = model_arch(TASKS["speech"], CONFIG, len(CLASSES), None)
+    speech = {
+        "arch": arch,
+        "weights": build_model(**arch).state_dict(),
+        "config": {**CONFIG, "mode": "speech"},
+        "features_config": Features.open(features).config_for(("speech",)),
+    }
+    refused(altered("speech", **speech), "different questions", "speech_emotion")
     data = members[1].read_bytes()
     damaged = {"cut": data[: len(data) // 2], "empty": b"", "text": b"text", "zip": data[:9]}
     for name, content in damaged.items():
