@@ -346,8 +346,8 @@ BAD_FLAGS = {
     "an unknown corpus": (["--corpus", "iemocap"], "merc2020"),
     "an unknown modality": (["--modalities", "speech,smell"], "speech,video,text"),
     "a wrong folder": (["--data_dir", "nowhere"], "nowhere"),
-    "no workers": (["--workers", "0"], "--workers 0"),
-    "no rate": (["--face_fps", "nan"], "--face_fps nan"),
+    "no workers": (["--workers", "0"], "--workers: 0"),
+    "no rate": (["--face_fps", "nan"], "--face_fps: nan"),
     "a size in letters": (["--face_size", "big"], "--face_size"),
     "embedding without video": (["--modalities", "text", "--video_embedding"], "video"),
 }
