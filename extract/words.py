@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -47,17 +48,8 @@ def _read_member(path: Path, settings: dict) -> bytes:
                 raise ClipError("E_NPZ", f"{path.name}: expected one {wanted}, it holds {held}")
             with archive.open(wanted) as member:
                 data = member.read(settings["max_bytes"] + 1)
-    except (
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        NotImplementedError,
-    ) as e:
-        raise ClipError("E_NPZ", f"{path.name} is not a readable .npz: {e}") from e
-    except zipfile.zlib.error as error:
-        raise ClipError("E_NPZ", f"{path.name} is damaged: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ClipError("E_NPZ", f"{path.name} is not a readable .npz: {error}") from error
     if len(data) > settings["max_bytes"]:
         raise ClipError("E_LIMIT", f"{path.name} unpacks to over {settings['max_bytes'] >> 20} MiB")
     return data

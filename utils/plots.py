@@ -16,11 +16,14 @@ def plot_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     figure, axes = _figure(1, 2, (9, 3.6))
     epochs = [row["epoch"] for row in rows]
     measured = [row for row in rows if row.get("val_loss") is not None]
-    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
-        axis.plot(epochs, [row[f"train_{name}"] for row in rows], color=TRAIN, label="training")
+    # the training loss has smoothed, mixed targets and all heads: not on validation's scale
+    labels = {"loss": "training objective", "accuracy": "training"}
+    for axis, (name, label) in zip(axes, labels.items(), strict=True):
+        axis.plot(epochs, [row[f"train_{name}"] for row in rows], color=TRAIN, label=label)
         values = [row[f"val_{name}"] for row in measured]
         axis.plot([row["epoch"] for row in measured], values, color=VAL, label="validation")
         axis.set(xlabel="epoch", title=name)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False)
     axes[1].set_ylim(0, 1)
     if measured:
