@@ -19,7 +19,7 @@ from typing import Any
 
 from utils.config import Flags, device_name, ranged
 from utils.errors import IntegrityError, UsageError, one_of, run_script
-from utils.files import sha256, write_atomic, write_bytes
+from utils.files import write_atomic, write_bytes
 from utils.parallel import available_cores
 from utils.sheet import Sheet
 
@@ -70,13 +70,13 @@ def main() -> None:
     sheets = [Sheet(path) for path in sheet_paths(args)]
     found = [find_rows(sheet, features, args.split) for sheet in sheets]
     check_missing(args, sheets, found, features)
-    members = load_members(args, features)
+    members = members_of(args, features)
     rows = {(row["split"], row["clip_id"]): row for each in found for row in each.values()}
     if not rows:
         raise IntegrityError(f"no clip of the sheets has features in {args.features_dir}")
-    scores = [predict(member, list(rows.values()), features, args, device) for member in members]
-    for (path, checkpoint, _), probabilities in zip(members, scores, strict=True):
-        print(f"{path}: {accuracy(checkpoint, rows, probabilities, features)}")
+    scores = [score(member, list(rows.values()), features, args, device) for member in members]
+    for member, probabilities in zip(members, scores, strict=True):
+        print(f"{member.path}: {accuracy(member, rows, probabilities, features)}")
     mean = np.mean(scores, axis=0)
     place = {key: index for index, key in enumerate(rows)}
     for sheet, each in zip(sheets, found, strict=True):
@@ -84,7 +84,7 @@ def main() -> None:
         known = dict(zip(each, mean[index], strict=True))
         write_submission(args, sheet, known, features.classes)
     if len(members) > 1:
-        print(f"ensemble of {len(members)}: {accuracy(members[0][1], rows, mean, features)}")
+        print(f"ensemble of {len(members)}: {accuracy(None, rows, mean, features)}")
 
 
 def sheet_paths(args: argparse.Namespace) -> list[Path]:
@@ -142,107 +142,45 @@ def check_missing(args: argparse.Namespace, sheets: list, found: list, features:
         one_of("--missing", args.missing, features.classes)
 
 
-def load_members(args: argparse.Namespace, features: Any) -> list[tuple[Path, dict, Any]]:
-    """(path, checkpoint, model) of every member, in an order that their paths do not decide."""
-    from training.checkpoint import (
-        best_checkpoint,
-        find_checkpoints,
-        load_checkpoint,
-        restore_model,
-    )
-    from training.tasks import TASKS
+def members_of(args: argparse.Namespace, features: Any) -> list:
+    """The runs of --checkpoints, else every run of logs/multimodal that has a best checkpoint."""
+    from training.checkpoint import best_checkpoint
+    from training.ensemble import load_members
 
     folder = args.logs_dir / "multimodal"
     given = args.checkpoints or [run for run in sorted(folder.glob("*")) if best_checkpoint(run)]
     if not given:
         raise UsageError(f"no runs in {folder}: train one, or give --checkpoints")
-    members, learnt = {}, {}
-    for path in find_checkpoints(given):
-        checkpoint = load_checkpoint(path)
-        task = TASKS[checkpoint["config"]["mode"]]
-        inputs = task.inputs
-        features.require(inputs)
-        check_match(path, "classes", checkpoint["classes"], features.classes)
-        check_match(path, "features", checkpoint["features_config"], features.config_for(inputs))
-        name = sha256(path)
-        if name in members:
-            raise IntegrityError(f"{path} and {members[name][0]} are the same checkpoint")
-        members[name] = (path, checkpoint, restore_model(checkpoint, path))
-        learnt[task.label_columns[task.answer]] = path
-    if len(learnt) > 1:
-        what = ", ".join(f"{path} {column}" for column, path in learnt.items())
-        raise IntegrityError(f"the members answer different questions: {what}")
-    return [members[name] for name in sorted(members)]
+    return load_members(given, features)
 
 
-def check_match(path: Path, what: str, trained: Any, here: Any) -> None:
-    if trained != here:
-        raise IntegrityError(f"{path} was trained on other {what}: {trained} then, {here} here")
-
-
-def predict(
-    member: tuple[Path, dict, Any], rows: list[dict], features: Any, args: Any, device: str
-) -> Any:
+def score(member: Any, rows: list[dict], features: Any, args: Any, device: str) -> Any:
     """(N, K) probabilities of one model: power mean over the views of each clip."""
     import numpy as np
-    import pandas as pd
-    import torch
 
-    from training.data import ClipDataset, make_loader, to_device
-    from training.loop import progress
-    from training.tasks import TASKS
+    from training.ensemble import face_views, make_dataset, power_mean, predict
 
-    path, checkpoint, model = member
-    task = TASKS[checkpoint["config"]["mode"]]
-    config = {**checkpoint["config"], "face_frames": args.face_frames}
-    dataset = ClipDataset(features, pd.DataFrame(rows), task, config, training=False)
-    dataset.check_files()
-    model = model.to(device).eval()
-    views = face_views(args.tta) if "face" in task.inputs else [None]
-    parts = []
-    loader = make_loader(dataset, args.batch_size, args.num_workers, device)
-    with torch.inference_mode():
-        for batch in progress(loader, desc=path.parent.name, unit="batch"):
-            inputs = to_device(batch["inputs"], device)
-            encoded = model.encode({k: v for k, v in inputs.items() if k != "face"})
-            mean = 0
-            for view in views:
-                if view is not None:
-                    encoded |= model.encode({"face": (view(inputs["face"][0]),)})
-                logits = model.classify(encoded)[task.answer].double()
-                mean = mean + (args.temperature * logits).softmax(dim=1) / len(views)
-            parts.append(mean.cpu().numpy())
-    probabilities = np.concatenate(parts)
+    dataset = make_dataset(member, rows, features, face_frames=args.face_frames)
+    views = face_views(args.tta)
+    batches = predict(member, dataset, device, views, args.batch_size, args.num_workers)
+    answer = member.task.answer
+    means = [power_mean([view[answer] for view in each], args.temperature) for each in batches]
+    probabilities = np.concatenate([mean.cpu().numpy() for mean in means])
     if not np.isfinite(probabilities).all():
-        raise IntegrityError(f"{path} gives probabilities that are not numbers")
+        raise IntegrityError(f"{member.path} gives probabilities that are not numbers")
     return probabilities
 
 
-def face_views(count: int) -> list:
-    """Functions (B, T, 3, H, W) in [0, 1] -> the same: all combinations of flips and factors."""
-    import ttach
-
-    flips = {12: [ttach.HorizontalFlip(), ttach.VerticalFlip()], 6: [ttach.HorizontalFlip()]}
-    if count == 1:
-        return [lambda faces: faces]
-    transforms = ttach.Compose([*flips[count], ttach.Multiply([0.9, 1.0, 1.1])])
-    return [
-        lambda faces, t=transform: t.augment_image(faces.flatten(0, 1)).view_as(faces)
-        for transform in transforms
-    ]
-
-
-def accuracy(checkpoint: dict, rows: dict, probabilities: Any, features: Any) -> str:
-    """Validation score of the checkpoint, and its score on these clips where they carry labels."""
+def accuracy(member: Any, rows: dict, probabilities: Any, features: Any) -> str:
+    """The member's validation score, and the score on these clips where they carry labels."""
     answers = [features.classes[index] for index in probabilities.argmax(axis=1)]
-    labelled = [
-        (row["emotion"], answer)
-        for row, answer in zip(rows.values(), answers, strict=True)
-        if row["emotion"]
-    ]
-    right = sum(truth == answer for truth, answer in labelled)
-    here = f"{right} of {len(labelled)} right here" if labelled else "no labels here"
-    return f"validation accuracy {checkpoint['val']['accuracy']:.4f} at training, {here}"
+    truths = [row["emotion"] for row in rows.values()]
+    right = sum(truth == answer for truth, answer in zip(truths, answers, strict=True))
+    labelled = sum(map(bool, truths))
+    here = f"{right} of {labelled} right here" if labelled else "no labels here"
+    if member is None:
+        return here
+    return f"validation accuracy {member.checkpoint['val']['accuracy']:.4f} at training, {here}"
 
 
 def write_submission(

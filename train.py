@@ -4,25 +4,23 @@
 
 One line per epoch on stdout, progress on stderr. The folder then holds <epoch>_best_<loss>.pth,
 last.pth (for --resume), config.json, metrics.csv, curves.png, confusion.png and TensorBoard events.
+With --fold all there is one such folder per fold, and folds.json with mean and deviation.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import math
 import re
-import shutil
-import signal
+import statistics
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from training.tasks import MODALITY_FOLDERS, SETTINGS, TASKS, model_arch, recipe
+from training.tasks import FOLDERS, SETTINGS, TASKS, recipe
 from utils.config import Flags, device_name, ranged
-from utils.errors import IntegrityError, Interrupted, UsageError, run_script
-from utils.files import lock_folder, read_json, write_json
+from utils.errors import UsageError, run_script
+from utils.files import read_json, write_json
 from utils.parallel import available_cores
 
 
@@ -39,9 +37,10 @@ def parse_args() -> argparse.Namespace:
         values = dict.fromkeys(str(recipe(mode)[name]) for mode in TASKS)
         kind = "choices" if isinstance(setting.kind, tuple) else "type"
         add(f"--{name}", help=f"{setting.help} [{'/'.join(values)}]", **{kind: setting.kind})
-    for name in MODALITY_FOLDERS:
+    for name in FOLDERS:
         add(f"--{name}_load_weights", metavar="PATH", help=f"start from a {name} run's checkpoint")
-    add("--fold", help="validate on this fold of the manifest, train on the others")
+    add("--fold", help="hold out this fold of the manifest; all: one run per fold, and their mean")
+    add("--val_fold", help="validate on this fold instead (or `next`), leave --fold unseen")
     add("--features_dir", default=Path("features"), type=Path, help="what preprocess.py wrote")
     add("--logs_dir", default=Path("logs"), type=Path, help="where runs are kept")
     add(
@@ -83,8 +82,8 @@ def flags_of_file(path: Path, mode: str) -> list[str]:
 
 def start_config(mode: str) -> dict[str, Any]:
     """All settings of a run before any flag: the mode's recipe, no starting weights, no fold."""
-    paths = [f"{name}_load_weights" for name in MODALITY_FOLDERS]
-    return {"mode": mode, "fold": None, **dict.fromkeys(paths), **recipe(mode)}
+    paths = [f"{name}_load_weights" for name in FOLDERS]
+    return recipe(mode) | dict.fromkeys(["fold", "val_fold", *paths])
 
 
 def resolve_config(args: argparse.Namespace) -> dict[str, Any]:
@@ -94,216 +93,52 @@ def resolve_config(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     args = parse_args()
-    task = TASKS[args.mode]
     config = resolve_config(args)
 
-    import torch
-
-    from training import checkpoint as ckpt
-    from training.data import ClipDataset, Features, make_loader, training_rows
-    from training.loop import Trainer
-    from utils.plots import plot_confusion
-    from utils.run_log import RunLog
+    from training.data import Features
+    from training.run import train_run
 
     device = device_name(args.device)
     if "amp" not in args and device == "cpu":
         config["amp"] = False  # without hardware for it, half precision takes twice the time
     features = Features.open(args.features_dir)
-    features.require(task.inputs)
-    train_rows, val_rows = training_rows(features, config["fold"])
-    train_set = ClipDataset(features, train_rows, task, config, training=True)
-    val_set = ClipDataset(features, val_rows, task, config, training=False)
-    check_data(train_set, val_set)
-
-    torch.manual_seed(config["seed"])
-    arch = model_arch(task, config, len(features.classes), train_set.word_dim())
-    model = create_model(arch, config, features.classes).to(device)
-    train_loader = make_loader(train_set, config["batch_size"], args.num_workers, device)
-    val_loader = make_loader(val_set, config["batch_size"], args.num_workers, device)
-    trainer = Trainer(model, task, config, device, len(train_loader.batch_sampler))
-    print(describe(config, trainer, train_set, val_set), flush=True)
-    if args.dry_run:
-        print("dry run: everything is in place, nothing was trained")
-        return
-
     folder = args.logs_dir / args.mode / args.exp_name
-    with lock_folder(folder):
-        last = prepare_folder(folder, args.resume, args.overwrite)
-        identity = {
-            "arch": arch,
-            "classes": features.classes,
-            "features_config": features.config_for(task.inputs),
-            "config": config,
-        }
-        rows, best = [], None
-        if last:
-            state = ckpt.load_checkpoint(last)
-            check_same(state, identity, last)
-            trainer.load_state(state)
-            rows, best = state["rows"], state["best"]
-            print(f"resumed {last} after step {trainer.step}")
-        write_json(folder / "config.json", config)
-        log = RunLog(folder, rows)
-        stop = StopSignal()
-
-        def save_last() -> None:
-            weights = {"weights": model.state_dict(), "val": best, "epoch": len(rows)}
-            resume = {"rows": rows, "best": best, **trainer.state()}
-            ckpt.save_checkpoint(folder / "last.pth", {**identity, **weights, **resume})
-
-        for epoch in range(len(rows) + 1, config["n_epoch"] + 1):
-            if not trainer.train_epoch(train_loader, epoch, stop):
-                save_last()
-                raise Interrupted(
-                    stop.signum,
-                    f"stopped in epoch {epoch} after step {trainer.step}; "
-                    f"saved in {folder / 'last.pth'}, the same command with --resume goes on",
-                )
-            row = {"epoch": epoch, "lr": trainer.learning_rate(), **trainer.epoch_summary()}
-            if epoch % config["eval_step"] == 0 or epoch == config["n_epoch"]:
-                metrics = trainer.evaluate(val_loader)
-                answer = metrics[task.answer]
-                row |= validation_row(metrics, task.answer)
-                if math.isfinite(row["val_loss"]) and (not best or row["val_loss"] < best["loss"]):
-                    best = {"epoch": epoch, "clips": answer.clips, **answer.summary()}
-                    weights = {"weights": model.state_dict(), "val": best, "epoch": epoch}
-                    ckpt.save_best(folder, {**identity, **weights})
-                    title = f"{args.exp_name}: epoch {epoch}, {answer.clips} validation clips"
-                    picture = folder / "confusion.png"
-                    plot_confusion(picture, answer.confusion, features.classes, title)
-            rows.append(row)
-            save_last()
-            log.add(row)
-            print(epoch_line(row, config["n_epoch"], best), flush=True)
-            if stop.signum and epoch < config["n_epoch"]:
-                raise Interrupted(stop.signum, f"stopped after epoch {epoch}; go on with --resume")
-        log.close()
-    if not best:
-        raise UsageError(f"the validation loss was never finite, see {folder / 'metrics.csv'}")
-    write_json(folder / "best.json", best)
-    print(f"best: epoch {best['epoch']}, {measures(best)} over {best['clips']} validation clips")
-    print(f"{ckpt.best_checkpoint(folder)}  (curves.png and confusion.png are beside it)")
+    if config["fold"] != "all":
+        train_run(config, features, folder, device, args)
+        return
+    results = {}
+    for fold in features.folds():
+        print(f"fold {fold}", flush=True)
+        run = folder / fold_folder(fold)
+        results[fold] = train_run(config_of_fold(config, fold), features, run, device, args)
+    if not results:
+        raise UsageError(f"--fold all: {args.features_dir / 'manifest.csv'} names no folds")
+    if not args.dry_run:
+        write_json(folder / "folds.json", results)
+        print(fold_line(results))
 
 
-def check_data(train_set: Any, val_set: Any) -> None:
-    """Everything that would fail in the middle of a run fails here instead."""
-    for dataset in (train_set, val_set):
-        dataset.check_files()
-        for row, labels in zip(dataset.rows, dataset.labels, strict=True):
-            if min(labels.values()) < 0:
-                known = " ".join(dataset.features.classes)
-                raise IntegrityError(f"clip {row['clip_id']}: a label is not one of {known}")
-    if len(train_set) < 2:
-        raise UsageError(f"{len(train_set)} training clip: at least 2 are needed")
+def config_of_fold(config: dict[str, Any], fold: str) -> dict[str, Any]:
+    """The settings of one fold; weights to start from are those of the same fold's run."""
+    paths = [f"{name}_load_weights" for name in FOLDERS if config[f"{name}_load_weights"]]
+    starts = {name: str(Path(config[name]) / fold_folder(fold)) for name in paths}
+    return config | {"fold": fold} | starts
 
 
-def create_model(arch: dict, config: dict[str, Any], classes: list[str]) -> Any:
-    """A model with its starting weights: fresh, ImageNet trunks, or encoders of earlier runs."""
-    from models import build_model
-    from models.backbone import Backbone, load_pretrained
-    from training.checkpoint import transfer_weights
-
-    try:
-        model = build_model(**arch)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise UsageError(f"no such model: {error}") from error
-    for module in model.modules():
-        if isinstance(module, Backbone) and config["pretrained"] != "none":
-            try:
-                place = load_pretrained(module, config["pretrained"])
-            except Exception as error:  # no internet, no file, or foreign bytes in it
-                reason = f"{type(error).__name__} {error}".splitlines()[0]
-                raise UsageError(
-                    f"--pretrained {config['pretrained']}: no weights for {module.name}: {reason} "
-                    "(hub looks in TORCH_HOME and HF_HOME first; a folder of .pth files works too)"
-                ) from error
-            print(f"{module.name}: ImageNet weights from {place}")
-    for modality in arch["encoders"]:
-        if path := config[f"{modality}_load_weights"]:
-            transfer_weights(model, Path(path), modality, classes)
-            print(f"{modality}: weights from {path}")
-    return model
+def fold_folder(fold: str) -> str:
+    if not re.fullmatch(r"\w{1,40}", fold):
+        raise UsageError(f"fold {fold!r} of the manifest: expected letters, digits and _")
+    return f"fold_{fold}"
 
 
-def describe(config: dict[str, Any], trainer: Any, train_set: Any, val_set: Any) -> str:
-    """The first lines of a run: recipe, device, precision, sizes."""
-    precision = str(trainer.dtype).removeprefix("torch.") if config["amp"] else "float32"
-    weights = list(trainer.model.parameters())
-    millions = sum(weight.numel() for weight in weights) / 1e6
-    trained = sum(weight.numel() for weight in weights if weight.requires_grad) / 1e6
-    column = train_set.task.label_columns[train_set.task.answer]
-    counts = Counter(row[column] for row in train_set.rows)
-    classes = ", ".join(f"{name} {counts[name]}" for name in train_set.features.classes)
-    return "\n".join(
-        (
-            " ".join(f"{name}={value}" for name, value in config.items() if value is not None),
-            f"{trainer.device}, {precision}, {millions:.1f} million weights, {trained:.1f} trained",
-            f"{len(train_set)} training clips ({classes}), {len(val_set)} validation clips",
-            f"{config['n_epoch']} epochs of {trainer.steps_per_epoch} steps; "
-            f"batch-norm momentum {trainer.batchnorm_momentum():.3g} for a run of this length",
-        )
-    )
-
-
-def prepare_folder(folder: Path, resume: bool, overwrite: bool) -> Path | None:
-    """The checkpoint to go on from; None for a fresh start in an empty folder."""
-    last = folder / "last.pth"
-    if overwrite:
-        for path in folder.iterdir():
-            if path.name != ".lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    elif last.is_file() and not resume:
-        raise UsageError(
-            f"{folder} holds a run already: --resume goes on with it, --overwrite "
-            "throws it away, another --exp_name keeps both"
-        )
-    return last if last.is_file() else None
-
-
-def check_same(state: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
-    """IntegrityError that shows what differs between the stopped run and this command."""
-    flat = [
-        {**part["config"], "classes": part["classes"], "features": part["features_config"]}
-        for part in (state, identity)
-    ]
-    differs = [name for name in flat[1] if flat[0].get(name) != flat[1][name]]
-    if differs:
-        shown = "; ".join(
-            f"{name}: {flat[0].get(name)} then, {flat[1][name]} now" for name in differs
-        )
-        raise IntegrityError(f"cannot resume {path}, its run differs: {shown}")
-
-
-def validation_row(metrics: dict[str, Any], answer: str) -> dict[str, float]:
-    row = {f"val_{name}": value for name, value in metrics[answer].summary().items()}
-    others = (head for head in metrics if head != answer)
-    return row | {f"val_{head}_accuracy": metrics[head].summary()["accuracy"] for head in others}
-
-
-def measures(values: dict[str, float], prefix: str = "") -> str:
-    return ", ".join(f"{name} {values[prefix + name]:.4f}" for name in ("loss", "accuracy", "uar"))
-
-
-def epoch_line(row: dict[str, Any], epochs: int, best: dict[str, Any] | None) -> str:
-    line = f"epoch {row['epoch']}/{epochs}: training loss {row['train_loss']:.4f}"
-    if "val_loss" in row:
-        line += f"; validation {measures(row, 'val_')}"
-    return line + " *" * bool(best and best["epoch"] == row["epoch"])
-
-
-class StopSignal:
-    """SIGTERM and SIGINT ask for a stop at the next step; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.signum = 0
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, self._ask)
-
-    def _ask(self, signum: int, frame: Any) -> None:
-        self.signum = signum
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_DFL)
-        print("stopping after this step ...", file=sys.stderr)
+def fold_line(results: dict[str, dict[str, Any]]) -> str:
+    """Mean and deviation over the folds of each measure."""
+    parts = []
+    for name in ("accuracy", "uar", "loss"):
+        values = [result[name] for result in results.values()]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        parts.append(f"{name} {statistics.mean(values):.4f} ± {spread:.4f}")
+    return f"{len(results)} folds: {', '.join(parts)}"
 
 
 if __name__ == "__main__":

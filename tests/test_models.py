@@ -21,7 +21,7 @@ def make_model(mode: str, word_dim: int = 16) -> torch.nn.Module:
     """A small model whose batch-norm statistics fit its inputs, in eval mode."""
     torch.manual_seed(0)
     config = recipe(mode) | {"speech_coeff": 0, "face_coeff": 0, "text_layers": 2}
-    model = build_model(**model_arch(TASKS[mode], config, 7, word_dim))
+    model = build_model(**model_arch(TASKS[mode], config, 7, {"text": (1, word_dim)}))
     set_batchnorm_momentum(model, 1.0)
     with torch.no_grad():
         model.train()(draw_inputs(mode, word_dim=word_dim))
@@ -240,3 +240,26 @@ def test_wrong_pretrained_weights_are_refused(tmp_path):
 def test_unknown_trunks_are_refused(wrong, error):
     with pytest.raises(error):
         build_model({"speech": {"type": "AttnCNN", **wrong}}, {"speech": ["speech"]}, 7)
+
+
+def test_a_missing_input_has_a_learnt_vector_of_its_own():
+    torch.manual_seed(0)
+    config = recipe("multimodal") | {"speech_coeff": 0, "face_coeff": 0, "text_layers": 1}
+    config |= {"modality_dropout": 0.3}
+    model = build_model(**model_arch(TASKS["multimodal"], config, 7, {"text": (1, 16)})).eval()
+    for vector in model.absent.values():
+        torch.nn.init.normal_(vector)
+    encoded = model.encode(draw_inputs("multimodal"))
+    some = {name: vector for name, vector in encoded.items() if name != "face"}
+    logits = model.classify(some)
+    assert list(logits) == ["integrated", "speech"], "a head without its only input stays silent"
+    clips = torch.tensor([True, False, True, False])
+    mixed = model.classify(encoded, {"face": clips})
+    torch.testing.assert_close(mixed["integrated"][clips], logits["integrated"][clips])
+    full = model.classify(encoded)
+    torch.testing.assert_close(mixed["integrated"][~clips], full["integrated"][~clips])
+    torch.testing.assert_close(mixed["face"], full["face"])
+    without = build_model(
+        **model_arch(TASKS["multimodal"], config | {"modality_dropout": 0.0}, 7, {"text": (1, 16)})
+    )
+    assert list(without.classify(some)) == ["speech"], "no zeros pretend to be a face"

@@ -16,6 +16,7 @@ from corpora.manifest import Clip
 from extract import audio, clip, faces
 from models import build_model
 from training import transforms
+from training.ensemble import Member, face_views, predict
 from training.metrics import Metrics
 from training.tasks import TASKS, model_arch, recipe
 from utils.errors import ClipError, IntegrityError
@@ -28,7 +29,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 def test_text_attention_across_the_batch():
     torch.manual_seed(0)
     config = recipe("text") | {"text_layers": 2}
-    model = build_model(**model_arch(TASKS["text"], config, 7, 16)).eval()
+    model = build_model(**model_arch(TASKS["text"], config, 7, {"text": (1, 16)})).eval()
     words, mask = torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool)
     both, alone = model({"text": (words, mask)}), model({"text": (words[:1], mask[:1])})
     torch.testing.assert_close(both["text"][:1], alone["text"], atol=1e-5, rtol=0)
@@ -175,21 +176,18 @@ def test_faces_stored_per_mel_frame():
 
 def test_speech_and_text_encoded_for_every_view():
     model = Counting()
-    views = make_submission.face_views(12)
+    views = face_views(12)
     assert len(views) == 12
-    config = {"mode": "multimodal"}
+    member = Member(Path("a/b"), {"config": recipe("multimodal")}, model)
     batch = {"speech": [torch.ones(2, 3)], "face": [torch.ones(2, 1, 3, 4, 4)]}
-    data = SimpleNamespace(check_files=lambda: None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.data.ClipDataset", lambda *_, **__: data)
-        patch.setattr("training.data.make_loader", lambda *_: [{"inputs": batch}])
-        args = SimpleNamespace(tta=12, face_frames=1, temperature=1, batch_size=2, num_workers=0)
-        make_submission.predict((Path("a/b"), {"config": config}, model), [{}], None, args, "cpu")
+        patch.setattr("training.ensemble.make_loader", lambda *_: [{"inputs": batch}])
+        list(predict(member, None, "cpu", views))
     assert model.counts == {"speech": 2, "face": 24, "text": 0}
 
 
 @pytest.mark.parametrize("mode", ["speech", "face", "text"])
 def test_phase_one_by_commenting_out_lines(mode):
     """Each modality alone is a mode of the same script."""
-    arch = model_arch(TASKS[mode], recipe(mode), 7, 200)
+    arch = model_arch(TASKS[mode], recipe(mode), 7, {"text": (1, 200)})
     assert list(arch["encoders"]) == list(arch["heads"]) == [mode]

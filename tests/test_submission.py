@@ -17,6 +17,7 @@ import make_submission
 from models import build_model
 from training.checkpoint import save_checkpoint
 from training.data import ClipDataset, Features, make_loader, to_device
+from training.ensemble import Member
 from training.tasks import TASKS, model_arch, recipe
 from utils.errors import IntegrityError, UsageError
 from utils.sheet import Sheet
@@ -35,7 +36,7 @@ def save_member(path, features, seed: int = 0, **changes):
     """A checkpoint whose answers differ from clip to clip, without any training."""
     opened = Features.open(features)
     torch.manual_seed(seed)
-    arch = model_arch(TASK, CONFIG, len(CLASSES), 16)
+    arch = model_arch(TASK, CONFIG, len(CLASSES), {"text": (1, 16)})
     model = build_model(**arch)
     with torch.no_grad():
         model.heads["integrated"].linear.weight *= 30
@@ -211,7 +212,7 @@ def test_members_that_do_not_belong_are_refused(submit, members, features, tmp_p
     weights["heads.integrated.linear.bias"][2] = float("nan")
     refused(altered("nan", weights=weights), "heads.integrated.linear.bias")
     refused(altered("arch", arch={"encoders": {}, "heads": {}, "n_classes": 7}))
-    arch = model_arch(TASKS["speech"], CONFIG, len(CLASSES), None)
+    arch = model_arch(TASKS["speech"], CONFIG, len(CLASSES), {})
     speech = {
         "arch": arch,
         "weights": build_model(**arch).state_dict(),
@@ -305,8 +306,8 @@ def test_views_of_the_face_only_and_the_mean_of_powers(features, views):
     opened, model = Features.open(features), Counting()
     args = SimpleNamespace(face_frames=2, tta=views, batch_size=3, num_workers=0, temperature=0.5)
     rows = opened.rows("test").to_dict("records")
-    path = features / "model.pth"
-    result = make_submission.predict((path, {"config": CONFIG}, model), rows, opened, args, "cpu")
+    member = Member(features / "model.pth", {"config": CONFIG}, model)
+    result = make_submission.score(member, rows, opened, args, "cpu")
     assert model.counts == {"speech": 7, "text": 7, "face": 7 * views}
     seen = model.views[:views]  # of the first clip
     assert len({view.numpy().tobytes() for view in seen}) == views

@@ -21,6 +21,7 @@ from inside import run_main
 import train
 from models import build_model
 from training.checkpoint import best_checkpoint, load_checkpoint
+from training.run import create_model
 from training.tasks import TASKS, recipe
 from utils.files import lock_folder
 
@@ -95,7 +96,7 @@ def test_the_published_command_is_the_default(monkeypatch, mode):
     given, bare = resolve(monkeypatch, mode, PUBLISHED[mode]), resolve(monkeypatch, mode)
     paths = {name: given.pop(name) for name in list(given) if name.endswith("_load_weights")}
     assert all(bare.pop(name) is None for name in paths)
-    assert given == bare == {**recipe(mode), "mode": mode, "fold": None}
+    assert given == bare == {**recipe(mode), "fold": None, "val_fold": None}
     if mode == "multimodal":
         assert sorted(paths.values()) == ["f.pth", "s.pth", "t.pth"]
     schedule = "step" if mode == "multimodal" else "cosine"
@@ -132,7 +133,7 @@ def test_multimodal_starts_from_the_three_runs(runs):
     logs, done = runs
     assert done["multimodal"].out.count(": weights from ") == 3
     fusion = load_checkpoint(logs / "multimodal" / "first" / "last.pth")
-    model = train.create_model(fusion["arch"], fusion["config"], list(CLASSES)).state_dict()
+    model = create_model(fusion["arch"], fusion["config"], list(CLASSES)).state_dict()
     copied = set()
     for mode in ("speech", "face", "text"):
         source = load_checkpoint(best_checkpoint(logs / mode / "first"))["weights"]
@@ -320,6 +321,84 @@ def test_folds_leave_the_test_clips_alone(start):
     assert run.code == 0, run.err
     assert "14 training clips" in run.out and "14 validation clips" in run.out
     assert start("text", "--fold", 5, "--dry_run").code == 2
+
+
+def test_all_folds_one_after_the_other(start, tmp_path):
+    first = start("text", "--fold", "all")
+    assert first.code == 0, first.err
+    assert "2 folds: accuracy 0." in first.out.splitlines()[-1] and "±" in first.out
+    table = json.loads((tmp_path / "text" / "run" / "folds.json").read_text())
+    assert list(table) == ["0", "1"] and all(fold["clips"] == 14 for fold in table.values())
+    (tmp_path / "text" / "run" / "fold_1" / "last.pth").unlink()
+    again = start("text", "--fold", "all", "--resume")
+    assert again.out.count("epoch 2/2") == 1, "finished folds are not trained again"
+    assert again.out.splitlines()[-1] == first.out.splitlines()[-1]
+    assert start("text", "--fold", "all").code == 2
+
+
+def test_weights_of_another_fold_have_seen_the_clips(start, tmp_path):
+    assert start("text", "--fold", "all", name="words").code == 0
+    source = tmp_path / "text" / "words"
+    arguments = ("--inputs", "text", "--text_load_weights")
+    leak = start("multimodal", *arguments, source / "fold_0", "--fold", 1, "--dry_run")
+    assert leak.code == 4 and "trained with --fold 0, this run has 1" in leak.err
+    every = start("multimodal", *arguments, source, "--fold", "all", "--dry_run")
+    assert every.code == 0 and every.out.count("text: weights from") == 2
+
+
+def add_feature(folder: Path, name: str, shape: tuple, first: np.ndarray | None = None) -> None:
+    """An own feature of every clip from which the class can be learnt; T differs by clip."""
+    rng = np.random.default_rng(1)
+    table = pd.read_csv(folder / "manifest.csv", dtype=str)
+    for index, (split, clip_id) in enumerate(zip(table["split"], table["clip_id"], strict=True)):
+        lengths = [5 + index % 4, *shape[1:]] if len(shape) == 2 else shape
+        feature = 1000 * rng.normal(size=lengths)
+        feature[..., index % 7] += 5000
+        path = folder / split / name / f"{clip_id}.npy"
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, feature if first is None or index else first)
+
+
+def test_own_features_are_modalities(tmp_path):
+    folder = write_features(tmp_path / "features", modalities=("text",), clips_per_class=4)
+    add_feature(folder, "au", (12,))
+    add_feature(folder, "wav2vec2", (5, 9))
+    places = ["--features_dir", folder, "--logs_dir", tmp_path, "--exp_name", "own", *TINY]
+    inputs = ["--inputs", "au,text,wav2vec2", "--n_epoch", 12, "--modality_dropout", 0.3]
+    run = run_main("train", "--mode", "multimodal", *places, *inputs, "--optim", "adamw")
+    assert run.code == 0, run.err
+    checkpoint = load_checkpoint(best_checkpoint(tmp_path / "multimodal" / "own"))
+    assert checkpoint["arch"]["heads"] == {"integrated": ["au", "text", "wav2vec2"]}
+    assert checkpoint["val"]["accuracy"] > 0.5, run.out
+    answers = run_main("make_submission", *places[:2], "--logs_dir", tmp_path, "--out", tmp_path)
+    assert answers.code == 0, answers.err
+
+
+@pytest.mark.parametrize(
+    "array, says",
+    [
+        (np.full(12, np.nan), "not numbers"),
+        (np.zeros((2, 12)), "other clips have"),
+        (np.zeros(7), "other clips have"),
+        (np.zeros((2, 3, 4)), "expected numbers (D,) or (T, D)"),
+        (np.array(["a", "b"]), "expected numbers (D,) or (T, D)"),
+        (None, "missing"),
+    ],
+)
+def test_a_faulty_own_feature_is_named(tmp_path, array, says):
+    folder = write_features(tmp_path / "features", 1, modalities=("text",))
+    add_feature(folder, "au", (12,))
+    place = folder / "train" / "au" / "00003.npy"
+    place.unlink() if array is None else np.save(place, array)
+    args = ["--features_dir", folder, "--logs_dir", tmp_path, "--exp_name", "a", "--inputs", "au"]
+    run = run_main("train", "--mode", "multimodal", *args)
+    assert run.code == 4 and says in run.err and "00003.npy" in run.err
+
+
+@pytest.mark.parametrize("inputs", ["speech,speech", "../speech", "speech,,text", "au"])
+def test_inputs_that_cannot_be(start, inputs):
+    assert start("multimodal", "--inputs", inputs).code == 2
+    assert start("speech", "--inputs", "speech").code == 2
 
 
 def test_dry_run_trains_nothing(features, tmp_path):

@@ -20,7 +20,7 @@ from training.data import ClipDataset, EpochBatches, Features, make_loader, to_d
 from training.loop import Trainer
 from training.losses import multi_task_loss, smooth_one_hot, soft_cross_entropy
 from training.metrics import Metrics
-from training.mixing import Mixer, cutmix, draw_box, mixup
+from training.mixing import Mixer, cutmix, draw_box, draw_left_out, mixup
 from training.optim import batchnorm_momentum, centralize_gradients, lr_factor, make_optimizer
 from training.tasks import TASKS, model_arch, recipe
 from utils.errors import IntegrityError, UsageError
@@ -426,7 +426,7 @@ def test_items_carry_labels_and_pictures_as_bytes(features):
     face, mask = item["inputs"]["face"][0], item["inputs"]["text"][1]
     ready = to_device({"face": [face], "text": [mask]}, "cpu")
     torch.testing.assert_close(ready["face"][0], face.float() / 255)
-    assert ready["text"][0].dtype == torch.bool and data.word_dim() == 16
+    assert ready["text"][0].dtype == torch.bool and data.shapes()["text"][1] == 16
     test_rows = ClipDataset(features, features.rows("test"), TASKS["face"], data.config, False)
     assert test_rows[0, 0]["labels"] == {"face": -1}
 
@@ -435,10 +435,27 @@ def test_folds_split_the_manifest(features):
     train, val = training_rows(features, "1")
     assert set(val["fold"]) == {"1"} and set(train["fold"]) == {"0"} and len(train) == len(val)
     assert "test" not in {*train["split"], *val["split"]}, "test clips are never trained on"
-    with pytest.raises(UsageError, match=r"--fold 9.*'0', '1'"):
-        training_rows(features, "9")
+    for wrong in ({"fold": "9"}, {"fold": "1", "val_fold": "1"}, {"fold": "1", "val_fold": "0"}):
+        with pytest.raises(UsageError, match=r"--fold .*: the manifest has the folds 0, 1"):
+            training_rows(features, **wrong)
     train, val = training_rows(features, None)
     assert set(train["split"]) == {"train"} and set(val["split"]) == {"val"}
+
+
+def test_a_fold_for_choices_leaves_the_tested_one_unseen(features):
+    table = features.manifest.assign(fold=[str(number % 3) for number in range(42)])
+    three = Features(features.folder, features.settings, table)
+    for val_fold in ("2", "next"):
+        train, val = training_rows(three, "1", val_fold)
+        assert set(train["fold"]) == {"0"} and set(val["fold"]) == {"2"}
+
+
+def test_modality_dropout_keeps_one_input_of_every_clip():
+    rng, names = np.random.default_rng(0), ("speech", "face", "text")
+    drawn = torch.stack(list(draw_left_out(names, 5000, 0.5, rng).values()))
+    assert drawn.shape == (3, 5000) and not drawn.all(dim=0).any()
+    shares = drawn.float().mean(dim=1)
+    assert (abs(shares - (0.5 - 0.125 / 3)) < 0.03).all(), shares
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 half a file", b"\x93NUMPY\x01\x00", b"text"])
@@ -458,7 +475,7 @@ def fresh_trainer(features, mode: str) -> tuple[Trainer, torch.utils.data.DataLo
     config = recipe(mode) | TINY | {"amp": False}
     task, data = TASKS[mode], dataset(features, mode)
     torch.manual_seed(config["seed"])
-    model = build_model(**model_arch(task, config, len(CLASSES), data.word_dim()))
+    model = build_model(**model_arch(task, config, len(CLASSES), data.shapes()))
     loader = make_loader(data, config["batch_size"], 0, "cpu")
     return Trainer(model, task, config, "cpu", len(loader.batch_sampler)), loader
 

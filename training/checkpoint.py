@@ -87,13 +87,22 @@ def find_checkpoints(paths: list[Path]) -> list[Path]:
     return found
 
 
-def transfer_weights(model: EmotionClassifier, path: Path, modality: str, classes: list) -> None:
-    """Copy a modality's encoder, and its head where the model has one, from another run."""
+def transfer_weights(
+    model: EmotionClassifier, path: Path, modality: str, classes: list, config: dict[str, Any]
+) -> None:
+    """Copy a modality's encoder, and its head where the model has one, from another run.
+
+    IntegrityError when that run held out another fold: it has seen the clips to validate on.
+    """
     (path,) = find_checkpoints([path])
     checkpoint = load_checkpoint(path)
     if checkpoint["classes"] != list(classes):
         was = " ".join(checkpoint["classes"])
         raise IntegrityError(f"{path} knows the classes {was}, the features {' '.join(classes)}")
+    for name in ("fold", "val_fold"):
+        was, now = checkpoint["config"][name], config[name]
+        if was != now:
+            raise IntegrityError(f"{path} was trained with --{name} {was}, this run has {now}")
     prefixes = (f"encoders.{modality}.", f"heads.{modality}.")
     wanted = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes)}
     given = {k: v for k, v in checkpoint["weights"].items() if k in wanted}

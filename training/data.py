@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from training.tasks import MODALITY_FOLDERS, Task
-from training.transforms import face_view, speech_view, text_view
+from training.tasks import FOLDERS, Task
+from training.transforms import face_view, feature_view, speech_view, text_view
 from utils.errors import IntegrityError, UsageError
 from utils.files import read_json
 
@@ -54,13 +54,15 @@ class Features:
     def config_for(self, inputs: tuple[str, ...]) -> dict:
         """The extraction settings behind these inputs: a checkpoint works on no others."""
         made = self.settings["features"]
-        return {MODALITY_FOLDERS[name]: made.get(MODALITY_FOLDERS[name]) for name in inputs}
+        return {folder_of(name): made.get(folder_of(name)) for name in inputs}
 
     def require(self, inputs: tuple[str, ...]) -> None:
         """UsageError when these features lack a modality that a model reads."""
         for name in inputs:
-            if MODALITY_FOLDERS[name] not in self.settings["modalities"]:
-                have = ", ".join(self.settings["modalities"])
+            folder = folder_of(name)
+            made = self.settings["modalities"]
+            if folder not in made and (name in FOLDERS or not any(self.folder.glob(f"*/{name}"))):
+                have = ", ".join(made)
                 raise UsageError(f"{self.folder} holds {have}, but {name} is needed too")
 
     def rows(self, split: str) -> pd.DataFrame:
@@ -71,9 +73,14 @@ class Features:
             raise UsageError(f"{self.folder} has no usable clip in split {split!r}; it has {have}")
         return rows
 
+    def folds(self) -> list[str]:
+        """Names of the folds among the clips of train and val."""
+        rows = self.manifest[self.manifest["split"].isin(("train", "val"))]
+        return sorted(set(rows["fold"]) - {""})
+
     def path(self, row: dict, modality: str) -> Path:
         name = f"{row['clip_id']}{ENDINGS.get(modality, '.npy')}"
-        return self.folder / row["split"] / MODALITY_FOLDERS[modality] / name
+        return self.folder / row["split"] / folder_of(modality) / name
 
     def load(self, row: dict, modality: str) -> np.ndarray:
         """A clip's feature; IntegrityError names the file when it is missing or damaged."""
@@ -88,16 +95,33 @@ class Features:
             raise IntegrityError(f"{reason}; delete it and run preprocess.py again") from error
 
 
-def training_rows(features: Features, fold: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows to train on and to validate on: the splits train and val, or their folds but one."""
+def folder_of(modality: str) -> str:
+    return FOLDERS.get(modality, modality)
+
+
+def training_rows(
+    features: Features, fold: str | None, val_fold: str | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows to train on and to validate on: the splits train and val, or their folds but one.
+
+    With `val_fold` (a name, or `next`: the one after `fold`) that fold validates, and `fold` stays
+    unseen: for choices that a test on `fold` must not know of.
+    """
     if fold is None:
         return features.rows("train"), features.rows("val")
     table = features.manifest[features.manifest["split"].isin(("train", "val"))]
-    table = table[table["fold"] != ""]
-    held_out = table["fold"] == str(fold)
-    if not held_out.any() or held_out.all():
-        raise UsageError(f"--fold {fold}: the manifest has the folds {sorted(set(table['fold']))}")
-    return table[~held_out].reset_index(drop=True), table[held_out].reset_index(drop=True)
+    table, known = table[table["fold"] != ""], features.folds()
+    if val_fold == "next" and fold in known:
+        val_fold = known[(known.index(fold) + 1) % len(known)]
+    for name in (fold, val_fold or fold):
+        if name not in known or len(known) < 2 + (val_fold is not None) or fold == val_fold:
+            raise UsageError(
+                f"--fold {fold}{f' --val_fold {val_fold}' * bool(val_fold)}: the manifest has "
+                f"the folds {', '.join(known) or 'none'}"
+            )
+    training = table[~table["fold"].isin((fold, val_fold))]
+    held_out = table[table["fold"] == (val_fold or fold)]
+    return training.reset_index(drop=True), held_out.reset_index(drop=True)
 
 
 class ClipDataset(Dataset):
@@ -140,17 +164,19 @@ class ClipDataset(Dataset):
             valid = np.array([flag == "1" for flag in row["face_valid"]])
             view = face_view(feature, valid, self.config["face_frames"], rng, self.augment)
             return (torch.from_numpy(view),)
-        words, mask = text_view(feature, self.config["max_words"])
-        return torch.from_numpy(words), torch.from_numpy(mask)
+        if modality == "text":
+            words, mask = text_view(feature, self.config["max_words"])
+            return torch.from_numpy(words), torch.from_numpy(mask)
+        view = feature_view(feature, self.config["feature_frames"], rng, self.augment)
+        return (torch.from_numpy(view),)
 
-    def word_dim(self) -> int | None:
-        """Width of the word vectors, from the first clip; None where the task reads no words."""
-        if "text" not in self.task.inputs:
-            return None
-        return self.features.load(self.rows[0], "text").shape[1]
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{modality: the first clip's shape} of text and own features."""
+        names = (name for name in self.task.inputs if name not in ("speech", "face"))
+        return {name: self.features.load(self.rows[0], name).shape for name in names}
 
     def check_files(self) -> None:
-        """IntegrityError that lists what is missing, before any step of training."""
+        """IntegrityError that names what is missing or does not fit, before any step."""
         paths = (self.features.path(row, name) for row in self.rows for name in self.task.inputs)
         missing = [path for path in paths if not path.is_file()]
         if missing:
@@ -158,6 +184,20 @@ class ClipDataset(Dataset):
                 f"{len(missing)} feature files are missing, the first is {missing[0]}; "
                 "run preprocess.py again, it makes only what is missing"
             )
+        for name, expected in self.shapes().items():
+            for row in self.rows if name not in FOLDERS else ():
+                self._check_own(name, row, expected)
+
+    def _check_own(self, name: str, row: dict, expected: tuple[int, ...]) -> None:
+        feature = self.features.load(row, name)
+        path, shape = self.features.path(row, name), feature.shape
+        if len(shape) not in (1, 2) or 0 in shape or feature.dtype.kind not in "fiu":
+            found = f"{feature.dtype} {shape}"
+            raise IntegrityError(f"{path}: expected numbers (D,) or (T, D), found {found}")
+        if len(shape) != len(expected) or shape[-1] != expected[-1]:
+            raise IntegrityError(f"{path}: shape {shape}, other clips have {expected}")
+        if not np.isfinite(feature).all():
+            raise IntegrityError(f"{path} holds values that are not numbers")
 
 
 class EpochBatches(Sampler):

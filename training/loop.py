@@ -17,7 +17,7 @@ from models.fusion import EmotionClassifier
 from training.data import to_device
 from training.losses import multi_task_loss, smooth_one_hot
 from training.metrics import Metrics
-from training.mixing import Mixer
+from training.mixing import Mixer, draw_left_out
 from training.optim import (
     batchnorm_momentum,
     centralize_gradients,
@@ -107,11 +107,12 @@ class Trainer:
         seed = [self.config["seed"], self.step]
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))  # dropout
         inputs = to_device(batch["inputs"], self.device)
-        inputs, targets = self.mixer(inputs, self.targets(batch), np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        inputs, targets = self.mixer(inputs, self.targets(batch), rng)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         with self.autocast():
-            logits = self.model(inputs)
+            logits = self.model(inputs, self.left_out(batch, rng))
             loss = multi_task_loss(logits, targets, self.config["lam"])
         self.check_finite(loss, batch["clip_id"])
         self.optimizer.zero_grad(set_to_none=True)
@@ -130,6 +131,12 @@ class Trainer:
             head: smooth_one_hot(labels.to(self.device), classes, self.config["label_smoothing"])
             for head, labels in batch["labels"].items()
         }
+
+    def left_out(self, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Tensor]:
+        """{modality: (B,) bool} of modality dropout; nothing where no vectors stand in."""
+        names, clips = tuple(self.model.absent), len(batch["clip_id"])
+        drawn = draw_left_out(names, clips, self.config["modality_dropout"], rng) if names else {}
+        return {name: dropped.to(self.device) for name, dropped in drawn.items()}
 
     def check_finite(self, loss: Tensor, clip_ids: list[str]) -> None:
         if not torch.isfinite(loss):

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CUT_AXES = {"speech": (2, 3), "face": (1, 3, 4), "text": (1,)}  # (F, T), (T, H, W), (L)
+CUT_AXES = {"speech": (2, 3), "face": (1, 3, 4)}  # (F, T), (T, H, W)
+OTHER_AXES = (1,)  # words (L), own features (T) or (D)
 
 Inputs = dict[str, tuple[Tensor, ...]]
 Targets = dict[str, Tensor]
@@ -58,13 +59,13 @@ def cutmix(
     inputs: Inputs, ratio: float, order: Tensor, rng: np.random.Generator
 ) -> tuple[Inputs, float]:
     """Put a box of another clip into each clip (arXiv 1905.04899): frequency x time of speech,
-    time x height x width of faces (cutmix3d), a span of words.
+    time x height x width of faces (cutmix3d), a span of words or of an own feature.
 
     The box covers about 1 - ratio; the returned ratio is what was really kept, mean over inputs.
     """
     mixed, kept = {}, []
     for name, tensors in inputs.items():
-        axes = CUT_AXES[name]
+        axes = CUT_AXES.get(name, OTHER_AXES)
         box, share = draw_box([tensors[0].shape[axis] for axis in axes], 1 - ratio, rng)
         slices = [slice(None)] * tensors[0].dim()
         for axis, part in zip(axes, box, strict=True):
@@ -92,3 +93,13 @@ def draw_box(sizes: list[int], share: float, rng: np.random.Generator) -> tuple[
         box.append(slice(first, last))
         volume *= (last - first) / size
     return box, volume
+
+
+def draw_left_out(
+    names: tuple[str, ...], clips: int, probability: float, rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """Modality dropout: {name: (clips,) bool}, true with `probability`; one input always stays."""
+    left_out = rng.random((len(names), clips)) < probability
+    nothing = left_out.all(axis=0)
+    left_out[rng.integers(len(names), size=clips)[nothing], np.flatnonzero(nothing)] = False
+    return {name: torch.from_numpy(row) for name, row in zip(names, left_out, strict=True)}

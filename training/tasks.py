@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from utils.config import boolean, ranged
+from utils.errors import UsageError
 
-MODALITY_FOLDERS = {"speech": "speech", "face": "video", "text": "text"}  # below features/<split>/
+FOLDERS = {"speech": "speech", "face": "video", "text": "text"}  # others: their own name
+
+NAME = re.compile(r"[A-Za-z0-9_]{1,40}")
 
 
 class Setting(NamedTuple):
@@ -19,6 +23,7 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
+    "inputs": Setting(None, str, "comma list for multimodal; own features by their folder's name"),
     "learning_rate": Setting(None, ranged(float, 1e-9, 100), "at the start of the schedule"),
     "batch_size": Setting(None, ranged(int, 1), "clips per step"),
     "n_epoch": Setting(None, ranged(int, 1), "passes over the training clips"),
@@ -37,6 +42,7 @@ SETTINGS = {
     "speech_frames": Setting(400, ranged(int, 32), "columns of the log-mel, 62.5 a second"),
     "face_frames": Setting(16, ranged(int, 1), "face crops per clip"),
     "max_words": Setting(38, ranged(int, 1), "words per clip; further ones are not read"),
+    "feature_frames": Setting(64, ranged(int, 1), "rows of an own feature (T, D), evenly chosen"),
     "text_layers": Setting(12, ranged(int, 1, 100), "layers of the Transformer"),
     "text_heads": Setting(8, ranged(int, 1, 100), "attention heads of the Transformer"),
     "pretrained": Setting("none", str, "trunk weights: none, hub (ImageNet), FILE or FOLDER"),
@@ -46,6 +52,9 @@ SETTINGS = {
     "mixup_alpha": Setting(1.0, ranged(float, 1e-6), "mixing ratio ~ Beta(alpha, alpha)"),
     "cutmix_prob": Setting(0.0, ranged(float, 0, 1), "share of the batches with cutmix"),
     "cutmix_beta": Setting(1.0, ranged(float, 1e-6), "share kept ~ Beta(beta, beta)"),
+    "modality_dropout": Setting(
+        0.0, ranged(float, 0, 0.99), "share of the inputs left out of fusion, per clip"
+    ),
     "label_smoothing": Setting(0.1, ranged(float, 0, 0.999), "probability spread over all classes"),
     "lam": Setting(0.0, ranged(float, 0), "weight of the other heads' mean loss"),
     "amp": Setting(False, boolean, "half precision; unless given, never on a CPU"),
@@ -107,21 +116,44 @@ TASKS = {
 
 def recipe(mode: str) -> dict[str, Any]:
     """Every training setting of a mode, as published."""
-    return {name: setting.default for name, setting in SETTINGS.items()} | TASKS[mode].recipe
+    defaults = {name: setting.default for name, setting in SETTINGS.items()}
+    return {"mode": mode} | defaults | TASKS[mode].recipe
 
 
-def model_arch(task: Task, config: dict, n_classes: int, word_dim: int | None) -> dict:
-    """The arguments of `models.build_model` for a task under a configuration."""
+def task_of(config: dict[str, Any]) -> Task:
+    """The row of the mode; `inputs` replaces its inputs, and heads without theirs go."""
+    task = TASKS[config["mode"]]
+    if not config["inputs"]:
+        return task
+    names = tuple(config["inputs"].split(","))
+    if len(task.inputs) == 1 or len(set(names)) < len(names) or not all(map(NAME.fullmatch, names)):
+        raise UsageError(f"--inputs {config['inputs']}: for multimodal, names such as speech,my_au")
+    own = {head: row for head, row in task.heads.items() if set(row[0]) <= set(names)}
+    return Task(names, {task.answer: (names, "emotion")} | own, task.recipe)
+
+
+def model_arch(
+    task: Task, config: dict, n_classes: int, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """The arguments of `models.build_model` for a task under a configuration.
+
+    `shapes`: one clip's (L, D) of text, and (D,) or (T, D) of each own feature.
+    """
     speech = config["speech_backbone"] or f"efficientnet-b{config['speech_coeff']}"
     face = config["face_backbone"] or f"efficientnet-b{config['face_coeff']}"
     text = {"layers": config["text_layers"], "heads": config["text_heads"]}
     encoders = {
         "speech": {"type": "AttnCNN", "backbone": speech},
         "face": {"type": "CLSTM", "backbone": face},
-        "text": {"type": "TextTransformer", "word_dim": word_dim, **text},
     }
+    for name, shape in shapes.items():
+        own = {"type": "VectorEncoder" if len(shape) == 1 else "SequenceEncoder", "dim": shape[-1]}
+        encoders[name] = own
+    if "text" in shapes:
+        encoders["text"] = {"type": "TextTransformer", "word_dim": shapes["text"][-1], **text}
     return {
         "encoders": {name: encoders[name] for name in task.inputs},
         "heads": {head: list(inputs) for head, (inputs, _) in task.heads.items()},
         "n_classes": n_classes,
+        "learn_absent": config["modality_dropout"] > 0 and len(task.inputs) > 1,
     }

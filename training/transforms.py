@@ -1,7 +1,7 @@
 """One clip's feature -> the array that a model sees. Augmentation draws from the given generator.
 
 speech (F, T) -> (1, F, T'); face (T, S, S, 3) uint8 -> (T', 3, S, S) uint8;
-text (L, D) -> (L', D) and its mask (L',).
+text (L, D) -> (L', D) and its mask (L',); own features (D,) -> (D,) or (T, D) -> (T', D).
 """
 
 from __future__ import annotations
@@ -101,6 +101,15 @@ def choose_frames(
     if augment:
         return np.sort(rng.choice(available, frames, replace=available < frames))
     return ((np.arange(frames) + 0.5) * available / frames).astype(int)  # middles of equal parts
+
+
+def feature_view(
+    feature: np.ndarray, frames: int, rng: np.random.Generator, augment: bool
+) -> np.ndarray:
+    """An own feature: (D,) as it is, (T, D) -> (frames, D), chosen like face crops."""
+    if feature.ndim == 2:
+        feature = feature[choose_frames(len(feature), frames, rng, augment)]
+    return np.ascontiguousarray(feature, dtype=np.float32)
 
 
 def text_view(word_embed: np.ndarray, max_words: int) -> tuple[np.ndarray, np.ndarray]:
