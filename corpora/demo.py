@@ -49,9 +49,9 @@ DEGREES, ENDINGS = ("", "so", "very", "quite", "really"), ("", "today", "now", "
 # the lips' inner edges in the middle. Then how far each of PARTS moves down.
 FACES = {
     "hap": (23.5, 138.5, 142.7, 151.0, 0.0, 0.0, 0.5, 0.0, 0.0),
-    "ang": (17.5, 147.0, 146.2, 146.7, 4.5, -0.5, 1.5, 0.0, -1.0),
+    "ang": (20.0, 148.5, 143.0, 152.0, 5.0, -1.0, 1.5, 0.0, 1.0),
     "dis": (17.0, 147.5, 142.0, 145.0, 2.5, 2.0, 2.5, -3.0, -2.0),
-    "fea": (21.0, 148.5, 144.5, 151.0, -4.5, -1.0, -2.5, 0.0, 2.0),
+    "fea": (22.5, 147.5, 144.5, 149.0, -4.5, -1.0, -2.5, 0.0, 2.0),
     "sad": (16.0, 149.5, 145.2, 145.7, -4.0, 3.0, 1.8, 0.0, -2.0),
     "neu": (17.5, 145.5, 145.5, 146.0, 0.0, 0.0, 0.0, 0.0, -1.5),
     "sur": (13.0, 149.0, 142.5, 156.0, -5.5, -5.5, -2.8, 0.0, 6.0),
@@ -183,7 +183,7 @@ def film(emotion: str, loudness: np.ndarray, speaker: Generator, rng: Generator)
     photo, (_, top, bottom, _) = data.astronaut(), mouth(*PHOTO[:4])
     if emotion != "hap":  # only the smile keeps its teeth
         cv2.fillPoly(photo, [np.int32(np.rint([*top, *bottom[::-1]]))], (70, 25, 25), cv2.LINE_AA)
-    light = rng.uniform(0.92, 1.08) * speaker.uniform(0.75, 1.1) * speaker.uniform(0.92, 1.08, 3)
+    light = rng.uniform(0.92, 1.08) * speaker.uniform(0.8, 1.1) * speaker.uniform(0.95, 1.05, 3)
     photo = cv2.multiply(photo, (*light, 1))
     size, centre, mirror = (
         speaker.uniform(1.05, 1.22),
@@ -191,7 +191,7 @@ def film(emotion: str, loudness: np.ndarray, speaker: Generator, rng: Generator)
         speaker.integers(2),
     )
     sway = np.linspace(*rng.uniform(-1, 1, (2, 3)) * (4, 3, 3), len(loudness))  # (T, 3)
-    shown = warp("neu") + rng.uniform(0.8, 1.1) * (warp(emotion) - warp("neu"))
+    shown = warp("neu") + rng.uniform(0.85, 1.15) * (warp(emotion) - warp("neu"))
     opening, frames = warp(emotion, 1.0) - warp(emotion), []
     for loud, (angle, *shift) in zip(loudness, sway, strict=True):
         bent = cv2.remap(photo, shown + loud * opening, None, cv2.INTER_LINEAR)
