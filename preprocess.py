@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from corpora import CORPORA, list_corpus
+from corpora.manifest import keep_classes
 from utils.config import Flags, device_name, ranged
 from utils.errors import UsageError, run_script
 from utils.files import lock_folder, write_bytes, write_csv, write_json
@@ -30,6 +31,7 @@ def parse_args() -> argparse.Namespace:
     add("--corpus", default="merc2020", choices=CORPORA, help="which corpus the clips are from")
     add("--data_dir", default=Path(), type=Path, help="folder of the raw clips")
     add("--features_dir", default=Path("features"), type=Path, help="where the features go")
+    add("--classes", help="only these, in this order: hap,sad,neu+cal counts cal as neu")
     add("--modalities", help="comma list of speech,video,text; default: what the corpus provides")
     add("--workers", default=available_cores(), type=ranged(int, 1), help="clips worked on at once")
     add("--backend", default="loky", choices=BACKENDS, help="loky: this machine; else a cluster")
@@ -54,6 +56,8 @@ def main() -> int:
     listing = list_corpus(args.corpus, args.data_dir)
     if not listing.clips and not listing.failures:
         raise UsageError(f"no clips found under {args.data_dir.resolve()}")
+    if args.classes:
+        listing = keep_classes(listing, args.classes)
     modalities = chosen_modalities(args, listing.modalities)
     print(describe(args, listing, modalities), file=sys.stderr)
     with lock_folder(args.features_dir):
@@ -79,10 +83,11 @@ def describe(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> 
     splits = Counter(clip.split for clip in listing.clips)
     counts = ", ".join(f"{split} {count}" for split, count in sorted(splits.items()))
     total = len(listing.clips) + len(listing.failures)
-    return (
+    first = (
         f"{args.corpus}: {total} clips ({counts}) -> {', '.join(modalities)} "
         f"in {args.features_dir}, {args.workers} workers"
     )
+    return "\n".join([first, *(f"left out: {note}" for note in listing.notes)])
 
 
 def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> dict:

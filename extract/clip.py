@@ -169,7 +169,8 @@ def _limit_threads(threads: int) -> None:
 
 MANIFEST_COLUMNS = (
     *("clip_id", "split", "media", "emotion", "speech_emotion", "face_emotion"),
-    *("speaker", "transcript", "fold", "speech_start", "speech_end", "speech_frames"),
+    *("speaker", "transcript", "fold", "dialogue", "utterance"),
+    *("speech_start", "speech_end", "speech_frames"),
     *("video_frames", "face_frames", "face_valid", "words"),
 )
 
