@@ -32,8 +32,9 @@ SHOWN = 10  # findings of a kind that are printed
 LEAKS = ("speaker", "dialogue", "duplicate")
 LOUD = 0.5  # the part of a log-mel above it, 40 dB below the maximum, survives low bitrates
 CANDIDATE, NEIGHBOURS = 0.88, 5  # least likeness of two outlines; most likely twins of a clip
-TWIN = 0.8  # least correlation of the fine structure; copies reach 0.82, other clips 0.77
-SHIFT, LONGEST = 20, 512  # columns of 16 ms: most that two twins are apart; compared at most
+TWIN = 0.81  # least correlation of the fine structure; copies have 0.83, other takes 0.79
+MAYBE = 0.6  # from here on it is worth to look between the columns
+SHIFT, LONGEST = 30, 512  # columns of 16 ms: most that two twins are apart; compared at most
 BANDS = 96  # of the log-mel that are compared, up to 4 kHz
 Link = tuple[int, int, str]  # rows of two clips, and what they share
 
@@ -160,7 +161,7 @@ def same_sound(paths: list[Path]) -> list[Link]:
     fine = lru_cache(maxsize=4000)(lambda place: fine_structure(read_mel(paths[place])))
     links = []
     for one, other in tqdm(neighbours(outlines), desc="comparing"):
-        if correlation(fine(one), fine(other)) >= TWIN:
+        if resemblance(fine(one), fine(other)) >= TWIN:
             links.append((one, other, "same sound"))
     return links
 
@@ -206,6 +207,15 @@ def fine_structure(mel: np.ndarray) -> np.ndarray:
     detail = mel - uniform_filter1d(mel, 9, axis=1)
     detail = (detail - uniform_filter1d(detail, 31, axis=0)) * np.clip(mel - LOUD, 0, None)
     return np.ascontiguousarray(detail, np.float16)  # half the memory
+
+
+def resemblance(one: np.ndarray, other: np.ndarray) -> float:
+    """Their correlation; a cut may have moved one of them by half a column against the other."""
+    best = correlation(one, other)
+    if best < MAYBE:
+        return best
+    between = [(each[1:].astype(np.float32) + each[:-1]) / 2 for each in (one, other)]
+    return max(best, correlation(between[0], other), correlation(one, between[1]))
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
