@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -71,12 +71,17 @@ def read_mono(path: Path, sample_rate: int) -> tuple[np.ndarray, float]:
             for frame in packet.decode():
                 if not blocks:
                     offset = float(frame.time or 0.0)
-                blocks += [part.to_ndarray() for part in resampler.resample(frame)]
-        blocks += [part.to_ndarray() for part in resampler.resample(None)] if blocks else []
+                blocks += [mono(part) for part in resampler.resample(frame)]
+        blocks += [mono(part) for part in resampler.resample(None)] if blocks else []
         check_complete(stream, packets, path)
     if not blocks:
         raise ClipError("E_NOAUDIO", f"{path.name} has a sound track without any samples")
-    return np.concatenate(blocks, axis=1).mean(axis=0), offset  # (channels, N) -> (N,)
+    return np.concatenate(blocks), offset
+
+
+def mono(part: Any) -> np.ndarray:
+    """The mean of all channels, (channels, N) -> (N,)."""
+    return part.to_ndarray().mean(axis=0)
 
 
 def check_wave(wave: np.ndarray, path: Path, settings: dict) -> None:

@@ -18,14 +18,16 @@ import numpy as np
 import pytest
 from conftest import ROOT, flat, make_clip, moving_picture, tone
 
-from extract import audio, faces
+from extract import audio, detector, faces
 from extract.audio import denoise, extract_speech, log_mel_spectrogram, read_mono
-from extract.faces import Track, crop_face, detect, extract_faces, frames_at, sample_times
+from extract.detector import Track, detect, overlap, square
+from extract.faces import extract_faces, sample_times
+from extract.media import frames_at
 from extract.words import read_words
 from utils.errors import ClipError
 
 HOP = audio.SETTINGS["hop_length"] / audio.SETTINGS["sample_rate"]  # seconds
-SMALL = faces.SETTINGS | {"face_size": 48}
+SMALL = faces.SETTINGS | {"face_size": 48, "detect_every": 1}  # MTCNN looks at every frame
 FACE = (40, 20, 80, 60)  # with the margins exactly 48 pixels wide
 
 
@@ -242,31 +244,35 @@ def test_crops_are_rgb(tmp_path, fake):
 
 
 def test_one_person_is_followed(tmp_path, fake):
-    """Red on the left is larger at first; blue grows, red is lost for five frames and more."""
+    """Red on the left stays; blue is larger, and there only at first, or after red has left."""
     frame = flat((220, 20, 20), 90, 200)
     frame[:, 100:] = (20, 20, 220)
-    red, blue, large_blue = (20, 20, 60, 60), (130, 25, 160, 55), (110, 10, 190, 80)
-    plan = [(blue, red)] + [(large_blue, red)] * 3 + [None] + [(large_blue, red)]
-    plan += [(large_blue,)] * 7
+    red, blue, large_blue = (20, 20, 60, 60), (130, 25, 160, 55), (140, 10, 190, 60)
+    plan = [(large_blue, red)] * 2 + [(blue, red)] + [None] + [(red,)] * 4 + [None] * 2
+    plan += [(blue,)] * 5
     fake(plan)
     clip = make_clip(tmp_path / "a.mp4", np.stack([frame] * len(plan)), fps=10)
     found = extract_faces(clip, 0.0, len(plan) / 10, SMALL | {"lost_after": 5})
-    assert flags(found) == "1111010000011"
+    assert flags(found) == "111011110000011"
     colours = found.crops.mean(axis=(1, 2)).round(-2)
-    assert [bool(colour[0]) for colour in colours] == [flag == "1" for flag in "1111010000000"]
-    assert [bool(colour[2]) for colour in colours] == [flag == "1" for flag in "0000000000011"]
+    assert [bool(colour[0]) for colour in colours] == [flag == "1" for flag in "111011110000000"]
+    assert [bool(colour[2]) for colour in colours] == [flag == "1" for flag in "000000000000011"]
 
 
-def test_track_takes_the_largest_face_first():
+def test_a_person_is_followed_from_block_to_block():
     boxes = np.array([[0, 0, 50, 50], [60, 0, 90, 30]], np.float32)
-    assert Track(0.2, 5).choose(boxes) is not None
-    np.testing.assert_array_equal(Track(0.2, 5).choose(boxes), boxes[0])
-    assert Track(0.2, 5).choose(boxes[:0]) is None
+    track = Track(0.2, 5)
+    assert track.follow([boxes[:0]]) == [None]
+    np.testing.assert_array_equal(track.follow([boxes[1:], boxes]), boxes[[1, 1]])
+    np.testing.assert_array_equal(track.follow([boxes]), boxes[1:])
+    assert track.follow([boxes[:1]] * 4) == [None] * 4
+    [lost, found] = track.follow([boxes[:1]] * 2)
+    assert lost is None and found.tolist() == boxes[0].tolist()
 
 
 def test_boxes_come_back_in_pixels_largest_first(fake):
     fake(((10, 20, 50, 60), (60, 20, 160, 120)))
-    [boxes] = detect([flat((0, 0, 0), 360, 640)], faces.SETTINGS)  # seen at half the size
+    [boxes] = detector.find_faces([flat((0, 0, 0), 360, 640)], faces.SETTINGS)  # seen at half size
     np.testing.assert_allclose(boxes, [[120, 40, 320, 240], [20, 40, 100, 120]])
 
 
@@ -293,9 +299,9 @@ def test_crops_are_square_and_repeat_the_edge(box):
     side = round(1.2 * max(box[2] - box[0], box[3] - box[1]))
     x, y = (round((box[axis] + box[axis + 2]) / 2 - side / 2) + 200 for axis in (0, 1))
     padded = np.pad(frame, ((200, 200), (200, 200), (0, 0)), mode="edge")
-    crop = crop_face(frame, np.array(box, np.float32), side, 0.1)
+    crop = square(frame, np.array(box, np.float32), side, 0.1)
     np.testing.assert_array_equal(crop, padded[y : y + side, x : x + side])
-    assert crop_face(frame, np.array(box, np.float32), 32, 0.1).shape == (32, 32, 3)
+    assert square(frame, np.array(box, np.float32), 32, 0.1).shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize(
@@ -317,9 +323,55 @@ def test_mtcnn_finds_the_face_of_a_photograph(tmp_path, face_image):
     found = extract_faces(clip, 0.0, 0.5, SMALL | {"face_size": 96})
     assert flags(found) == "11111"
     expected = np.array([70, 60, 158, 174], np.float32)  # judged by eye
-    assert faces.overlap(expected, found.boxes).min() > 0.7
+    assert overlap(expected, found.boxes).min() > 0.7
     [again] = detect([found.crops[0]], SMALL)
     assert len(again) == 1 and (again[0][2:] - again[0][:2]).max() > 48  # it fills the crop
+
+
+@pytest.fixture(scope="module")
+def portrait(face_image) -> list[np.ndarray]:
+    """25 frames: the photograph walks 24 pixels to the right over a grey wall."""
+    frames = [flat((90, 90, 90), 240, 320) for _ in range(25)]
+    for step, frame in enumerate(frames):
+        frame[30:210, 20 + step : 260 + step] = face_image
+    return frames
+
+
+def test_between_looks_the_faces_are_where_mtcnn_finds_them(portrait):
+    each = detector.find_faces(portrait, faces.SETTINGS | {"detect_every": 1})
+    some = detector.find_faces(portrait, faces.SETTINGS)
+    assert [len(boxes) for boxes in some] == [len(boxes) for boxes in each] == [1] * 25
+    assert min(overlap(a[0], b).item() for a, b in zip(each, some, strict=True)) > 0.85
+
+
+@pytest.mark.parametrize("hidden", [[3], [9, 10, 11, 12]], ids=["one frame", "four frames"])
+def test_between_looks_no_face_is_invented(portrait, hidden):
+    frames = [flat((90, 90, 90), 240, 320) if at in hidden else f for at, f in enumerate(portrait)]
+    found = detector.find_faces(frames, faces.SETTINGS)
+    assert [at for at, boxes in enumerate(found) if not len(boxes)] == hidden
+
+
+@pytest.mark.parametrize("height", [1, 4])
+def test_blocks_are_limited_in_frames_and_bytes(height):
+    frames = [([at], np.zeros((height << 20, 1, 8), np.uint8)) for at in range(70)]
+    blocks = list(faces._blocks(iter(frames)))
+    assert [at for block in blocks for [at], _ in block] == list(range(70))
+    assert max(len(block) for block in blocks) * height <= 32
+
+
+@pytest.mark.parametrize("start", [0.0, 0.9, 1.0, 1.4, 2.7])
+def test_a_part_is_the_same_as_in_the_whole(tmp_path, start):
+    """Four entry points: what comes before the last one that is needed is not decoded."""
+    frames = np.random.default_rng(0).integers(0, 255, (30, 48, 64, 3), np.uint8)
+    clip = tmp_path / "a.mp4"
+    make_clip(clip, frames, fps=10, codec_options={"g": "8", "bf": "2"})
+    times = sample_times(0.0, 3.0, 30)
+    whole = {at: frame for indices, frame in frames_at(clip, times) for at in indices}
+    after = np.flatnonzero(times >= start)
+    part = {at: frame for indices, frame in frames_at(clip, times[after]) for at in indices}
+    assert len(part) == len(after) and len(whole) == 90
+    for at, index in enumerate(after):
+        np.testing.assert_array_equal(part[at], whole[index])
 
 
 # --- files that are no clips --------------------------------------------------------------------
@@ -420,7 +472,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from extract.audio import read_mono
-from extract.faces import frames_at
+from extract.media import frames_at
 from utils.errors import ClipError
 for path in sorted(Path(sys.argv[1]).glob("*.mp4")):
     for read in lambda: read_mono(path, 16_000), lambda: list(frames_at(path, np.arange(12) / 10)):
