@@ -85,7 +85,7 @@ def make_video_embedding(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> d
     return {}
 
 
-SOUND = ("librosa.effects", "librosa.feature", "scipy.signal", "av")
+SOUND = ("librosa.feature", "scipy.signal", "av")
 PICTURE = ("torch", "facenet_pytorch", "cv2", "av")
 STAGES = {
     "speech": Stage(make_speech, lambda clip: clip.media, ".npy", libraries=SOUND),
