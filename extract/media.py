@@ -27,6 +27,7 @@ FORMATS = {
     ".flac": "flac",
     ".mp3": "mp3",
 }
+MAX_PIXELS = 36_000_000  # of a frame: 8K
 TRUNCATED_BELOW = 0.9  # share of the frames that the file's index lists
 
 
@@ -123,7 +124,11 @@ def scan_pictures(path: Path) -> Pictures:
 def video_stream(container: Any, path: Path) -> Any:
     if not container.streams.video:
         raise ClipError("E_NOVIDEO", f"{path.name} has no video track")
-    return container.streams.video[0]
+    stream = container.streams.video[0]
+    if stream.width * stream.height > MAX_PIXELS:
+        size = f"{stream.width} x {stream.height} pixels"
+        raise ClipError("E_LIMIT", f"{path.name} has {size}, the limit is {MAX_PIXELS}")
+    return stream
 
 
 def frames_at(

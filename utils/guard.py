@@ -53,7 +53,7 @@ def _call(function: Callable, args: tuple, limits: Limits) -> Any:
     if getattr(_here, "process", None) is None:
         _start(limits)
     try:
-        _here.pipe.send((function, args))
+        _here.pipe.send((function, args, limits.memory_mb))
         if _here.pipe.poll(limits.seconds):
             return _here.pipe.recv()
         return ClipError("E_TIMEOUT", f"not done after {limits.seconds:.0f} s (--clip_seconds)")
@@ -68,7 +68,7 @@ def _start(limits: Limits) -> None:
     # dask's workers are "daemonic", which to multiprocessing means: without children
     multiprocessing.current_process()._config["daemon"] = False
     _here.pipe, its_end = context.Pipe()
-    _here.process = context.Process(target=_serve, args=(its_end, limits.memory_mb), daemon=True)
+    _here.process = context.Process(target=_serve, args=(its_end,), daemon=True)
     _here.process.start()
     its_end.close()
 
@@ -80,19 +80,25 @@ def _stop() -> None:
     _here.process = None
 
 
-def _serve(pipe: Any, memory_mb: int) -> None:
+def _serve(pipe: Any) -> None:
     """The child: answer calls until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if memory_mb:
-        with contextlib.suppress(ValueError):  # a lower limit is in force already
-            resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
     while True:
         try:
-            function, args = pipe.recv()
+            function, args, memory_mb = pipe.recv()
         except EOFError:
             return
+        _limit_memory(memory_mb)
         pipe.send(_answer(function, args))
+
+
+def _limit_memory(megabytes: int) -> None:
+    """Of written data: a limit of the address space would count what torch only reserves."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = megabytes << 20 if megabytes else most
+    with contextlib.suppress(ValueError):  # a lower limit is in force already
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
 
 
 def _answer(function: Callable, args: tuple) -> Any:
