@@ -17,7 +17,7 @@ from pathlib import Path
 
 from corpora import CORPORA, list_corpus
 from utils.config import Flags, device_name, ranged
-from utils.errors import UsageError, run_script
+from utils.errors import CLIP_CODES, UsageError, run_script
 from utils.files import lock_folder, write_bytes, write_csv, write_json
 from utils.parallel import BACKENDS, available_cores, parallel_map
 
@@ -183,7 +183,7 @@ def report(features_dir: Path, usable: int, failures: list) -> None:
     print(f"{usable} of {usable + len(failures)} clips usable, {free} GiB free in {features_dir}")
     if failures:
         kinds = Counter(failure.code for failure in failures)
-        listed = ", ".join(f"{count} {code}" for code, count in kinds.most_common())
+        listed = ", ".join(f"{count} {CLIP_CODES[code]}" for code, count in kinds.most_common())
         print(f"{len(failures)} rejected ({listed}): see {features_dir / 'failed.csv'}")
 
 

@@ -6,10 +6,12 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,8 +34,9 @@ from inside import run_main
 
 from corpora import merc2020
 from extract import audio, faces, words
-from extract.clip import Job, process_clip
-from utils.errors import LockedError
+from extract.clip import STAGES, Job, process_clip
+from utils import guard
+from utils.errors import CLIP_CODES, LockedError
 from utils.files import lock_folder
 
 TRAIN, VAL, TEST = "qia2020/train", "qia2020/val", "qia2020/test"
@@ -165,8 +168,10 @@ def test_the_manifest_tells_labels_and_leaves_out_unknown_ones(made, tmp_path):
 def test_a_second_run_makes_only_what_is_missing_or_has_changed(copies, face_image):
     data, features = copies
     before, first = stamps(features), content(features)
+    tables = {path: path.stat() for path in features.glob("*.[cj]s*")}
     preprocess(data, features)
     assert stamps(features) == before and content(features) == first
+    assert len(tables) == 4 and tables == {path: path.stat() for path in tables}  # not even those
 
     (features / "val/speech/00001.npy").unlink()
     (features / "train/text/00002.npz").unlink()
@@ -238,7 +243,7 @@ def test_bad_clips_are_listed_and_harm_no_other(spoilt, made):
         return {row["clip_id"]: (row["stage"], row["code"]) for row in rows}
 
     assert rejected() == expected
-    assert "4 of 10 clips usable" in done.stdout and "1 E_SILENT" in done.stdout
+    assert "4 of 10 clips usable" in done.stdout and "1 silent" in done.stdout
     for clip_id, (_, code) in expected.items():
         assert f"rejected {clip_id}: {code}: " in done.stderr
     good, all_files = content(made), content(features)
@@ -360,6 +365,42 @@ def test_death_after_any_step_of_a_clip_is_mended(corpus, tmp_path):
             pass
         assert process(f"step{step}") == whole
     assert step == 3 * len(whole) + 1  # sync, rename, sync of each file, then none is left
+
+
+def test_every_code_is_explained_and_named():
+    explained = (ROOT / "features/README.md").read_text()
+    assert set(re.findall(r"E_[A-Z]+", explained)) == set(CLIP_CODES)
+
+
+def test_a_clip_that_kills_its_process_costs_only_itself(corpus, tmp_path, monkeypatch):
+    def fatal(clip, *args):
+        if clip.clip_id == "00002":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return text.make(clip, *args)
+
+    features, whole, text = tmp_path / "features", tmp_path / "whole", STAGES["text"]
+    preprocess(corpus, whole, "--modalities", "text")
+    with monkeypatch.context() as patch:
+        patch.setitem(STAGES, "text", text._replace(make=fatal))
+        patch.setattr("utils.guard.START", "fork")  # so that the process has the fault, too
+        patch.setattr("utils.guard._here", threading.local())
+        done = preprocess(corpus, features, "--modalities", "text", code=3)
+        guard._stop()
+    [row] = table(features / "failed.csv").to_dict("records")
+    assert (row["clip_id"], row["stage"], row["code"]) == ("00002", "text", "E_CRASH")
+    assert "SIGSEGV" in row["reason"] and "1 rejected (1 crashed)" in done.stdout
+    good, others = content(whole), content(features)
+    kept = {name for name in good if "00002" not in name} - {"manifest.csv", "failed.csv"}
+    assert {name: others[name] for name in kept} == {name: good[name] for name in kept}
+
+    before = stamps(features)
+    preprocess(corpus, features, "--modalities", "text", code=3)
+    assert stamps(features) == before
+    preprocess(corpus, features, "--modalities", "text", "--retry_failed")
+    assert content(features) == good
+    assert {name for name in before if before[name] != stamps(features)[name]} == {
+        "train/records/00002.json"
+    }
 
 
 def test_one_run_at_a_time(corpus, made):
