@@ -41,8 +41,9 @@ def parse_args() -> argparse.Namespace:
         help="face crops per second of speech",
     )
     add(
-        "--face_size", default=224, type=ranged(int, 16, 1024), help="side of a face crop in pixels"
+        "--face_size", default=160, type=ranged(int, 16, 1024), help="side of a face crop in pixels"
     )
+    add("--face_align", action="store_true", help="turn crops upright by eyes, nose and mouth")
     add("--video_embedding", action="store_true", help="also a FaceNet vector per face crop")
     add("--device", default="auto", help="auto, cpu, cuda: where faces are detected")
     add(
@@ -102,11 +103,11 @@ def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> d
     device = args.device if args.device in ("auto", "cpu") else device_name(args.device)
     if args.video_embedding:
         embedder(device_name(device))  # missing weights are known before any work
+    given = {name: getattr(args, name) for name in ("face_fps", "face_size", "face_align")}
     job = Job(
         features_dir=args.features_dir,
         modalities=modalities,
-        settings=SETTINGS
-        | {"video": SETTINGS["video"] | {"face_fps": args.face_fps, "face_size": args.face_size}},
+        settings=SETTINGS | {"video": SETTINGS["video"] | given},
         word_dim=listing.word_dim,
         device=device,
         threads=max(1, available_cores() // args.workers),

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 NONE = np.zeros((0, 4), np.float32)
+PLACES = np.array([[0.342, 0.462], [0.657, 0.460], [0.5, 0.641], [0.371, 0.825], [0.632, 0.823]])
+# of the landmarks in an aligned crop without a margin, as in ArcFace (arXiv 1801.07698)
 PATCH = 48  # pixels: what MTCNN's last network sees
 
 
@@ -103,9 +105,22 @@ def largest_first(boxes: np.ndarray) -> np.ndarray:
 def refine(
     frames: list[np.ndarray], boxes: np.ndarray, settings: dict, device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """MTCNN's last network on one box (4,) of each frame: boxes moved into place, and its scores.
+    """One box (4,) of each frame moved into place, (N, 4) float32, and its probability (N,)."""
+    corners, sides, (moves, _, scores) = last_network(frames, boxes, settings, device)
+    return np.concatenate([corners, corners + sides], axis=1) + sides * moves, scores[:, 1]
 
-    It sees the square around each box. (N, 4) -> (N, 4) float32 and (N,) probabilities of a face.
+
+def landmarks(frame: np.ndarray, box: np.ndarray, settings: dict, device: str) -> np.ndarray:
+    """(5, 2) x y in pixels: the eyes, the nose, the corners of the mouth; left is the picture's."""
+    corners, sides, (_, points, _) = last_network([frame], box[None], settings, device)
+    return corners + sides * points.reshape(2, 5).T
+
+
+def last_network(frames: list, boxes: np.ndarray, settings: dict, device: str) -> tuple:
+    """MTCNN's last network on the square around one box of each frame.
+
+    The squares' corners (N, 2) and sides (N, 1), then its answers in units of those: moves of the
+    box (N, 4), landmarks (N, 10) and scores (N, 2).
     """
     import torch
 
@@ -114,9 +129,8 @@ def refine(
     patches = [square(frame, box, PATCH) for frame, box in zip(frames, boxes, strict=True)]
     images = torch.from_numpy(np.stack(patches)).to(device).permute(0, 3, 1, 2).float()
     with torch.inference_mode():
-        moves, _, scores = detector(device, settings["min_face"]).onet((images - 127.5) / 128)
-    squares = np.concatenate([corners, corners + sides], axis=1)  # (N, 4)
-    return squares + sides * moves.cpu().numpy(), scores[:, 1].cpu().numpy()
+        answers = detector(device, settings["min_face"]).onet((images - 127.5) / 128)
+    return corners, sides, tuple(answer.cpu().numpy() for answer in answers)
 
 
 @lru_cache(maxsize=1)  # a worker loads the detector once
@@ -192,3 +206,17 @@ def square(frame: np.ndarray, box: np.ndarray, size: int, margin: float = 0.0) -
     crop = frame[rows[:, None], columns]  # (side, side, 3)
     method = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR  # areas: no noise from detail
     return cv2.resize(crop, (size, size), interpolation=method)
+
+
+def aligned(frame: np.ndarray, points: np.ndarray, size: int, margin: float) -> np.ndarray:
+    """Crop (size, size, 3) turned and scaled so that the landmarks (5, 2) come to their places."""
+    import cv2
+
+    places = size * (0.5 + (PLACES - 0.5) / (1 + 2 * margin))
+    # least squares of [a -b x; b a y]: turn, scale and shift, nothing else
+    one, no = np.ones(5), np.zeros(5)
+    x, y = points.T
+    rows = np.concatenate([np.stack([x, -y, one, no], 1), np.stack([y, x, no, one], 1)])
+    a, b, right, down = np.linalg.lstsq(rows, places.T.ravel(), rcond=None)[0]
+    matrix = np.array([[a, -b, right], [b, a, down]])
+    return cv2.warpAffine(frame, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from extract.detector import Track, find_faces, square
+from extract.detector import Track, aligned, find_faces, landmarks, square
 from extract.media import frames_at
 from utils.errors import ClipError, UsageError
 
 SETTINGS = {
     "face_fps": 10.0,  # crops per second of speech
-    "face_size": 224,  # pixels of a crop's side
+    "face_size": 160,  # pixels of a crop's side: what FaceNet sees; half the bytes of 224
+    "face_align": False,  # eyes and mouth at the same place in every crop
     "detect_width": 320,  # frames are detected at this width: 6x faster than 720p, same faces
     "detect_every": 8,  # sampled frames; those between are interpolated where they agree
     "agree_iou": 0.5,  # overlap of a face with itself `detect_every` frames later
@@ -65,13 +66,23 @@ def face_stream(
     for block in _blocks(frames_at(path, times, threads)):
         boxes = track.follow(find_faces([frame for _, frame in block], settings, device))
         for (indices, frame), box in zip(block, boxes, strict=True):
-            here = nothing if box is None else (square(frame, box, size, settings["margin"]), box)
+            here = nothing if box is None else (cut(frame, box, settings, device), box)
             yield from [nothing] * (indices[0] - done) + [here] * len(indices)
             done, seen = indices[-1] + 1, seen + (box is not None)
     yield from [nothing] * (len(times) - done)
     if not seen:
         when = f"from {start:.1f} to {end:.1f} s"
         raise ClipError("E_NOFACE", f"no face in {path.name} {when} (0 of {len(times)} frames)")
+
+
+def cut(frame: np.ndarray, box: np.ndarray, settings: dict, device: str = "cpu") -> np.ndarray:
+    """The crop (S, S, 3) of one face, upright by its landmarks with `face_align`."""
+    size, margin = settings["face_size"], settings["margin"]
+    if not settings["face_align"]:
+        return square(frame, box, size, margin)
+    return aligned(
+        np.ascontiguousarray(frame), landmarks(frame, box, settings, device), size, margin
+    )
 
 
 def sample_times(start: float, end: float, fps: float) -> np.ndarray:

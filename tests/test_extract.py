@@ -366,6 +366,25 @@ def test_between_looks_no_face_is_invented(portrait, hidden):
     assert [at for at, boxes in enumerate(found) if not len(boxes)] == hidden
 
 
+@pytest.mark.parametrize("degrees", [-20, 0, 20])
+def test_aligned_crops_have_the_eyes_level_and_in_place(portrait, degrees):
+    import cv2
+
+    turn = cv2.getRotationMatrix2D((160, 120), degrees, 1.0)
+    frame = cv2.warpAffine(portrait[0], turn, (320, 240))
+    settings = faces.SETTINGS | {"face_align": True, "face_size": 112, "margin": 0.0}
+    [[box, *_]] = detector.find_faces([frame], settings)
+    points = detector.landmarks(frame, box, settings, "cpu")
+    slope = np.degrees(np.arctan2(*(points[1] - points[0])[::-1]))
+    crop = faces.cut(frame, box, settings)
+    assert crop.shape == (112, 112, 3) and crop.dtype == np.uint8
+    wide = cv2.copyMakeBorder(crop, 60, 60, 60, 60, cv2.BORDER_REPLICATE)
+    again = detector.landmarks(wide, np.float32([60, 60, 172, 172]), settings, "cpu") - 60
+    assert np.abs(again / 112 - detector.PLACES).max() < 0.08
+    assert abs(np.degrees(np.arctan2(*(again[1] - again[0])[::-1]))) < 6
+    assert degrees == 0 or abs(slope) > 12
+
+
 @pytest.mark.parametrize("height", [1, 4])
 def test_blocks_are_limited_in_frames_and_bytes(height):
     frames = [([at], np.zeros((height << 20, 1, 8), np.uint8)) for at in range(70)]
