@@ -21,6 +21,8 @@ from training.data import Features
 from training.degrade import Degraded, add_noise, blur, drop_words
 from training.ensemble import load_members, make_dataset, predict
 from training.tasks import TASKS, model_arch, recipe
+from utils import report
+from utils.files import write_bytes
 
 SMALL = {"speech_coeff": 0, "face_coeff": 0, "text_layers": 1, "speech_frames": 48}
 SMALL |= {"face_frames": 2, "fold": None, "val_fold": None}
@@ -57,8 +59,9 @@ def members(features, tmp_path_factory):
 
 
 @pytest.fixture
-def evaluate(features, members, tmp_path):
-    def run(*args, checkpoints=members[:1], features=features):
+def evaluate(features, members, tmp_path, monkeypatch):
+    def run(*args, checkpoints=members[:1], features=features, pictures=False):
+        monkeypatch.setattr(report, "draw", DRAW if pictures else write_dots)
         places = ["--features_dir", features, "--out", tmp_path / "out", "--num_workers", 0]
         given = ["--checkpoints", *checkpoints] if checkpoints else []
         found = run_main("evaluate", *places, *given, *args)
@@ -67,6 +70,15 @@ def evaluate(features, members, tmp_path):
         return found
 
     return run
+
+
+DRAW = report.draw
+
+
+def write_dots(folder, main, classes):
+    """In place of the pictures, which take most of the time."""
+    for name in ("confusion", "classes", "reliability"):
+        write_bytes(folder / f"{name}.png", b"dot")
 
 
 def answers(tmp_path) -> pd.DataFrame:
@@ -165,7 +177,7 @@ def test_no_clip_helps_to_fit_its_own_temperature():
 
 
 def test_one_run_from_the_front_door(evaluate, features, members, tmp_path):
-    run = evaluate()
+    run = evaluate(pictures=True)
     assert run.code == 0, run.err
     table = answers(tmp_path)
     member = load_members([members[0]], Features.open(features))[0]
@@ -191,12 +203,12 @@ def test_one_run_from_the_front_door(evaluate, features, members, tmp_path):
     assert "chose its epoch by the loss on these clips" in run.out
     first = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     assert {"index.html", "metrics.json", "confusion.png", "classes.png"} <= set(first)
-    assert evaluate().code == 0
+    assert evaluate(pictures=True).code == 0
     assert first == {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
 
 
 def test_the_page_needs_nothing_else(evaluate, tmp_path):
-    assert evaluate().code == 0
+    assert evaluate(pictures=True).code == 0
     page = (tmp_path / "out" / "index.html").read_text()
     assert not re.search(r"""(src|href)\s*=\s*["']?(?!["']?data:)|@import|url\(|<script""", page)
     assert page.count("data:image/png;base64,") == 3 and "undefined" not in page.lower()
@@ -301,7 +313,7 @@ def test_speech_and_fused_runs_are_compared_where_their_labels_agree(evaluate, f
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_subsets_and_harms_of_a_fused_run(evaluate, features, tmp_path, dropout):
     path = save_member(tmp_path / "m.pth", features, mode="multimodal", modality_dropout=dropout)
-    run = evaluate(*["--robustness"][: dropout > 0], checkpoints=[path])
+    run = evaluate(*["--robustness"][: dropout > 0], checkpoints=[path], pictures=True)
     assert run.code == 0, run.err
     found = {(e["input"], e["level"]): e for e in run.report["systems"][0]["conditions"]}
     heads = {key: each.get("head") for (kind, key), each in found.items() if kind == "inputs"}
@@ -421,10 +433,11 @@ def test_verdicts_of_inputs():
         "clips": {"count": 2, "digest": "d"},
         "features": {"val": "f"},
         "recipe": {"optim": "sgd"},
-        "measures": {"accuracy": {"mean": 0.5, "band": 0.1}},
+        "measures": {name: {"mean": 0.5, "band": 0.1} for name in scores.MEASURES},
     }
     assert compare(then, then)[0] == "PASS, the same to 1e-6"
-    other = {"measures": {"accuracy": {"mean": 0.59}}, "checkpoints": {"b": "2"}}
+    near = {name: {"mean": 0.59} for name in scores.MEASURES}
+    other = {"measures": near, "checkpoints": {"b": "2"}}
     assert compare(then, then | other)[0] == "PASS"
     assert compare(then, then | other | {"features": {"val": "g"}})[0] == "PASS"
     assert compare(then, then | {"features": {"val": "g"}})[0] == "INPUT DIFFERS"
@@ -441,6 +454,7 @@ def test_verdicts_of_inputs():
         ("--batch_size 0", 2, "--batch_size"),
         ("--certify {tmp}/absent.json", 2, "absent.json"),
         ("--certify {features}/settings.json", 2, "no certificate"),
+        ("--certify {features}/failed.csv", 2, "not valid JSON"),
         ("--checkpoints {tmp}/absent", 2, "no checkpoint at"),
         ("--checkpoints {one} {one}", 4, "same checkpoint"),
         ("--out {one}", 2, "is a file"),

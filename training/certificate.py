@@ -15,7 +15,8 @@ from utils.files import digest, read_json, sha256
 FACTS = ("clip_id", "emotion", "speech_emotion", "face_emotion", "speaker", "fold")
 OWN = ("seed", "fold", "val_fold", "amp")  # settings that a repetition chooses for itself
 COPIED = ("command", "given", "split", "features_dir", "classes", "features", "versions")
-NEEDED = ("given", "checkpoints", "classes", "clips", "features", "measures", "recipe")
+NEEDED = {"given": list, "classes": list, "measures": dict, "recipe": dict}
+NEEDED |= dict.fromkeys(("checkpoints", "clips", "features"), dict)
 
 
 def features_digest(features: Features, runs: list[Run]) -> dict[str, str]:
@@ -78,7 +79,9 @@ def common(configs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def read_certificate(path: Path) -> dict[str, Any]:
     known = read_json(path)
-    missing = [name for name in NEEDED if not isinstance(known, dict) or name not in known]
+    values = known if isinstance(known, dict) else {}
+    missing = [name for name, kind in NEEDED.items() if not isinstance(values.get(name), kind)]
+    missing = missing or [name for name in MEASURES if name not in known["measures"]]
     if missing:
         raise UsageError(f"{path} is no certificate of evaluate.py: it lacks {', '.join(missing)}")
     return known
@@ -101,8 +104,8 @@ def compare(published: dict[str, Any], now: dict[str, Any]) -> list[str]:
     lines += files + ["checkpoints: other ones than the published"] * (not same_models)
     wrong |= same_models and bool(files)
     gaps = []
-    for name, then in published["measures"].items():
-        value = now["measures"][name]["mean"]
+    for name in MEASURES:
+        then, value = published["measures"][name], now["measures"][name]["mean"]
         gaps.append((abs(value - then["mean"]), then["band"]))
         lines.append(f"{name}: {then['mean']:.4f} ± {then['band']:.4f} published, {value:.4f} here")
     exact = same_models and not wrong and all(gap <= 1e-6 for gap, _ in gaps)

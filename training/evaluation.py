@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from training.checkpoint import find_checkpoints
 from training.data import ClipDataset, Features, make_loader, to_device, training_rows
 from training.degrade import HARMS, Degraded
-from training.ensemble import Member, load_members
+from training.ensemble import Member, load_members, make_dataset
 from training.loop import progress
 from utils.errors import IntegrityError, UsageError
 from utils.files import sha256
@@ -66,13 +65,10 @@ def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[R
     for path in (path for files in groups.values() for path in files):
         if (first := found.setdefault(sha256(path), path)) is not path:
             raise IntegrityError(f"{path} and {first} are the same checkpoint")
-    names = Counter("/".join(place.parts[-2:]) for place in groups)
     runs = []
     for place, files in groups.items():
-        short = "/".join(place.parts[-2:])
-        name = short if names[short] == 1 else str(place)
-        parts = [run_of(path, name, features, options) for path in files]
-        runs.append(parts[0] if len(parts) == 1 else pool(name, parts))
+        parts = [run_of(path, str(place), features, options) for path in files]
+        runs.append(parts[0] if len(parts) == 1 else pool(str(place), parts))
         check_comparable(runs[0], runs[-1], features.classes)
     return runs
 
@@ -155,6 +151,7 @@ def answers_of(
     """{condition: answer}: all inputs, each smaller set of them, and with --robustness each harm
     of one input while the others are as they were."""
     inputs = member.task.inputs
+    make_dataset(member, clips.to_dict("records"), features)  # checks the files
     clean = encode(member, clips, features, inputs, options)
     found = {ALL: answer(member, clean, inputs)}
     for size in range(1, len(inputs)):
@@ -175,13 +172,10 @@ def encode(
     """{modality: (N, D)} of these inputs, which are read as for validation in training."""
     task = replace(member.task, inputs=names)
     dataset = ClipDataset(features, clips, task, member.config, training=False)
-    dataset.check_files()
     model = member.model.to(options.device).eval()
     loader = make_loader(dataset, options.batch_size, options.num_workers, options.device)
-    batches = [
-        model.encode(to_device(batch["inputs"], options.device))
-        for batch in progress(loader, desc=f"{member.path.parent.name} {'+'.join(names)}")
-    ]
+    bar = progress(loader, desc=f"{member.path.parent.name} {'+'.join(names)}", unit="batch")
+    batches = [model.encode(to_device(batch["inputs"], options.device)) for batch in bar]
     return {name: torch.cat([batch[name] for batch in batches]) for name in names}
 
 
@@ -230,7 +224,10 @@ def check_comparable(first: Run, other: Run, classes: list[str]) -> None:
     differ = int((truth_of(first, ALL, classes) != truth_of(other, ALL, classes)).sum())
     if differ:
         columns = " and ".join(run.answers[ALL].column for run in (first, other))
-        raise IntegrityError(f"runs learnt {columns}, which differ in {differ} of these clips")
+        raise IntegrityError(
+            f"{first.name} and {other.name} learnt {columns}, which differ in {differ} of these "
+            "clips: evaluate them apart"
+        )
 
 
 def truth_of(run: Run, condition: tuple[str, Any], classes: list[str]) -> np.ndarray:

@@ -81,25 +81,26 @@ def plot_reliability(path: Path, curves: dict[str, list[dict]], title: str) -> N
 
 def plot_harms(path: Path, curves: dict[str, list[tuple]], chance: float) -> None:
     """Accuracy against how hard an input was harmed: {title: [(level, share, (low, high))]}."""
-    figure, axes = _figure(1, len(curves), (3.4 * len(curves) + 0.4, 3.2), squeeze=False)
-    for axis, (title, rows) in zip(axes[0], curves.items(), strict=True):
+    figure, axes = _figure(1, len(curves), (3.4 * len(curves) + 0.4, 3.2))
+    panels = list(getattr(axes, "flat", [axes]))
+    for axis, (title, rows) in zip(panels, curves.items(), strict=True):
         levels, values, ranges = zip(*rows, strict=True)
         axis.fill_between(range(len(levels)), *zip(*ranges, strict=True), color=TRAIN, alpha=0.3)
         axis.plot(values, "o-", color=INK, ms=4)
         axis.axhline(chance, color=VAL, lw=1, ls="--")
         axis.set_xticks(range(len(levels)), levels)
         axis.set(ylim=(0, 1), xlabel=title)
-    axes[0][0].set_ylabel("accuracy")
+    panels[0].set_ylabel("accuracy")
     _save(figure, path)
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float], **how: Any) -> tuple[Any, Any]:
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(size, layout="constrained")
     FigureCanvasAgg(figure)  # no pyplot: no global state, no screen
-    return figure, figure.subplots(rows, columns, **how)
+    return figure, figure.subplots(rows, columns)
 
 
 def _save(figure: Any, path: Path) -> None:
