@@ -90,11 +90,12 @@ def report_of(args: argparse.Namespace, features: Any, runs: list, systems: list
     from training.certificate import features_digest
     from training.summary import paired_tests, summary
 
-    held_out = args.split is None and any(run.parts for run in runs)
+    folds = sorted({each["config"]["fold"] or "" for each in runs[0].checkpoints} - {""})
+    held_out = f"held-out folds {', '.join(folds)} (of {len(features.folds())})"
     return {
         "command": shlex.join(["python", "evaluate.py", *sys.argv[1:]]),
         "split": args.split,
-        "clips_of": "the folds held out" if held_out else ", ".join(set(runs[0].clips["split"])),
+        "clips_of": args.split or (held_out if folds else "val"),
         "features_dir": str(features.folder),
         "features": features_digest(features, runs),
         "classes": features.classes,

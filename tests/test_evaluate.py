@@ -257,11 +257,13 @@ def test_each_fold_answers_the_clips_that_it_held_out(evaluate, features, tmp_pa
     run = evaluate(checkpoints=[tmp_path / "x"])
     assert run.code == 0, run.err
     pooled = answers(tmp_path)
+    assert run.report["systems"][0]["name"] == str(tmp_path / "x")
     assert len(pooled) == 14 and set(pooled["split"]) == {"train", "val"}
     accuracies = []
     for k, path in enumerate(folds):
-        alone = evaluate(checkpoints=[path])
-        assert alone.code == 0
+        alone = evaluate(checkpoints=[path.parent])
+        assert alone.code == 0 and f"held-out folds {k} (of 2)" in alone.out
+        assert alone.report["systems"][0]["name"] == str(path.parent)
         accuracies.append(alone.report["systems"][0]["measures"]["accuracy"])
         mine, columns = answers(tmp_path), ["clip_id", "p_hap", "answer"]
         assert set(mine["fold"]) == {str(k)}
@@ -424,6 +426,17 @@ def test_certificates_that_do_not_hold(evaluate, published, features, members, t
     slower = save_member(tmp_path / "slow.pth", features, 1, learning_rate=0.5)
     run = evaluate("--certify", published, checkpoints=[slower])
     assert run.code == 4 and "learning_rate: 0.0003 published, 0.5 here" in run.out
+
+
+def test_a_certificate_over_folds_is_repeated_from_its_own_paths(evaluate, features, tmp_path):
+    for k in (0, 1):
+        path = tmp_path / "x" / f"fold_{k}" / "1_best_1.0000.pth"
+        save_member(path, features, k, fold=str(k))
+    certificate = tmp_path / "x.json"
+    assert evaluate("--certificate", certificate, checkpoints=[tmp_path / "x"]).code == 0
+    assert json.loads(certificate.read_text())["clips"]["count"] == 14
+    run = evaluate("--certify", certificate, checkpoints=None)
+    assert run.code == 0 and "PASS, the same" in run.out, run.err
 
 
 def test_verdicts_of_inputs():

@@ -67,8 +67,9 @@ def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[R
             raise IntegrityError(f"{path} and {first} are the same checkpoint")
     runs = []
     for place, files in groups.items():
-        parts = [run_of(path, str(place), features, options) for path in files]
-        runs.append(parts[0] if len(parts) == 1 else pool(str(place), parts))
+        name = str(place if len(files) > 1 or place.is_file() else files[0].parent)
+        parts = [run_of(path, name, features, options) for path in files]
+        runs.append(pool(name, parts) if len(parts) > 1 else parts[0])
         check_comparable(runs[0], runs[-1], features.classes)
     return runs
 
