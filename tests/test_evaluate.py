@@ -223,6 +223,25 @@ def test_names_from_outside_stay_text(evaluate, features, members, tmp_path):
     assert "<script>" not in (tmp_path / "out" / "index.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("flags", "clips", "row"),
+    [("", 0, False), ("0", 0, False), ("1", 7, False), ("mixed", 5, True)],
+)
+def test_clips_with_a_face(evaluate, features, tmp_path, flags, clips, row):
+    valid = ["00", "010", *["1"] * 4, "0"] * 3 if flags == "mixed" else flags
+    folder = relabelled(features, tmp_path, face_valid=valid)
+    run = evaluate(features=folder)
+    assert run.code == 0, run.err
+    table, found = answers(tmp_path), run.report["systems"][0]["with_face"]
+    assert found["clips"] == clips
+    if row:
+        seen = table[1:6]
+        right = (seen["truth"] == seen["answer"]).mean()
+        assert found["measures"]["accuracy"] == pytest.approx(right)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert ("clips with a face" in page) == row
+
+
 def test_several_runs_and_their_ensemble(evaluate, members, tmp_path):
     run = evaluate("--split", "val", checkpoints=members)
     assert run.code == 0, run.err

@@ -20,10 +20,8 @@ def summary(run: Run, classes: list[str]) -> dict[str, Any]:
     result["conditions"] = [
         {"input": key[0], "level": key[1]} | scores_of(run, key, classes) for key in run.answers
     ]
-    if "face_valid" in run.clips:
-        faces = run.clips["face_valid"].str.contains("1").to_numpy()
-        result["with_face"] = scores_of(run, ALL, classes, faces)
-    return result
+    faces = run.clips["face_valid"].str.contains("1").to_numpy() if "face_valid" in run.clips else 0
+    return result | {"with_face": scores_of(run, ALL, classes, faces)}
 
 
 def scores_of(
@@ -32,7 +30,7 @@ def scores_of(
     """`full_scores` under a condition, of the clips that have its label; none: {"clips": 0}."""
     answer = run.answers[key]
     truth = truth_of(run, key, classes) if answer else np.full(len(run.clips), -1)
-    known = (truth >= 0) & among
+    known = (truth >= 0) & (among > 0)
     if not known.any():
         return {"clips": 0}
     said, speakers = answer.log_p.argmax(1)[known], run.clips["speaker"].to_numpy()[known]
