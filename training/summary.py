@@ -20,7 +20,9 @@ def summary(run: Run, classes: list[str]) -> dict[str, Any]:
     result["conditions"] = [
         {"input": key[0], "level": key[1]} | scores_of(run, key, classes) for key in run.answers
     ]
-    faces = run.clips["face_valid"].str.contains("1").to_numpy() if "face_valid" in run.clips else 0
+    faces: Any = False  # where nothing looked for faces
+    if "face_valid" in run.clips:
+        faces = run.clips["face_valid"].str.contains("1").to_numpy()
     return result | {"with_face": scores_of(run, ALL, classes, faces)}
 
 
@@ -30,7 +32,7 @@ def scores_of(
     """`full_scores` under a condition, of the clips that have its label; none: {"clips": 0}."""
     answer = run.answers[key]
     truth = truth_of(run, key, classes) if answer else np.full(len(run.clips), -1)
-    known = (truth >= 0) & (among > 0)
+    known = (truth >= 0) & among
     if not known.any():
         return {"clips": 0}
     said, speakers = answer.log_p.argmax(1)[known], run.clips["speaker"].to_numpy()[known]
