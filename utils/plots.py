@@ -1,4 +1,4 @@
-"""Pictures of a training run, drawn without a screen."""
+"""Pictures of a training run and of an evaluation, drawn without a screen."""
 
 from __future__ import annotations
 
@@ -50,6 +50,50 @@ def plot_confusion(path: Path, confusion: Any, classes: list[str], title: str) -
     _save(figure, path)
 
 
+def plot_bars(path: Path, rows: list[tuple], title: str, chance: float) -> None:
+    """Horizontal bars of rows (name, share, (low, high)) with their intervals."""
+    names, values, ranges = zip(*rows, strict=True)
+    figure, axis = _figure(1, 1, (5.2, 1.1 + 0.34 * len(names)))
+    axis.barh(names, values, color=TRAIN, height=0.7)
+    axis.hlines(names, *zip(*ranges, strict=True), color=INK, lw=1)
+    axis.axvline(chance, color=VAL, lw=1, ls="--", label="chance")
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 1))
+    axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8)
+    axis.set_title(title, loc="left", color=INK, fontsize=10)
+    _save(figure, path)
+
+
+def plot_reliability(path: Path, curves: dict[str, list[dict]], title: str) -> None:
+    """How often answers of each confidence are right: {label: bins}; points grow with clips."""
+    figure, axis = _figure(1, 1, (4.8, 4.4))
+    axis.plot([0, 1], [0, 1], color="#bbbbbb", lw=1)
+    for (label, bins), color in zip(curves.items(), (TRAIN, VAL), strict=False):
+        x, y = ([each[name] for each in bins] for name in ("confidence", "accuracy"))
+        total = sum(each["clips"] for each in bins)
+        axis.scatter(x, y, [12 + 300 * each["clips"] / total for each in bins], color, alpha=0.7)
+        axis.plot(x, y, color=color, label=label, lw=1, alpha=0.6)
+    axis.set(xlabel="confidence of the answer", ylabel="share that is right", xlim=(0, 1.02))
+    axis.legend(frameon=False)
+    axis.set_title(title, loc="left", color=INK, fontsize=10)
+    _save(figure, path)
+
+
+def plot_harms(path: Path, curves: dict[str, list[tuple]], chance: float) -> None:
+    """Accuracy against how hard an input was harmed: {title: [(level, share, (low, high))]}."""
+    figure, axes = _figure(1, len(curves), (3.4 * len(curves) + 0.4, 3.2))
+    panels = list(getattr(axes, "flat", [axes]))
+    for axis, (title, rows) in zip(panels, curves.items(), strict=True):
+        levels, values, ranges = zip(*rows, strict=True)
+        axis.fill_between(range(len(levels)), *zip(*ranges, strict=True), color=TRAIN, alpha=0.3)
+        axis.plot(values, "o-", color=INK, ms=4)
+        axis.axhline(chance, color=VAL, lw=1, ls="--")
+        axis.set_xticks(range(len(levels)), levels)
+        axis.set(ylim=(0, 1), xlabel=title)
+    panels[0].set_ylabel("accuracy")
+    _save(figure, path)
+
+
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -61,5 +105,5 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
 
 def _save(figure: Any, path: Path) -> None:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+    figure.savefig(picture, format="png", dpi=150)
     write_bytes(path, picture.getvalue())

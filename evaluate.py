@@ -1,0 +1,147 @@
+"""Checkpoints x features -> report/: scores with intervals, calibration, pictures, a web page.
+
+    python evaluate.py --checkpoints logs/speech/AttnCNN-B4
+    python evaluate.py --checkpoints logs/speech/seed-1 logs/speech/seed-2 --split test
+
+Each run, and the ensemble of several (mean of probabilities), is scored on clips that it was not
+trained on; the folders of --fold all count as one run whose folds answer the clips they held out.
+The table goes to stdout; report/index.html shows everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from utils.config import Flags, device_name, ranged
+from utils.errors import UsageError, run_script
+from utils.files import write_json
+from utils.parallel import available_cores
+
+PACKAGES = ("torch", "numpy", "scikit-learn", "timm", "efficientnet-pytorch")
+COLUMNS = dict(
+    accuracy="accuracy", uar="mean recall", macro_f1="macro F1", weighted_f1="weighted F1"
+)
+
+
+def parse_args() -> argparse.Namespace:
+    flags = Flags(__doc__)
+    add = flags.add
+    add("--checkpoints", nargs="+", type=Path, help=".pth files or run folders (their best)")
+    add("--features_dir", type=Path, help="what preprocess.py wrote (default: features)")
+    add("--split", help="clips to score (default: val; of a run with --fold: the fold held out)")
+    add("--out", default=Path("report"), type=Path, help="folder of the report")
+    add("--robustness", action="store_true", help="also with noise, blur and lost words")
+    add("--certificate", type=Path, metavar="JSON", help="write the result for others to repeat")
+    add("--certify", type=Path, metavar="JSON", help="compare with such a file: PASS, or why not")
+    add("--allow_training_clips", action="store_true", help="score them too, with a warning")
+    add("--batch_size", default=8, type=ranged(int, 1), help="clips at once")
+    add(
+        "--num_workers",
+        default=min(8, available_cores()),
+        type=ranged(int, 0),
+        help="loading processes",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda")
+    return flags.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    if args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out {args.out} is a file: give a folder")
+    if not (args.checkpoints or args.certify):
+        raise UsageError("give --checkpoints, or --certify with a certificate that names some")
+
+    from training.certificate import certificate, compare, read_certificate
+    from training.data import Features
+    from training.evaluation import evaluate_runs, pool
+    from utils.report import write_report
+
+    args.device = device_name(args.device)
+    published = read_certificate(args.certify) if args.certify else {}
+    args.checkpoints = args.checkpoints or list(map(Path, published["given"]))
+    args.split = args.split or published.get("split")
+    features = Features.open(args.features_dir or published.get("features_dir", "features"))
+    runs = evaluate_runs(args.checkpoints, features, args)
+    systems = [*runs, pool(f"ensemble of {len(runs)}", runs)] if len(runs) > 1 else runs
+    report = report_of(args, features, runs, systems)
+    now = certificate(runs, features, report)
+    report["certified"] = compare(published, now) if published else None
+    if args.certificate:
+        write_json(args.certificate, now)
+    write_report(args.out, report, predictions(systems, features.classes))
+    print_table(report)
+    print(args.out / "index.html")
+    if not published:
+        return 0
+    verdict, *lines = report["certified"]
+    print(f"{args.certify}: {verdict}", *lines, sep="\n  ")
+    return 0 if verdict.startswith("PASS") else 4
+
+
+def report_of(args: argparse.Namespace, features: Any, runs: list, systems: list) -> dict[str, Any]:
+    """Everything that metrics.json holds and the page shows; the last system is the headline."""
+    from importlib.metadata import version
+
+    from training.certificate import features_digest
+    from training.summary import paired_tests, summary
+
+    folds = sorted({each["config"]["fold"] or "" for each in runs[0].checkpoints} - {""})
+    held_out = f"held-out folds {', '.join(folds)} (of {len(features.folds())})"
+    return {
+        "command": shlex.join(["python", "evaluate.py", *sys.argv[1:]]),
+        "split": args.split,
+        "clips_of": args.split or (held_out if folds else "val"),
+        "features_dir": str(features.folder),
+        "features": features_digest(features, runs),
+        "classes": features.classes,
+        "systems": [summary(run, features.classes) for run in systems],
+        "paired": paired_tests(systems, features.classes),
+        "given": [str(path) for path in args.checkpoints],
+        "checkpoints": systems[-1].checkpoints,
+        "versions": {"python": sys.version.split()[0], **{p: version(p) for p in PACKAGES}},
+    }
+
+
+def predictions(systems: list, classes: list[str]) -> Any:
+    """One row per run and clip: truth, answer, and the probability of every class."""
+    import numpy as np
+    import pandas as pd
+
+    from training.evaluation import ALL
+
+    tables = []
+    for run in systems:
+        log_p, column = run.answers[ALL].log_p, run.answers[ALL].column
+        table = run.clips[["clip_id", "split", "speaker", "fold"]].assign(truth=run.clips[column])
+        table["answer"] = [classes[k] for k in log_p.argmax(axis=1)]
+        table[[f"p_{name}" for name in classes]] = np.exp(log_p).round(6)
+        table.insert(0, "run", run.name)
+        tables.append(table)
+    return pd.concat(tables)
+
+
+def print_table(report: dict[str, Any]) -> None:
+    import pandas as pd
+
+    rows, first = {}, report["systems"][0]
+    for each in report["systems"]:
+        values, ranges, parts = each["measures"], each["intervals"], each["parts"]
+        cells = ("{:.4f} [{:.3f}, {:.3f}]".format(values[n], *ranges[n]) for n in COLUMNS)
+        rows[each["name"]] = [*cells, f"{each['calibration']['before']['ece']:.4f}"]
+        if parts:
+            cells = (f"{parts[n]['mean']:.4f} ± {parts[n]['deviation']:.4f}" for n in COLUMNS)
+            rows[f"  mean ± deviation of its {parts['count']}"] = [*cells, ""]
+    over = f"95 % intervals over {first['groups']} {first['unit']}"
+    print(f"{first['clips']} clips of {report['clips_of']} in {report['features_dir']}, {over}")
+    print(pd.DataFrame(rows.values(), rows, [*COLUMNS.values(), "ECE"]).to_string())
+    for text in report["systems"][-1]["warnings"]:
+        print(f"note: {text}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,504 @@
+"""evaluate.py: numbers by hand, whose clips are scored, what the report says, certificates."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CLASSES, write_features
+from inside import run_main
+
+from models import build_model
+from training import scores
+from training.certificate import compare
+from training.checkpoint import save_checkpoint
+from training.data import Features
+from training.degrade import Degraded, add_noise, blur, drop_words
+from training.ensemble import load_members, make_dataset, predict
+from training.tasks import TASKS, model_arch, recipe
+from utils import report
+from utils.files import write_bytes
+
+SMALL = {"speech_coeff": 0, "face_coeff": 0, "text_layers": 1, "speech_frames": 48}
+SMALL |= {"face_frames": 2, "fold": None, "val_fold": None}
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return write_features(tmp_path_factory.mktemp("features"), 1)
+
+
+def save_member(path, features, seed: int = 0, mode: str = "text", **config):
+    """A checkpoint whose answers differ from clip to clip, without any training."""
+    opened, task = Features.open(features), TASKS[mode]
+    config = recipe(mode) | SMALL | {"mode": mode, "seed": seed} | config
+    torch.manual_seed(seed)
+    arch = model_arch(
+        task, config, len(CLASSES), {"text": (1, 16)} if "text" in task.inputs else {}
+    )
+    model = build_model(**arch)
+    with torch.no_grad():
+        model.heads[task.answer].linear.weight *= 30
+        for vector in model.absent.values():
+            vector.normal_()
+    checkpoint = {"arch": arch, "weights": model.state_dict(), "classes": opened.classes}
+    checkpoint |= {"features_config": opened.config_for(task.inputs), "config": config}
+    save_checkpoint(path, checkpoint | {"epoch": 1, "val": {"accuracy": 0.5, "loss": 1.0}})
+    return path
+
+
+@pytest.fixture(scope="module")
+def members(features, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("members")
+    return [save_member(folder / f"{seed}.pth", features, seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture
+def evaluate(features, members, tmp_path, monkeypatch):
+    def run(*args, checkpoints=members[:1], features=features, pictures=False):
+        monkeypatch.setattr(report, "draw", DRAW if pictures else write_dots)
+        places = ["--features_dir", features, "--out", tmp_path / "out", "--num_workers", 0]
+        given = ["--checkpoints", *checkpoints] if checkpoints else []
+        found = run_main("evaluate", *places, *given, *args)
+        metrics = tmp_path / "out" / "metrics.json"
+        found.report = json.loads(metrics.read_text()) if metrics.is_file() else None
+        return found
+
+    return run
+
+
+DRAW = report.draw
+
+
+def write_dots(folder, main, classes):
+    """In place of the pictures, which take most of the time."""
+    for name in ("confusion", "classes", "reliability"):
+        write_bytes(folder / f"{name}.png", b"dot")
+
+
+def answers(tmp_path) -> pd.DataFrame:
+    return pd.read_csv(tmp_path / "out" / "predictions.csv", dtype={"clip_id": str, "fold": str})
+
+
+def test_measures_by_hand():
+    truth, answer = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 3, 2])
+    f1 = (0.8, 0.5, 1.0)  # of classes 0, 1, 2; class 3 occurs among the answers only
+    expected = {
+        "accuracy": 4 / 6,
+        "uar": (2 / 3 + 1 / 2 + 1) / 3,
+        "macro_f1": sum(f1) / 3,
+        "weighted_f1": (3 * f1[0] + 2 * f1[1] + f1[2]) / 6,
+    }
+    assert scores.measure(truth, answer) == pytest.approx(expected)
+    confusion = np.zeros((4, 4))
+    np.add.at(confusion, (truth, answer), 1)
+    many = scores.measure_confusions(np.stack([confusion, 7 * confusion]))
+    for name, value in expected.items():
+        np.testing.assert_allclose(many[name], [value, value])
+
+
+def test_bootstrap_draws_speakers_and_repeats_itself():
+    rng = np.random.default_rng(5)
+    truth, speakers = rng.integers(0, 3, 120), np.repeat([f"s{k}" for k in range(12)], 10)
+    answer = np.where(np.repeat(rng.random(12) < 0.5, 10), truth, (truth + 1) % 3)
+    people, clips = scores.Bootstrap(speakers), scores.Bootstrap(np.array([""] * 120))
+    assert (people.unit, people.size, clips.unit, clips.size) == ("speakers", 12, "clips", 120)
+    draws = people.confusions(truth, answer, 3)
+    assert np.array_equal(draws, scores.Bootstrap(speakers).confusions(truth, answer, 3))
+    for draw in (0, 7):  # the same by drawing clips one speaker after the other
+        chosen = np.repeat(np.arange(120), people.counts[draw][people.group].astype(int))
+        assert scores.measure_confusions(draws)["uar"][draw] == pytest.approx(
+            scores.measure(truth[chosen], answer[chosen])["uar"]
+        )
+    wide, narrow = (
+        np.ptp(
+            scores.interval(scores.measure_confusions(b.confusions(truth, answer, 3))["accuracy"])
+        )
+        for b in (people, clips)
+    )
+    assert wide > 2 * narrow, "clips of one speaker, all right or all wrong, are one observation"
+    assert scores.Bootstrap(np.array(["a", "a", ""])).unit == "clips"
+    assert scores.Bootstrap(np.array(["a", "a", "a"])).unit == "clips"
+
+
+def test_paired_test():
+    truth = np.arange(60) % 2
+    bootstrap = scores.Bootstrap(np.array([""] * 60))
+    same = scores.paired(truth, truth, truth, 2, bootstrap)
+    assert same["accuracy"] == {"difference": 0, "interval": [0, 0], "p": 1}
+    worse = truth.copy()
+    worse[:5] = 1 - worse[:5]
+    found = scores.paired(truth, worse, truth, 2, bootstrap)
+    assert found["accuracy"]["difference"] == pytest.approx(5 / 60)
+    assert found["mcnemar"] == {"gained": 5, "lost": 0, "p": pytest.approx(2 / 2**5)}
+    low, high = found["accuracy"]["interval"]
+    assert 0 < low < 5 / 60 < high and found["accuracy"]["p"] < 0.05
+    back = scores.paired(truth, truth, worse, 2, bootstrap)["accuracy"]
+    assert back["interval"] == [-high, -low] and back["p"] == found["accuracy"]["p"]
+
+
+def test_calibration_by_hand_and_its_temperature():
+    log_p = np.log(np.array([[0.8, 0.2], [0.8, 0.2], [0.3, 0.7]]))
+    found = scores.reliability(log_p, np.array([0, 1, 1]))
+    assert found["ece"] == pytest.approx((2 * abs(0.8 - 0.5) + abs(0.7 - 1)) / 3)
+    assert [each["clips"] for each in found["bins"]] == [1, 2]
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(5000, 4)) * 3
+    truth = (logits / 2.5 + rng.gumbel(size=logits.shape)).argmax(1)  # drawn from softmax(z / 2.5)
+    assert scores.fit_temperature(logits, truth) == pytest.approx(2.5, rel=0.06)
+    tempered = scores.temper(logits, 2.5)
+    assert (
+        scores.reliability(tempered, truth)["ece"]
+        < 0.03
+        < scores.reliability(scores.temper(logits, 1), truth)["ece"]
+    )
+
+
+def test_no_clip_helps_to_fit_its_own_temperature():
+    rng = np.random.default_rng(2)
+    log_p, group = scores.temper(rng.normal(size=(90, 3)), 1), np.repeat(np.arange(9), 10)
+    truth = (log_p + rng.gumbel(size=log_p.shape)).argmax(1)
+    first, temperatures = scores.cross_fitted(log_p, truth, group)
+    assert len(set(temperatures)) == 5
+    parts = [
+        frozenset(group[np.isclose(first, scores.temper(log_p, t)).all(1)]) for t in temperatures
+    ]
+    for part in parts:
+        changed = np.where(np.isin(group, list(part)), (truth + 1) % 3, truth)
+        inside = np.isin(group, list(part))
+        second, _ = scores.cross_fitted(log_p, changed, group)
+        assert np.array_equal(first[inside], second[inside])
+        assert not np.array_equal(first, second)
+
+
+def test_one_run_from_the_front_door(evaluate, features, members, tmp_path):
+    run = evaluate(pictures=True)
+    assert run.code == 0, run.err
+    table = answers(tmp_path)
+    member = load_members([members[0]], Features.open(features))[0]
+    rows = Features.open(features).rows("val").to_dict("records")
+    batches = predict(member, make_dataset(member, rows, Features.open(features)), "cpu")
+    logits = torch.cat([views[0]["text"] for views in batches]).double()
+    assert table["clip_id"].tolist() == [row["clip_id"] for row in rows]
+    given = table[[f"p_{name}" for name in CLASSES]].to_numpy()
+    np.testing.assert_allclose(given, logits.softmax(1).numpy(), atol=2e-6)
+    assert table["answer"].tolist() == [CLASSES[k] for k in logits.argmax(1)]
+    assert table["truth"].tolist() == [row["emotion"] for row in rows]
+    right = (table["truth"] == table["answer"]).mean()
+    (scored,) = run.report["systems"]
+    assert scored["measures"]["accuracy"] == pytest.approx(right) and f"{right:.4f} [" in run.out
+    assert scored["unit"] == "speakers" and scored["groups"] == 3
+    assert np.sum(scored["confusion"]) == 7 and np.trace(scored["confusion"]) == 7 * right
+    assert scored["with_face"]["clips"] == 7
+    assert run.report["checkpoints"][0]["sha256"][:12] and set(run.report["features"]) == {
+        "train",
+        "val",
+    }
+    assert "3 of 3 speakers are in the training clips" in run.out
+    assert "chose its epoch by the loss on these clips" in run.out
+    first = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    assert {"index.html", "metrics.json", "confusion.png", "classes.png"} <= set(first)
+    assert evaluate(pictures=True).code == 0
+    assert first == {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+
+
+def test_the_page_needs_nothing_else(evaluate, tmp_path):
+    assert evaluate(pictures=True).code == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert not re.search(r"""(src|href)\s*=\s*["']?(?!["']?data:)|@import|url\(|<script""", page)
+    assert page.count("data:image/png;base64,") == 3 and "undefined" not in page.lower()
+    assert "{{" not in page and "{%" not in page and '<html lang="en">' in page
+
+
+def test_names_from_outside_stay_text(evaluate, features, members, tmp_path):
+    folder = tmp_path / "<script>alert(1)"
+    folder.mkdir()
+    shutil.copy(members[0], folder / "x.pth")
+    assert evaluate(checkpoints=[folder / "x.pth"]).code == 0
+    assert "<script>" not in (tmp_path / "out" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "clips", "row"),
+    [("", 0, False), ("0", 0, False), ("1", 7, False), ("mixed", 5, True)],
+)
+def test_clips_with_a_face(evaluate, features, tmp_path, flags, clips, row):
+    valid = ["00", "010", *["1"] * 4, "0"] * 3 if flags == "mixed" else flags
+    folder = relabelled(features, tmp_path, face_valid=valid)
+    run = evaluate(features=folder)
+    assert run.code == 0, run.err
+    table, found = answers(tmp_path), run.report["systems"][0]["with_face"]
+    assert found["clips"] == clips
+    if row:
+        seen = table[1:6]
+        right = (seen["truth"] == seen["answer"]).mean()
+        assert found["measures"]["accuracy"] == pytest.approx(right)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert ("clips with a face" in page) == row
+
+
+def test_several_runs_and_their_ensemble(evaluate, members, tmp_path):
+    run = evaluate("--split", "val", checkpoints=members)
+    assert run.code == 0, run.err
+    names, table = [each["name"] for each in run.report["systems"][:-1]], answers(tmp_path)
+    columns = [f"p_{name}" for name in CLASSES]
+    each = [table[table["run"] == name][columns].to_numpy() for name in names]
+    together = table[table["run"] == "ensemble of 3"][columns].to_numpy()
+    np.testing.assert_allclose(together, np.mean(each, axis=0), atol=2e-6)
+    accuracies = [each["measures"]["accuracy"] for each in run.report["systems"][:-1]]
+    assert run.report["systems"][-1]["parts"]["accuracy"] == pytest.approx(
+        {"mean": np.mean(accuracies), "deviation": np.std(accuracies, ddof=1)}
+    )
+    assert len(run.report["paired"]) == 6 and "mean ± deviation of its 3" in run.out
+    pair = run.report["paired"][0]
+    assert pair["accuracy"]["difference"] == pytest.approx(accuracies[1] - accuracies[0])
+
+
+def test_clips_of_the_training_are_refused_or_stamped(evaluate, members, tmp_path):
+    run = evaluate("--split", "train")
+    assert run.code == 4 and "trained on 7 of these 7 clips" in run.err and not run.report
+    run = evaluate("--split", "train", "--allow_training_clips")
+    assert run.code == 0 and "note: TRAINED ON 7" in run.out
+    assert "TRAINED ON 7" in (tmp_path / "out" / "index.html").read_text()
+    assert run.report["systems"][0]["warnings"][0].startswith("TRAINED ON 7")
+
+
+def test_each_fold_answers_the_clips_that_it_held_out(evaluate, features, tmp_path):
+    folds = [
+        save_member(tmp_path / "x" / f"fold_{k}" / "1_best_1.0000.pth", features, k, fold=str(k))
+        for k in (0, 1)
+    ]
+    run = evaluate(checkpoints=[tmp_path / "x"])
+    assert run.code == 0, run.err
+    pooled = answers(tmp_path)
+    assert run.report["systems"][0]["name"] == str(tmp_path / "x")
+    assert len(pooled) == 14 and set(pooled["split"]) == {"train", "val"}
+    accuracies = []
+    for k, path in enumerate(folds):
+        alone = evaluate(checkpoints=[path.parent])
+        assert alone.code == 0 and f"held-out folds {k} (of 2)" in alone.out
+        assert alone.report["systems"][0]["name"] == str(path.parent)
+        accuracies.append(alone.report["systems"][0]["measures"]["accuracy"])
+        mine, columns = answers(tmp_path), ["clip_id", "p_hap", "answer"]
+        assert set(mine["fold"]) == {str(k)}
+        same = pooled[pooled["fold"] == str(k)][columns].to_numpy().tolist()
+        assert mine[columns].to_numpy().tolist() == same
+    parts = run.report["systems"][0]["parts"]
+    assert parts["count"] == 2 and parts["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
+    assert "mean ± deviation of its 2" in run.out
+    assert evaluate("--split", "val", checkpoints=folds).code == 4, "the other fold's clips"
+    run = evaluate(checkpoints=[folds[0], save_member(tmp_path / "y.pth", features)])
+    assert run.code == 4 and "different clips" in run.err
+
+
+def relabelled(features, tmp_path, **columns):
+    """A copy of the features whose manifest has other values: {column: function of the rows}."""
+    folder = shutil.copytree(features, tmp_path / "features")
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    table = table.assign(**columns)
+    table.to_csv(folder / "manifest.csv", index=False)
+    return folder
+
+
+def test_test_clips_are_tempered_by_validation_clips(evaluate, features, members, tmp_path):
+    run = evaluate("--split", "test")
+    assert run.code == 2 and "0 of 7" in run.err
+    kinds = [*CLASSES] * 3
+    kinds[-1] = ""
+    labelled = relabelled(features, tmp_path, emotion=kinds)
+    run = evaluate("--split", "test", features=labelled)
+    assert run.code == 0, run.err
+    (scored,) = run.report["systems"]
+    assert "fitted on 7 validation clips" in scored["calibration"]["how"]
+    assert scored["clips"] == 6 and "1 clips without emotion are left out" in run.out
+    assert "chose its epoch" not in run.out
+
+
+def test_speech_and_fused_runs_are_compared_where_their_labels_agree(evaluate, features, tmp_path):
+    speech = save_member(tmp_path / "speech.pth", features, mode="speech")
+    text = save_member(tmp_path / "text.pth", features)
+    run = evaluate(checkpoints=[speech, text])
+    assert run.code == 0 and len(run.report["paired"]) == 3
+    voices = [CLASSES[0], *CLASSES[1:]] * 2 + [""] * 7
+    voices[7] = CLASSES[3]
+    other = relabelled(features, tmp_path, speech_emotion=voices)
+    run = evaluate(checkpoints=[speech, text], features=other)
+    assert run.code == 4 and "speech_emotion and emotion, which differ in 1" in run.err
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_subsets_and_harms_of_a_fused_run(evaluate, features, tmp_path, dropout):
+    path = save_member(tmp_path / "m.pth", features, mode="multimodal", modality_dropout=dropout)
+    run = evaluate(*["--robustness"][: dropout > 0], checkpoints=[path], pictures=True)
+    assert run.code == 0, run.err
+    found = {(e["input"], e["level"]): e for e in run.report["systems"][0]["conditions"]}
+    heads = {key: each.get("head") for (kind, key), each in found.items() if kind == "inputs"}
+    if not dropout:
+        absent = dict.fromkeys(["text", "speech+face", "speech+text", "face+text"])
+        own = {"all": "integrated", "speech": "speech", "face": "face"}
+        assert heads == absent | own and len(found) == 7
+        page = (tmp_path / "out" / "index.html").read_text()
+        assert page.count(">no answer<") == 4 and "without --modality_dropout" in page
+        assert not (tmp_path / "out" / "robustness.png").exists()
+        return
+    assert len(heads) == 7 and set(heads.values()) == {"integrated"}
+    member = load_members([path], Features.open(features))[0]
+    rows = Features.open(features).rows("val").to_dict("records")
+    dataset = make_dataset(member, rows, Features.open(features))
+    inputs = [dataset[0, k]["inputs"]["text"] for k in range(7)]
+    with torch.inference_mode():
+        encoded = member.model.eval().encode(
+            {"text": tuple(map(torch.stack, zip(*inputs, strict=True)))}
+        )
+        alone = member.model.classify(encoded)["integrated"].argmax(1)
+    truth = [CLASSES.index(row["emotion"]) for row in rows]
+    expected = np.mean(alone.numpy() == truth)
+    assert found["inputs", "text"]["measures"]["accuracy"] == pytest.approx(expected)
+    assert {kind for kind, _ in found} == {"inputs", "speech", "face", "text"} and len(found) == 23
+    assert (tmp_path / "out" / "robustness.png").is_file()
+    assert evaluate().code == 0
+    assert not (tmp_path / "out" / "robustness.png").exists(), "a picture of another run"
+
+
+def test_noise_is_what_noise_in_the_sound_would_have_been():
+    from extract import audio
+
+    rng, time = np.random.default_rng(0), np.arange(32_000) / 16_000
+    pitch = 2 * np.pi * np.cumsum(150 + 30 * np.sin(6 * time)) / 16_000
+    wave = sum(np.sin(k * pitch) / k for k in range(1, 30)) * (0.2 + np.sin(9 * time) ** 2)
+    clean = audio.log_mel_spectrogram(wave.astype("f4"))
+    for snr in (20, 0):
+        level = np.sqrt(np.mean(wave**2) / 10 ** (snr / 10))
+        real, again = (
+            audio.log_mel_spectrogram((wave + level * rng.normal(size=len(wave))).astype("f4"))
+            for _ in range(2)
+        )
+        ours = add_noise(clean, snr, rng, audio.SETTINGS)
+        apart = 80 * np.abs(real - again).mean()  # dB between two draws of real noise
+        assert abs(80 * (ours - real).mean()) < 0.5, "dB, mean over all cells"
+        assert 80 * np.abs(ours - real).mean() < 1.15 * apart < 80 * np.abs(clean - real).mean()
+        assert ours.shape == clean.shape and ours.max() == 1 and ours.min() >= 0
+
+
+def test_blur_and_lost_words(features):
+    rng = np.random.default_rng(0)
+    crops = rng.integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    soft, softer = (blur(crops, sigma, rng, {}) for sigma in (2, 8))
+    assert soft.shape == crops.shape and soft.dtype == np.uint8
+    assert crops.std() > soft.std() > softer.std() and abs(softer.mean() - crops.mean()) < 2
+    words = np.arange(4000, dtype="f4").reshape(1000, 4)
+    kept = drop_words(words, 25, rng, {})
+    assert 700 < len(kept) < 800 and (np.diff(kept[:, 0]) > 0).all()
+    assert all(len(drop_words(words[:2], 100, rng, {})) == 1 for _ in range(20))
+    opened = Features.open(features)
+    worse = Degraded(opened.folder, opened.settings, opened.manifest, modality="text", level=50)
+    row = opened.rows("val").to_dict("records")[0]
+    assert np.array_equal(worse.load(row, "text"), worse.load(row, "text"))
+    assert len(worse.load(row, "text")) < len(opened.load(row, "text"))
+    assert np.array_equal(worse.load(row, "speech"), opened.load(row, "speech"))
+
+
+@pytest.fixture
+def published(evaluate, members, tmp_path):
+    path = tmp_path / "results" / "x.json"
+    assert evaluate("--certificate", path, checkpoints=members[:2]).code == 0
+    return path
+
+
+def test_certificates_that_hold(evaluate, published, members, features, tmp_path):
+    run = evaluate("--certify", published, checkpoints=None)
+    assert run.code == 0 and f"{published}: PASS, the same to 1e-6" in run.out, run.out
+    assert "PASS" in (tmp_path / "out" / "index.html").read_text()
+    assert run.report["certified"][0].startswith("PASS")
+    run = evaluate("--certify", published, checkpoints=members[1:])
+    assert "checkpoints: other ones than the published" in run.out
+    inside = "PASS\n" in run.out
+    known = json.loads(published.read_text())
+    gaps = [
+        abs(run.report["systems"][-1]["parts"][name]["mean"] - each["mean"]) <= each["band"]
+        for name, each in known["measures"].items()
+    ]
+    assert inside == all(gaps) and run.code == (0 if inside else 4)
+
+
+def test_certificates_that_do_not_hold(evaluate, published, features, members, tmp_path):
+    known = json.loads(published.read_text())
+    known["measures"]["uar"] |= {"mean": known["measures"]["uar"]["mean"] + 0.1, "band": 0.05}
+    off = tmp_path / "off.json"
+    off.write_text(json.dumps(known))
+    run = evaluate("--certify", off, checkpoints=members[:2])
+    assert run.code == 4 and "OUTSIDE THE SEED SPREAD" in run.out
+    other = shutil.copytree(features, tmp_path / "other")
+    word_file = next((other / "val" / "text").glob("*.npz"))
+    with np.load(word_file) as archive:
+        words = archive["word_embed"]
+    np.savez(word_file, word_embed=words + np.float32(1e-7))
+    run = evaluate("--certify", published, checkpoints=members[:2], features=other)
+    assert run.code == 4 and "INPUT DIFFERS" in run.out and "features of split val" in run.out
+    run = evaluate("--certify", published, checkpoints=[members[0]], features=features)
+    assert "checkpoints: other ones" in run.out, "not all of the published ones"
+    slower = save_member(tmp_path / "slow.pth", features, 1, learning_rate=0.5)
+    run = evaluate("--certify", published, checkpoints=[slower])
+    assert run.code == 4 and "learning_rate: 0.0003 published, 0.5 here" in run.out
+
+
+def test_a_certificate_over_folds_is_repeated_from_its_own_paths(evaluate, features, tmp_path):
+    for k in (0, 1):
+        path = tmp_path / "x" / f"fold_{k}" / "1_best_1.0000.pth"
+        save_member(path, features, k, fold=str(k))
+    certificate = tmp_path / "x.json"
+    assert evaluate("--certificate", certificate, checkpoints=[tmp_path / "x"]).code == 0
+    assert json.loads(certificate.read_text())["clips"]["count"] == 14
+    run = evaluate("--certify", certificate, checkpoints=None)
+    assert run.code == 0 and "PASS, the same" in run.out, run.err
+
+
+def test_verdicts_of_inputs():
+    then = {
+        "checkpoints": {"a": "1"},
+        "classes": ["x", "y"],
+        "clips": {"count": 2, "digest": "d"},
+        "features": {"val": "f"},
+        "recipe": {"optim": "sgd"},
+        "measures": {name: {"mean": 0.5, "band": 0.1} for name in scores.MEASURES},
+    }
+    assert compare(then, then)[0] == "PASS, the same to 1e-6"
+    near = {name: {"mean": 0.59} for name in scores.MEASURES}
+    other = {"measures": near, "checkpoints": {"b": "2"}}
+    assert compare(then, then | other)[0] == "PASS"
+    assert compare(then, then | other | {"features": {"val": "g"}})[0] == "PASS"
+    assert compare(then, then | {"features": {"val": "g"}})[0] == "INPUT DIFFERS"
+    for change in ({"classes": ["y", "x"]}, {"clips": {"count": 3}}, {"recipe": {"optim": "adam"}}):
+        assert compare(then, then | other | change)[0] == "INPUT DIFFERS", change
+    other["measures"]["accuracy"]["mean"] = 0.38
+    assert compare(then, then | other)[0] == "OUTSIDE THE SEED SPREAD"
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        ("--split nowhere", 2, "'nowhere'"),
+        ("--batch_size 0", 2, "--batch_size"),
+        ("--certify {tmp}/absent.json", 2, "absent.json"),
+        ("--certify {features}/settings.json", 2, "no certificate"),
+        ("--certify {features}/failed.csv", 2, "not valid JSON"),
+        ("--checkpoints {tmp}/absent", 2, "no checkpoint at"),
+        ("--checkpoints {one} {one}", 4, "same checkpoint"),
+        ("--out {one}", 2, "is a file"),
+        ("--features_dir {tmp}", 2, "preprocess.py"),
+    ],
+)
+def test_bad_flags(evaluate, members, features, tmp_path, flags, code, says):
+    names = {"tmp": tmp_path, "features": features, "one": members[0]}
+    run = evaluate(*flags.format(**names).split())
+    assert run.code == code and says in run.err, run.err
+
+
+def test_nothing_to_evaluate(evaluate):
+    run = evaluate(checkpoints=None)
+    assert run.code == 2 and "--checkpoints" in run.err
