@@ -29,6 +29,7 @@ class Clip:
     transcript: str = ""
     fold: str = ""
     words: Path | None = None  # npz with key word_embed (L, D)
+    span: tuple[float, float] | None = None  # seconds of a clip without sound; default: all
 
     @property
     def labels(self) -> dict[str, str]:

@@ -55,7 +55,7 @@ def make_speech(clip: Clip, job: Job, facts: dict) -> Product:
 def make_video(clip: Clip, job: Job, facts: dict) -> Product:
     start, end = facts.get("speech_start"), facts.get("speech_end")
     if start is None:  # a corpus without sound: the whole clip
-        start, end = faces.time_span(clip.media)
+        start, end = clip.span or faces.time_span(clip.media)
     found = faces.extract_faces(clip.media, start, end, job.settings["video"], job.device)
     flags = "".join("01"[int(flag)] for flag in found.valid)
     counts = {"video_frames": len(flags), "face_frames": int(found.valid.sum())}
