@@ -13,9 +13,11 @@ import argparse
 import shutil
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from corpora import CORPORA, list_corpus
+from corpora.manifest import keep_classes
 from utils.config import Flags, device_name, ranged
 from utils.errors import UsageError, run_script
 from utils.files import lock_folder, write_bytes, write_csv, write_json
@@ -30,7 +32,9 @@ def parse_args() -> argparse.Namespace:
     add("--corpus", default="merc2020", choices=CORPORA, help="which corpus the clips are from")
     add("--data_dir", default=Path(), type=Path, help="folder of the raw clips")
     add("--features_dir", default=Path("features"), type=Path, help="where the features go")
+    add("--classes", help="only these, in this order: hap,sad,neu+cal counts cal as neu")
     add("--modalities", help="comma list of speech,video,text; default: what the corpus provides")
+    add("--word_vectors", type=Path, help="word2vec, GloVe or .npz: for the words of transcripts")
     add("--workers", default=available_cores(), type=ranged(int, 1), help="clips worked on at once")
     add("--backend", default="loky", choices=BACKENDS, help="loky: this machine; else a cluster")
     add("--scheduler", help="address of the dask or ray cluster; default: start one here")
@@ -54,7 +58,9 @@ def main() -> int:
     listing = list_corpus(args.corpus, args.data_dir)
     if not listing.clips and not listing.failures:
         raise UsageError(f"no clips found under {args.data_dir.resolve()}")
-    modalities = chosen_modalities(args, listing.modalities)
+    if args.classes:
+        listing = keep_classes(listing, args.classes)
+    modalities = chosen_modalities(args, listing)
     print(describe(args, listing, modalities), file=sys.stderr)
     with lock_folder(args.features_dir):
         records = extract(args, listing, modalities)
@@ -62,9 +68,10 @@ def main() -> int:
     return REJECTED if rejected else 0
 
 
-def chosen_modalities(args: argparse.Namespace, provided: tuple[str, ...]) -> tuple[str, ...]:
+def chosen_modalities(args: argparse.Namespace, listing) -> tuple[str, ...]:
     """Every clip must provide all of these; a clip that lacks one is rejected with its reason."""
-    wanted = tuple(args.modalities.split(",")) if args.modalities else provided
+    words = ("text",) * bool(args.word_vectors and "text" not in listing.modalities)
+    wanted = tuple(args.modalities.split(",")) if args.modalities else listing.modalities + words
     unknown = set(wanted) - {"speech", "video", "text"}
     if unknown or not wanted:
         raise UsageError(
@@ -72,6 +79,13 @@ def chosen_modalities(args: argparse.Namespace, provided: tuple[str, ...]) -> tu
         )
     if args.video_embedding and "video" not in wanted:
         raise UsageError("--video_embedding needs the modality video")
+    if "text" in wanted and args.word_vectors:
+        if not any(clip.transcript for clip in listing.clips):
+            raise UsageError(f"--word_vectors: no clip of {args.corpus} has a transcript")
+        # the transcripts are looked up, then; word vectors beside the clips are not read
+        listing.clips = [replace(clip, words=None) for clip in listing.clips]
+    elif "text" in wanted and listing.clips and not any(clip.words for clip in listing.clips):
+        raise UsageError(f"the text of {args.corpus} needs --word_vectors FILE, see --help")
     return wanted + ("video_embedding",) * args.video_embedding
 
 
@@ -79,10 +93,11 @@ def describe(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> 
     splits = Counter(clip.split for clip in listing.clips)
     counts = ", ".join(f"{split} {count}" for split, count in sorted(splits.items()))
     total = len(listing.clips) + len(listing.failures)
-    return (
+    first = (
         f"{args.corpus}: {total} clips ({counts}) -> {', '.join(modalities)} "
         f"in {args.features_dir}, {args.workers} workers"
     )
+    return "\n".join([first, *(f"left out: {note}" for note in listing.notes)])
 
 
 def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> dict:
@@ -99,7 +114,8 @@ def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> d
         features_dir=args.features_dir,
         modalities=modalities,
         settings=SETTINGS
-        | {"video": SETTINGS["video"] | {"face_fps": args.face_fps, "face_size": args.face_size}},
+        | {"video": SETTINGS["video"] | {"face_fps": args.face_fps, "face_size": args.face_size}}
+        | word_settings(args, listing, modalities),
         word_dim=listing.word_dim,
         device=device,
         threads=max(1, available_cores() // args.workers),
@@ -112,6 +128,18 @@ def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> d
     )
     progress = tqdm(results, total=len(work), unit="clip", desc="extracting", smoothing=0.05)
     return dict(progress)
+
+
+def word_settings(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> dict:
+    """The text stage's settings where words are looked up; prints how many are known."""
+    if not args.word_vectors or "text" not in modalities:
+        return {}
+    from extract import vectors, words
+
+    said = [clip.transcript for clip in listing.clips]
+    origin = vectors.gather(args.word_vectors, said, args.features_dir)
+    print(words.coverage(said, vectors.open_store(args.features_dir)))
+    return {"text": words.SETTINGS | {"vectors": origin, "rule": words.RULE}}
 
 
 def work_on(item: tuple) -> tuple[tuple[str, str], dict]:

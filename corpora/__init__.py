@@ -10,6 +10,9 @@ from utils.errors import one_of
 
 CORPORA = {
     "merc2020": "corpora.merc2020",
+    "ravdess": "corpora.ravdess",
+    "crema_d": "corpora.crema_d",
+    "meld": "corpora.meld",
     "csv": "corpora.csv_folder",
     "demo": "corpora.demo",
 }

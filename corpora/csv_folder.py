@@ -2,9 +2,10 @@
 
 `manifest.csv` needs three columns: `media` (path below the folder), `split` (train, val, test...)
 and `emotion`. Used when present: `clip_id` (default: the file's name without its ending),
-`speaker`, `transcript`, `speech_emotion`, `face_emotion` (default: `emotion`), `fold`. Word vectors
-are read from an .npz of the same name beside the clip (key `word_embed`). The classes are the seven
-of the challenge unless the folder holds a `classes.txt`, one name a line, in the answers' order.
+`speaker`, `transcript`, `speech_emotion`, `face_emotion` (default: `emotion`), `dialogue`,
+`utterance`, `fold` (default: by speaker, corpora/splits.py). Word vectors are read from an .npz of
+the same name beside the clip (key `word_embed`), or looked up with --word_vectors. The classes are
+the seven of the challenge unless the folder holds a `classes.txt`, one a line, in their order.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import pandas as pd
 
 from corpora.manifest import Clip, Failure, Listing, check_listing
 from corpora.merc2020 import CLASSES
+from corpora.splits import assign_folds
 from utils.errors import UsageError
 
 NEEDED = ("media", "split", "emotion")
-OPTIONAL = ("speaker", "transcript", "fold")
+OPTIONAL = ("speaker", "transcript", "fold", "dialogue", "utterance")
 
 
 def list_clips(data_dir: Path) -> Listing:
@@ -35,7 +37,7 @@ def list_clips(data_dir: Path) -> Listing:
             reason = f"{row['media']!r} leaves the data folder {data_dir}; move the clip into it"
             failures.append(Failure(clip.clip_id, clip.media, "list", "E_ID", reason))
     has_words = any(clip.words for clip in clips)
-    return check_listing(
+    listing = check_listing(
         Listing(
             classes=read_classes(data_dir / "classes.txt"),
             modalities=("speech", "video", "text") if has_words else ("speech", "video"),
@@ -44,6 +46,9 @@ def list_clips(data_dir: Path) -> Listing:
             sheets=sorted(data_dir.glob("test[0-9].csv")),
         )
     )
+    if "fold" not in table.columns:
+        listing.clips = assign_folds(listing.clips)
+    return listing
 
 
 def clip_from_row(row: dict[str, str], data_dir: Path) -> Clip:
@@ -62,17 +67,20 @@ def clip_from_row(row: dict[str, str], data_dir: Path) -> Clip:
     )
 
 
-def read_manifest(path: Path) -> pd.DataFrame:
+def read_manifest(
+    path: Path, needed: tuple[str, ...] = NEEDED, encoding_errors: str = "strict"
+) -> pd.DataFrame:
     """The table as text (ids keep their leading zeros); UsageError when it is not usable."""
+    options = dict(dtype=str, keep_default_na=False, encoding="utf-8-sig")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(path, encoding_errors=encoding_errors, **options)
     except FileNotFoundError as error:
         raise UsageError(
-            f"no {path}: write one with the columns {','.join(NEEDED)}, one row per clip"
+            f"no {path}: write one with the columns {','.join(needed)}, one row per clip"
         ) from error
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         raise UsageError(f"cannot read {path}: {error}") from error
-    missing = [column for column in NEEDED if column not in table.columns]
+    missing = [column for column in needed if column not in table.columns]
     if missing:
         raise UsageError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table)}")
     return table

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from utils.errors import ClipError
+from utils.errors import ClipError, UsageError
 
 LABELLED_SPLITS = ("train", "val")  # a clip here must carry its labels
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_]{1,40}")
@@ -21,13 +21,15 @@ class Clip:
 
     clip_id: str
     split: str
-    media: Path
+    media: Path  # where it is, or would be: a corpus of words alone needs no file there
     emotion: str = ""  # the integrated label: what the clip as a whole expresses
     speech_emotion: str = ""  # what the voice alone expresses
     face_emotion: str = ""  # what the face alone expresses
     speaker: str = ""
     transcript: str = ""
     fold: str = ""
+    dialogue: str = ""  # a name that no other dialogue of the corpus has
+    utterance: str = ""  # the clip's number within its dialogue
     words: Path | None = None  # npz with key word_embed (L, D)
     span: tuple[float, float] | None = None  # seconds of a clip without sound; default: all
 
@@ -61,6 +63,7 @@ class Listing:
     failures: list[Failure] = field(default_factory=list)
     sheets: list[Path] = field(default_factory=list)  # submission sheets of the challenge
     word_dim: int | None = None  # width of the word vectors where the corpus fixes it
+    notes: list[str] = field(default_factory=list)  # what was left out on purpose
 
 
 def check_listing(listing: Listing) -> Listing:
@@ -95,3 +98,27 @@ def _check_clip(clip: Clip, classes: tuple[str, ...], same_id: list[Clip]) -> No
     for column, label in clip.labels.items():
         if label not in classes and (label or clip.split in LABELLED_SPLITS):
             raise ClipError("E_LABELS", f"{column} {label!r} is not one of {' '.join(classes)}")
+
+
+def keep_classes(listing: Listing, wanted: str) -> Listing:
+    """Only these classes, in this order: `hap,sad,neu+cal` counts `cal` as `neu`.
+
+    Clips with another label are left out, and a note says how many of which class.
+    """
+    groups = [item.split("+") for item in wanted.split(",")]
+    names = [name for group in groups for name in group]
+    if set(names) - set(listing.classes) or len(set(names)) < len(names) or len(groups) < 2:
+        known = " ".join(listing.classes)
+        raise UsageError(f"--classes {wanted}: expected two or more, each once, of {known}")
+    renamed = {"": "", **{name: group[0] for group in groups for name in group}}
+    kept, left = [], Counter()
+    for clip in listing.clips:
+        if others := sorted(set(clip.labels.values()) - set(renamed)):
+            left[others[0]] += 1
+        else:
+            labels = {column: renamed[label] for column, label in clip.labels.items()}
+            kept.append(replace(clip, **labels))
+    counts = ", ".join(f"{name} {count}" for name, count in left.items())
+    listing.notes += [f"{left.total()} clips of other classes ({counts})"] if left else []
+    listing.clips, listing.classes = kept, tuple(group[0] for group in groups)
+    return listing

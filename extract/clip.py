@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from corpora.manifest import Clip
-from extract import audio, faces, words
+from extract import audio, faces, vectors, words
 from utils.errors import ClipError
 from utils.files import digest, read_json, sha256, write_atomic, write_json
 
@@ -41,7 +41,7 @@ class Stage(NamedTuple):
     """How one modality is made: (clip, job, facts of earlier stages) -> Product."""
 
     make: Callable[[Clip, Job, dict], Product]
-    source: Callable[[Clip], Path | None]
+    source: Callable[[Clip], Path | str | None]
     ending: str
     needs: tuple[str, ...] = ()  # stages whose facts or files it reads, where the job has them
 
@@ -63,7 +63,12 @@ def make_video(clip: Clip, job: Job, facts: dict) -> Product:
 
 
 def make_text(clip: Clip, job: Job, facts: dict) -> Product:
-    word_embed = words.read_words(clip.words, job.word_dim, job.settings["text"])
+    settings = job.settings["text"]
+    if "vectors" in settings:
+        stored = vectors.open_store(job.features_dir)
+        word_embed = words.embed(clip.transcript, stored, settings)
+    else:
+        word_embed = words.read_words(clip.words, job.word_dim, settings)
     return Product({"word_embed": word_embed}, {"words": len(word_embed)})
 
 
@@ -76,7 +81,7 @@ def make_video_embedding(clip: Clip, job: Job, facts: dict) -> Product:
 STAGES = {
     "speech": Stage(make_speech, lambda clip: clip.media, ".npy"),
     "video": Stage(make_video, lambda clip: clip.media, ".npy", needs=("speech",)),
-    "text": Stage(make_text, lambda clip: clip.words, ".npz"),
+    "text": Stage(make_text, lambda clip: clip.words or clip.transcript, ".npz"),
     "video_embedding": Stage(make_video_embedding, lambda clip: None, ".npy", needs=("video",)),
 }
 SETTINGS = {
@@ -147,8 +152,10 @@ def _stage_key(name: str, clip: Clip, job: Job, keys: dict[str, str]) -> str:
     return digest([SCHEMA, job.settings[name], _identity(stage.source(clip)), upstream, word_dim])
 
 
-def _identity(source: Path | None) -> list | None:
-    """Size and time of change: enough to see a replaced file without reading it."""
+def _identity(source: Path | str | None) -> list | str | None:
+    """Size and time of change: enough to see a replaced file without reading it. Text is itself."""
+    if isinstance(source, str):
+        return source
     if source is None or not source.exists():
         return None
     status = source.stat()
@@ -169,7 +176,8 @@ def _limit_threads(threads: int) -> None:
 
 MANIFEST_COLUMNS = (
     *("clip_id", "split", "media", "emotion", "speech_emotion", "face_emotion"),
-    *("speaker", "transcript", "fold", "speech_start", "speech_end", "speech_frames"),
+    *("speaker", "transcript", "fold", "dialogue", "utterance"),
+    *("speech_start", "speech_end", "speech_frames"),
     *("video_frames", "face_frames", "face_valid", "words"),
 )
 

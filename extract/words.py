@@ -1,16 +1,28 @@
-"""A clip's word vectors: an .npz with key `word_embed` -> (L, D) float32, read without trust."""
+"""A clip's words -> (L, D) float32: an .npz with key `word_embed`, or a transcript to look up.
+
+The .npz is read without trust. The rule for transcripts: a word is a run of letters and digits,
+with inner apostrophes and hyphens; any other mark is a word of its own. It is looked up as written,
+in small letters, without apostrophes, in its parts (don't: don, t), then with its doubled letters
+single (noooo: no). What is still unknown is left out.
+"""
 
 from __future__ import annotations
 
 import io
+import re
+import unicodedata
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import ClipError
 
+Vectors = dict[str, np.ndarray]  # word -> (D,) float32
+TOKEN = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
+RULE = 1  # raise it when the rule for transcripts changes
 SETTINGS = {"key": "word_embed", "max_words": 2000, "max_bytes": 16 << 20}
 
 
@@ -76,3 +88,54 @@ def _parse_npy(data: bytes, path: Path) -> np.ndarray:
         reason = f"{path.name}: its header claims {size} bytes of values, it holds {len(body)}"
         raise ClipError("E_LIMIT" if size > len(body) else "E_NPZ", reason)
     return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def embed(transcript: str, vectors: Vectors, settings: dict = SETTINGS) -> np.ndarray:
+    """The known words of a transcript, (L, D) float32, L >= 1; ClipError when there are none."""
+    tokens = tokenize(transcript)
+    if not tokens:
+        raise ClipError("E_SHORT", "no words: its transcript is empty")
+    found = [vector for token in tokens for vector in look_up(token, vectors)]
+    if not found:
+        raise ClipError("E_SHORT", f"none of its words has a vector: {transcript[:80]!r}")
+    if len(found) > settings["max_words"]:
+        raise ClipError("E_LIMIT", f"{len(found)} words, limit {settings['max_words']}")
+    return np.stack(found)  # (L, D)
+
+
+def tokenize(transcript: str) -> list[str]:
+    text = unicodedata.normalize("NFC", transcript)
+    return TOKEN.findall(re.sub("[‘’`´]", "'", text))
+
+
+def forms(token: str) -> list[list[str]]:
+    """What a token is looked up as, best first: each form is a list of words."""
+    small = token.lower()
+    single = re.sub(r"(.)\1+", r"\1", small)
+    parts, single_parts = (re.split("['-]", text) for text in (small, single))
+    return [[token], [small], [small.replace("'", "")], parts, single_parts]
+
+
+def look_up(token: str, vectors: Vectors) -> list[np.ndarray]:
+    for form in forms(token):
+        if found := [vectors[word] for word in form if word in vectors]:
+            return found
+    return []
+
+
+def candidates(transcript: str) -> set[str]:
+    """Every word that the vectors of a transcript may come from."""
+    return {word for token in tokenize(transcript) for form in forms(token) for word in form}
+
+
+def coverage(transcripts: list[str], vectors: Vectors) -> str:
+    """How much of what is said the vectors know (marks such as "?" do not count)."""
+    tokens = (token for text in transcripts for token in tokenize(text))
+    said = Counter(token for token in tokens if token[0].isalnum())
+    unknown = Counter({token: n for token, n in said.items() if not look_up(token, vectors)})
+    spoken, different = unknown.total() / max(1, said.total()), len(unknown) / max(1, len(said))
+    often = ", ".join(f"{token} {count}" for token, count in unknown.most_common(10))
+    return (
+        f"word vectors know {1 - spoken:.1%} of {said.total()} words, {1 - different:.1%} of "
+        f"{len(said)} different ones; unknown most often: {often or 'none'}"
+    )

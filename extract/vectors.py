@@ -1,0 +1,178 @@
+"""A file of word vectors -> the vectors of the words that are needed, whatever the file's size.
+
+Formats: word2vec text or binary, GloVe text, each also .gz, and .npz with `words` and `vectors`.
+The file is read once from front to back and only needed words are kept: the usual libraries load
+all of it, which for 3 million words of 300 values are 3.6 GB.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from extract.words import Vectors, candidates
+from utils.errors import UsageError
+from utils.files import digest, sha256, write_atomic
+
+STORE = "word_vectors.npz"  # below features/: the vectors of the corpus' words, and their origin
+MOST_VALUES, LONGEST_WORD = 10_000, 1000  # of one word; bytes
+ROWS = 10_000  # of an .npz that are read at once
+
+
+def gather(path: Path, transcripts: list[str], features_dir: Path) -> str:
+    """Put the vectors of all words of the transcripts in the store; the file's sha256, 16 digits.
+
+    A file of the same size and time of change is not read again unless there are new words.
+    """
+    wanted = set().union(*map(candidates, transcripts))
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UsageError(f"--word_vectors {path}: {error.strerror}") from error
+    stamp = [status.st_size, status.st_mtime_ns, digest(sorted(wanted))]
+    origin = _origin(features_dir / STORE)
+    if origin.get("stamp") != stamp:
+        vectors = read_vectors(path, wanted)
+        origin = {"name": path.name, "sha256": sha256(path), "stamp": stamp}
+        arrays = dict(words=np.array(list(vectors)), vectors=np.stack(list(vectors.values())))
+        arrays["origin"] = np.array(json.dumps(origin))
+        write_atomic(features_dir / STORE, lambda file: np.savez(file, **arrays))
+    return origin["sha256"][:16]
+
+
+def _origin(store: Path) -> dict[str, Any]:
+    """What the store was made from; nothing where there is none, or a damaged one."""
+    try:
+        with np.load(store, allow_pickle=False) as archive:
+            return json.loads(archive["origin"].item())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return {}
+
+
+def open_store(features_dir: Path) -> Vectors:
+    """The vectors that `gather` stored; read once per process and version."""
+    store = features_dir / STORE
+    return _read_store(store, store.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _read_store(store: Path, version: int) -> Vectors:
+    with np.load(store, allow_pickle=False) as archive:
+        return dict(zip(archive["words"].tolist(), archive["vectors"], strict=True))
+
+
+def read_vectors(path: Path, wanted: set[str]) -> Vectors:
+    """The vectors, (D,) float32, of those `wanted` words that the file has; UsageError for none.
+
+    Of a word that stands in the file twice the first vector counts.
+    """
+    vectors: Vectors = {}
+    try:
+        for word, vector in _rows(path, {word.encode() for word in wanted}):
+            if not np.isfinite(vector).all():
+                raise ValueError(f"the vector of {word.decode()!r} holds a value that is no number")
+            vectors.setdefault(word.decode(), vector)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        known = "word2vec (text or binary), GloVe text, or .npz of words (V,) and vectors (V, D)"
+        raise UsageError(f"--word_vectors {path}: {error}; expected {known}") from error
+    if not vectors:
+        some = ", ".join(sorted(wanted)[:3])
+        raise UsageError(f"--word_vectors {path} knows none of the {len(wanted)} words ({some}...)")
+    return vectors
+
+
+def _rows(path: Path, wanted: set[bytes]) -> Iterator[tuple[bytes, np.ndarray]]:
+    if zipfile.is_zipfile(path):
+        yield from _npz_rows(path, wanted)
+        return
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        head = file.readline(1 << 18).split()
+        has_header = len(head) == 2 and all(field.isdigit() for field in head)
+        count, size = map(int, head) if has_header else (None, len(head) - 1)
+        if not 1 <= size <= MOST_VALUES:
+            raise ValueError(f"its first line promises {size} values a word")
+        start = file.tell() * has_header
+        file.seek(start)
+        is_text = not has_header or len(file.readline(1 << 18).split()) == size + 1
+        file.seek(start)
+        yield from (_text_rows if is_text else _binary_rows)(file, wanted, count, size)
+
+
+def _text_rows(
+    file: BinaryIO, wanted: set[bytes], count: int | None, size: int
+) -> Iterator[tuple[bytes, np.ndarray]]:
+    lines = 0
+    for line in file:
+        lines += 1
+        if line.split(None, 1)[:1] and line.split(None, 1)[0] in wanted:
+            word, *values = line.rsplit(None, size)  # a word of GloVe may hold spaces
+            if len(values) < size:
+                raise ValueError(f"{len(values)} values for {word.decode()!r}, not {size}")
+            if word in wanted:
+                yield word, np.array([float(value) for value in values], np.float32)
+    if count not in (None, lines):
+        raise ValueError(f"it holds {lines} words, its first line promises {count}")
+
+
+def _binary_rows(
+    file: BinaryIO, wanted: set[bytes], count: int, size: int
+) -> Iterator[tuple[bytes, np.ndarray]]:
+    letters = iter(lambda: file.read(1), b"")
+    for number in range(count):
+        start = itertools.islice(letters, LONGEST_WORD)
+        word = b"".join(itertools.takewhile(lambda letter: letter != b" ", start)).strip()
+        values = file.read(4 * size)
+        if len(values) < 4 * size:
+            raise ValueError(f"it is cut short: {number} of {count} words are there")
+        if word in wanted:
+            yield word, np.frombuffer(values, "<f4").astype(np.float32)
+
+
+def _npz_rows(path: Path, wanted: set[bytes]) -> Iterator[tuple[bytes, np.ndarray]]:
+    with zipfile.ZipFile(path) as archive:
+        with archive.open("words.npy") as file:
+            shape, dtype, _ = _read_header(file, "words", 1, "US")
+            count = shape[0]
+            names = itertools.chain.from_iterable(_blocks(file, shape, dtype))
+            names = (str(name).encode() if dtype.kind == "U" else bytes(name) for name in names)
+            kept = {row: name for row, name in enumerate(names) if name in wanted}
+        rows = np.fromiter(kept, int)
+        with archive.open("vectors.npy") as file:
+            shape, dtype, by_column = _read_header(file, "vectors", 2, "f")
+            if shape[0] != count:
+                raise ValueError(f"it holds {count} words and {shape[0]} vectors")
+            if by_column:  # (D, V) as it lies in the file
+                taken = [block[:, rows] for block in _blocks(file, shape[::-1], dtype, 1)]
+                matrix = np.concatenate(taken).T
+            else:
+                blocks = enumerate(_blocks(file, shape, dtype))
+                taken = [block[rows[rows // ROWS == number] % ROWS] for number, block in blocks]
+                matrix = np.concatenate(taken)
+    yield from zip(kept.values(), matrix.astype(np.float32), strict=True)  # (V, D)
+
+
+def _read_header(file: Any, name: str, axes: int, kinds: str) -> tuple[tuple, np.dtype, bool]:
+    version = np.lib.format.read_magic(file)
+    header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+    shape, by_column, dtype = header(file)
+    if len(shape) != axes or dtype.kind not in kinds or 0 in shape:
+        raise ValueError(f"its {name} are {dtype} of shape {shape}")
+    return shape, dtype, by_column and axes > 1
+
+
+def _blocks(file: Any, shape: tuple, dtype: np.dtype, most: int = ROWS) -> Iterator[np.ndarray]:
+    """An .npy of this shape, `most` rows at a time."""
+    width = dtype.itemsize * math.prod(shape[1:])
+    for first in range(0, shape[0], most):
+        rows = min(most, shape[0] - first)
+        yield np.frombuffer(file.read(rows * width), dtype).reshape(rows, *shape[1:])

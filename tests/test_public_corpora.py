@@ -1,0 +1,262 @@
+"""RAVDESS, CREMA-D and MELD: names and tables -> clips; folds by speaker; a choice of classes."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from test_corpora import codes, csv_corpus
+
+from corpora import crema_d, list_corpus, meld, ravdess
+from corpora.manifest import Clip, Listing, keep_classes
+from corpora.splits import assign_folds, speaker_folds
+from utils.errors import UsageError
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def ids(listing: Listing) -> list[str]:
+    return [clip.clip_id for clip in listing.clips]
+
+
+# --- RAVDESS ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "emotion", "speaker", "fold", "sentence"),
+    [
+        ("03-01-01-01-01-01-01.wav", "neu", "Actor_01", "4", "Kids are talking by the door"),
+        ("03-01-02-01-02-01-02.wav", "cal", "Actor_02", "0", "Dogs are sitting by the door"),
+        ("03-01-03-02-01-02-13.flac", "hap", "Actor_13", "1", "Kids are talking by the door"),
+        ("03-01-04-02-02-02-20.flac", "sad", "Actor_20", "2", "Dogs are sitting by the door"),
+        ("01-01-05-01-01-01-24.mp4", "ang", "Actor_24", "3", "Kids are talking by the door"),
+        ("01-01-06-01-01-01-09.mp4", "fea", "Actor_09", "4", "Kids are talking by the door"),
+        ("01-01-07-01-01-01-16.mp4", "dis", "Actor_16", "0", "Kids are talking by the door"),
+        ("01-01-08-01-02-01-19.mp4", "sur", "Actor_19", "2", "Dogs are sitting by the door"),
+    ],
+)
+def test_ravdess_names(name, emotion, speaker, fold, sentence):
+    clip = ravdess.parse_name(Path("Actor", name))
+    assert clip.clip_id == name.rsplit(".", 1)[0] and clip.split == "train"
+    assert (clip.speaker, clip.fold, clip.transcript) == (speaker, fold, sentence)
+    assert set(clip.labels.values()) == {emotion}
+
+
+def test_every_ravdess_actor_is_held_out_once():
+    assert sorted(actor for held in ravdess.FOLDS for actor in held) == list(range(1, 25))
+
+
+SOUND, SEEN, MUTE = "03-01-03-01-01-01-02", "01-01-03-01-01-01-02", "02-01-03-01-01-01-02"
+SONG = "03-02-03-01-01-01-02"
+
+
+@pytest.mark.parametrize(
+    ("names", "listed", "modalities", "left_out"),
+    [
+        ([f"{SOUND}.wav"], [SOUND], ("speech",), ""),
+        ([f"{SOUND}.WAV", "notes-01.txt", ".DS_Store"], [SOUND], ("speech",), ""),
+        ([f"{SEEN}.mp4", f"{MUTE}.mp4"], [SEEN], ("speech", "video"), "1 clips of speech without"),
+        ([f"{SEEN}.mp4", f"{SOUND}.wav"], [SEEN], ("speech", "video"), "1 clips of speech (03-01"),
+        ([f"{SOUND}.flac", f"{SONG}.flac"], [SOUND], ("speech",), "1 clips of song (03-02-...)"),
+        ([f"{SEEN}.wav"], [SEEN], ("speech",), ""),
+    ],
+)
+def test_ravdess_takes_one_kind_and_says_what_it_leaves(
+    tmp_path, names, listed, modalities, left_out
+):
+    listing = list_corpus("ravdess", touch(tmp_path, *(f"Actor_02/{name}" for name in names)))
+    assert (ids(listing), listing.modalities) == (listed, modalities)
+    assert len(listing.notes) == bool(left_out) and left_out in "".join(listing.notes)
+
+
+def test_ravdess_copies_deeper_down_are_not_twins(tmp_path):
+    """A well-known mirror holds every folder twice."""
+    name = f"Actor_02/{SOUND}.wav"
+    assert ids(list_corpus("ravdess", touch(tmp_path, name, f"audio_speech/{name}"))) == [SOUND]
+    (tmp_path / name).unlink()
+    (tmp_path / "Actor_02").rmdir()
+    assert ids(list_corpus("ravdess", tmp_path)) == [SOUND]
+
+
+def test_ravdess_faults_have_codes(tmp_path):
+    bad, twin = "03-01-09-01-01-01-02", "03-01-01-01-01-01-02"
+    names = (f"Actor_02/{name}" for name in (f"{bad}.wav", f"{twin}.wav", f"{twin}.flac"))
+    assert codes(list_corpus("ravdess", touch(tmp_path, *names))) == {
+        bad: "E_LABELS",
+        twin: "E_DUP",
+    }
+
+
+# --- CREMA-D ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "emotion", "speaker", "words"),
+    [
+        ("1001_DFA_ANG_XX.wav", "ang", "1001", "Don't forget a jacket"),
+        ("1091_IEO_DIS_HI.flv", "dis", "1091", "It's eleven o'clock"),
+        ("1040_ITH_SAD_X.mp4", "sad", "1040", "I think I have a doctor's appointment"),
+        ("1002_WSI_NEU_LO.mp3", "neu", "1002", "We'll stop in a couple of minutes"),
+    ],
+)
+def test_crema_d_names(tmp_path, name, emotion, speaker, words):
+    [clip] = list_corpus("crema_d", touch(tmp_path, f"any/{name}")).clips
+    assert (clip.emotion, clip.speaker, clip.transcript) == (emotion, speaker, words)
+    assert clip.split == "train" and clip.emotion in crema_d.CLASSES
+
+
+def test_crema_d_reads_each_clip_once(tmp_path):
+    stems = [f"10{actor:02d}_TIE_HAP_XX" for actor in range(10)]
+    for folder, ending in (("AudioWAV", "wav"), ("AudioMP3", "mp3")):
+        touch(tmp_path / folder, *(f"{stem}.{ending}" for stem in stems))
+    sound = list_corpus("crema_d", tmp_path)
+    assert (ids(sound), sound.modalities) == (stems, ("speech",))
+    assert sound.notes == ["10 files .mp3: .wav is read instead"]
+    assert Counter(clip.fold for clip in sound.clips) == dict.fromkeys("01234", 2)
+    touch(tmp_path / "VideoFlash", f"{stems[0]}.flv")
+    assert list_corpus("crema_d", tmp_path).modalities == ("speech", "video")
+
+
+# --- MELD ---------------------------------------------------------------------------------------
+
+HEADER = (
+    "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,"
+    "StartTime,EndTime\n"
+)
+
+
+def meld_table(folder: Path, name: str, *rows: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (f'1,"{words}",{who},{label},x,{ids},4,7,"0","1"\n' for words, who, label, ids in rows)
+    (folder / name).write_bytes("".join([HEADER, *lines]).encode("utf-8", "surrogateescape"))
+
+
+def test_meld_needs_its_tables_alone(tmp_path):
+    meld_table(tmp_path / "a", "train_sent_emo.csv", ("Hi, you", "Ross", "joy", "0,3"))
+    meld_table(tmp_path, "dev_sent_emo.csv", ("No!", "Joey", "anger", "0,3"))
+    meld_table(tmp_path, "test_sent_emo.csv", ("Why?", "All", "boredom", "7,0"))
+    listing = list_corpus("meld", tmp_path)
+    assert listing.modalities == ("text",) and codes(listing) == {"dia7_utt0": "E_LABELS"}
+    first, second = listing.clips
+    assert (first.split, first.clip_id, first.emotion) == ("train", "dia0_utt3", "hap")
+    assert (first.speaker, first.transcript) == ("Ross", "Hi, you")
+    assert (first.dialogue, first.utterance, second.dialogue) == ("train0", "3", "val0")
+    assert (second.split, second.emotion) == ("val", "ang")
+    assert first.media == tmp_path / "train_splits/dia0_utt3.mp4"  # where it would be
+    touch(tmp_path, "MELD.Raw/train/train_splits/dia0_utt3.mp4")
+    listing = list_corpus("meld", tmp_path)
+    assert listing.modalities == ("speech", "video", "text") and listing.clips[0].media.is_file()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "meant"),
+    [
+        ("you\x92re", "you’re"),
+        ("\x93Well\x85\x94 \x96 caf\xe9", "“Well…” – café"),
+        ("you\udc92re", "you’re"),  # a byte that is no UTF-8
+        ("you’re", "you’re"),
+        ("\x81", "\ufffd"),  # means nothing in Windows-1252 either
+    ],
+)
+def test_meld_quotes_are_repaired(tmp_path, damaged, meant):
+    meld_table(tmp_path, "dev_sent_emo.csv", (damaged, "Ross", "neutral", "0,0"))
+    assert [clip.transcript for clip in list_corpus("meld", tmp_path).clips] == [meant]
+
+
+def test_meld_is_what_its_paper_counts():
+    if "MELD_DIR" not in os.environ:
+        pytest.skip("MELD_DIR does not say where MELD's tables are")
+    listing = list_corpus("meld", Path(os.environ["MELD_DIR"]))
+    splits = Counter(clip.split for clip in listing.clips)
+    assert splits == {"train": 9989, "val": 1109, "test": 2610} and not listing.failures
+    assert {clip.emotion for clip in listing.clips} == set(meld.CLASSES)
+
+
+@pytest.mark.parametrize("corpus", ["ravdess", "crema_d", "meld"])
+def test_a_folder_of_something_else_is_refused(tmp_path, corpus):
+    with pytest.raises(UsageError, match=r"expected .*--data_dir"):
+        list_corpus(corpus, touch(tmp_path, "x.mp4"))
+
+
+# --- a choice of classes ------------------------------------------------------------------------
+
+
+def eight() -> Listing:
+    clips = [Clip(name, "train", Path(name), *[name] * 3) for name in ravdess.CLASSES]
+    return Listing(ravdess.CLASSES, ("speech",), [*clips, Clip("x", "test", Path("x"))])
+
+
+def test_other_classes_are_left_out_aloud():
+    listing = keep_classes(eight(), "sad,hap,neu+cal")
+    assert listing.classes == ("sad", "hap", "neu")
+    kept = {clip.clip_id: clip.emotion for clip in listing.clips}
+    assert kept == {"neu": "neu", "cal": "neu", "hap": "hap", "sad": "sad", "x": ""}
+    assert listing.notes == ["4 clips of other classes (ang 1, fea 1, dis 1, sur 1)"]
+    assert keep_classes(eight(), "neu,cal,hap,sad,ang,fea,dis,sur").notes == []
+
+
+@pytest.mark.parametrize("wanted", ["hap", "hap,joy", "hap,hap", "neu+cal,cal", "hap,", "hap+sad"])
+def test_impossible_classes_are_refused(wanted):
+    with pytest.raises(UsageError, match=r"--classes .*neu cal hap"):
+        keep_classes(eight(), wanted)
+
+
+# --- folds by speaker ---------------------------------------------------------------------------
+
+
+def speakers(count: int, seed: int = 0) -> dict[str, Counter]:
+    rng = random.Random(seed)
+    return {f"s{i}": Counter({k: rng.choice([7, 8, 8]) for k in "abcdef"}) for i in range(count)}
+
+
+@pytest.mark.parametrize("count", [5, 10, 24, 91])
+def test_folds_are_balanced_and_know_no_order(count):
+    labels = speakers(count)
+    folds = speaker_folds(labels, 5)
+    assert folds == speaker_folds(dict(reversed(labels.items())), 5)
+    for label in "abcdef":
+        held = Counter()
+        for speaker, fold in folds.items():
+            held[fold] += labels[speaker][label]
+        assert len(held) == 5 and max(held.values()) <= 1.1 * held.total() / 5 + 8
+
+
+def test_one_more_speaker_moves_few():
+    labels = speakers(91)
+    before = speaker_folds(labels, 5)
+    for name in ("anna", "ben", "carl"):
+        after = speaker_folds({**labels, name: Counter(dict.fromkeys("abcdef", 8))}, 5)
+        assert sum(after[speaker] != fold for speaker, fold in before.items()) <= 5
+
+
+def test_folds_need_to_know_every_speaker():
+    known = [Clip(name, "train", Path(name), "hap", speaker=name) for name in "abc"]
+    test = Clip("t", "test", Path("t"), speaker="a")
+    folds = {clip.clip_id: clip.fold for clip in assign_folds([*known, test])}
+    assert sorted(folds[name] for name in "abc") == ["0", "1", "2"] and folds["t"] == ""
+    assert assign_folds(known[:1]) == known[:1]
+    unknown = [*known, Clip("d", "val", Path("d"), "hap")]
+    assert assign_folds(unknown) == unknown
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "folds"),
+    [
+        ("speaker", ["anna", "ben"], {"0", "1"}),
+        ("speaker", ["anna", ""], {""}),
+        ("speaker,fold", ["anna,x", "ben,"], {"x", ""}),
+        ("note", ["anna", "ben"], {""}),
+    ],
+)
+def test_your_own_speakers_get_folds(tmp_path, columns, rows, folds):
+    lines = (f"{number}.mp4,train,hap,{row}" for number, row in enumerate(rows))
+    listing = csv_corpus(tmp_path, "\n".join([f"media,split,emotion,{columns}", *lines]))
+    assert {clip.fold for clip in listing.clips} == folds
