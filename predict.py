@@ -3,10 +3,10 @@
     python predict.py clip.mp4 --checkpoints logs/multimodal/NAME --text "what is said"
     python predict.py my_clips/ --checkpoints logs/speech/A        # every clip of a folder
 
-The words come from --text, or from a .txt, .srt or .npz of the clip's name beside it. Sound, face or
-words may be missing: the answer says what it rests on. A clip that lasts over --longest seconds is
-cut at its pauses and gives a time line. Recognising displayed emotion is not knowing what someone
-feels.
+The words come from --text, or from a .txt, .srt or .npz of the clip's name beside it. Sound, face
+or words may be missing: the answer says what it rests on. A clip that lasts over --longest seconds
+is cut at its pauses and gives a time line. Recognising displayed emotion is not knowing what
+someone feels.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from utils.config import Flags, device_name, ranged
 from utils.errors import UsageError, run_script
-from utils.files import write_csv, write_json
+from utils.files import write_bytes, write_csv, write_json
 
 REJECTED = 3  # exit code: finished, but some clips have no answer
 
@@ -56,9 +57,9 @@ def main() -> int:
     sources = find_sources(args.clips, args.text)
     with tempfile.TemporaryDirectory(prefix="predict-") as folder:
         answers = answer_all(args, sources, Path(folder))
-        write_tables(args, answers)
-        if args.annotate:
-            write_videos(args, answers)
+    write_tables(args, answers)
+    for name, part in groupby(answers, lambda answer: answer.source.name):
+        write_recording(args, Path(name), list(part))
     failed = [answer for answer in answers if not answer.parts]
     print(f"{args.out}: predictions.csv, predictions.json" + ", pictures" * (not args.no_pictures))
     if failed:
@@ -67,21 +68,72 @@ def main() -> int:
 
 
 def answer_all(args: argparse.Namespace, sources: list, folder: Path) -> list:
-    """Every answer, printed as it comes, with its picture."""
+    """Every answer, printed as it comes."""
     from tqdm import tqdm
 
-    from inference.answer import Predictor
+    from inference.predictor import Predictor
     from inference.windows import cut_long
 
     device = device_name(args.device)
     predictor = Predictor(
         args.checkpoints, folder, device, args.tta, args.temperature, args.word_vectors
     )
-    parts = [(part, source) for source in sources for part in cut_long(source, args.longest, folder)]
-    predictor.look_up([part.clip.transcript for part, _ in parts])
+    parts = [part for source in sources for part in cut_long(source, args.longest, folder)]
+    predictor.look_up([part.clip.transcript for part in parts])
     print(header(predictor.classes), flush=True)
     answers = []
-    for part, _ in tqdm(parts, unit="clip", desc="predicting", disable=len(parts) < 2, leave=False):
+    for part in tqdm(parts, unit="clip", desc="predicting", disable=len(parts) < 2, leave=False):
         answers.append(predictor.answer(part))
-        print(lines(answers[-1]), flush=True)
+        tqdm.write(lines(answers[-1]))
     return answers
+
+
+def write_recording(args: argparse.Namespace, path: Path, answers: list) -> None:
+    """One picture per clip, one time line per long recording, and the annotated video."""
+    from inference.figure import draw_answer
+    from inference.timeline import annotate, draw_timeline
+
+    is_long = answers[0].source.start is not None
+    name = answers[0].source.clip.clip_id
+    name = name.rpartition("-")[0] if is_long else name
+    if not args.no_pictures:
+        picture = draw_timeline(answers) if is_long else draw_answer(answers[0])
+        write_bytes(args.out / f"{name}.png", picture)
+    video = annotate(path, answers) if args.annotate else None
+    if video:
+        write_bytes(args.out / f"{name}.mp4", video)
+    elif args.annotate:
+        print(f"{path}: no picture to draw the answer in", file=sys.stderr)
+
+
+def header(classes: list[str]) -> str:
+    return f"{'clip':<28}{'part':<8}{'answer':>8}  " + "".join(f"{name:>7}" for name in classes)
+
+
+def lines(answer: Any) -> str:
+    """The rows of one clip: the answer first, then its parts, then what is missing."""
+    name = answer.title if len(answer.title) < 28 else f"…{answer.title[-26:]}"
+    rows = []
+    for part, probabilities in answer.parts.items():
+        label = answer.classes[int(probabilities.argmax())]
+        numbers = "".join(f"{value:>7.3f}" for value in probabilities)
+        rows.append(f"{name:<28}{part:<8}{label:>8}  {numbers}")
+        name = ""
+    rows += [f"{name:<28}no answer"] * (not rows)
+    rows += [f"{'':<28}{text}" for text in answer.remarks]
+    return "\n".join(rows)
+
+
+def write_tables(args: argparse.Namespace, answers: list) -> None:
+    """predictions.csv, one row per clip and part; predictions.json with all there is to say."""
+    import pandas as pd
+
+    rows = [row for answer in answers for row in answer.rows()]
+    write_csv(args.out / "predictions.csv", pd.DataFrame(rows))
+    about = {"checkpoints": [str(path) for path in args.checkpoints], "tta": args.tta}
+    clips = [answer.as_dict() for answer in answers]
+    write_json(args.out / "predictions.json", {**about, "clips": clips})
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,36 +1,26 @@
-"""Checkpoints and a clip -> the answer: probabilities, what they rest on, what the models saw.
-
-The features are made by the training's own code with the checkpoint's own settings, and read by the
-training's own dataset: the road that preprocess.py and training/ensemble.py take.
-"""
+"""What models say of one clip: probabilities by part, what they rest on, what the models saw."""
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-import torch
 
-from corpora.manifest import Clip
-from extract.clip import SETTINGS, Job, manifest_row, process_clip
 from inference.sources import Source
-from models.attention import FrameAttention
-from models.fusion import EmotionClassifier
-from training.checkpoint import find_checkpoints, load_checkpoint
-from training.data import ClipDataset, Features, folder_of
-from training.ensemble import Member, face_views, load_members, power_mean, predict
 from training.tasks import FOLDERS
-from utils.errors import IntegrityError, UsageError
-from utils.parallel import available_cores
 
 FUSED, MEAN = "fused", "mean"  # the parts of an answer that are not one modality's
+NAMES = {  # of the classes that we know, for people
+    "hap": "happiness",
+    "ang": "anger",
+    "dis": "disgust",
+    "fea": "fear",
+    "sad": "sadness",
+    "neu": "neutral",
+    "sur": "surprise",
+    "cal": "calm",
+}
 
 
 class Look(NamedTuple):
@@ -42,19 +32,24 @@ class Look(NamedTuple):
 
 @dataclass
 class Answer:
-    """`parts`: fused, mean and modality -> probabilities (K,); the first one is the answer."""
+    """`parts`: fused, mean or modality -> probabilities (K,); the first one is the answer."""
 
     source: Source
     classes: list[str]
-    parts: dict[str, np.ndarray]
     missing: dict[str, str]  # modality -> why
+    facts: dict[str, Any]  # the clip's row of the manifest
+    parts: dict[str, np.ndarray] = field(default_factory=dict)
     looks: dict[str, Look] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)  # the clip's row of the manifest
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
+    def title(self) -> str:
+        name, start, end = self.source.name, self.source.start, self.source.end
+        return name if start is None else f"{name} {start:.1f}-{end:.1f} s"
+
+    @property
     def label(self) -> str:
-        return self.classes[int(self.probabilities.argmax())] if self.parts else ""
+        return self.classes[int(self.probabilities.argmax())]
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -66,123 +61,42 @@ class Answer:
         return [name for name in self.looks if FUSED in self.parts or name in self.parts]
 
     @property
-    def note(self) -> str:
-        """What a reader must know of the answer besides what it rests on."""
-        if not self.parts or not self.missing:
-            return ""
-        if FUSED in self.parts:
-            return f"learnt vectors stand for {', '.join(self.missing)}"
-        heads = " and ".join(name for name in self.parts if name != MEAN)
-        return f"no fused answer without all inputs (trained without --modality_dropout): {heads}"
+    def remarks(self) -> list[str]:
+        """What a reader must know besides the numbers."""
+        without = [f"no {name}: {reason}" for name, reason in self.missing.items()]
+        if not (self.parts and without):
+            return without
+        known = {*self.looks, *self.missing}
+        why = "learnt vectors stand for what is missing"
+        if FUSED not in self.parts:
+            why = "trained without --modality_dropout: all inputs are needed for a fused answer"
+        rests = f"rests on {' and '.join(self.rests_on)}"
+        return [f"{rests}; {why}" if len(known) > 1 else rests, *without]
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One row of predictions.csv per part; one without numbers where there is no answer."""
+        source, why = self.source, "; ".join(self.remarks)
+        where = {"clip": source.name, "start": source.start, "end": source.end}
+        return [
+            {**where, "part": part, "answer": self.classes[int(each.argmax())]}
+            | {name: round(float(p), 6) for name, p in zip(self.classes, each, strict=True)}
+            | {"remarks": why}
+            for part, each in self.parts.items()
+        ] or [{**where, "remarks": why}]
 
-class Predictor:
-    """Trained runs, loaded once, that answer clip after clip."""
-
-    def __init__(
-        self,
-        checkpoints: list[Path],
-        folder: Path,
-        device: str = "cpu",
-        tta: int = 1,
-        temperature: float = 1.0,
-        word_vectors: Path | None = None,
-    ):
-        """`folder`: where the features of the clips go. Several checkpoints are an ensemble."""
-        settings = settings_of(find_checkpoints(checkpoints))
-        self.features = Features(folder, settings, pd.DataFrame())
-        self.members = load_members(checkpoints, self.features)
-        self.device, self.temperature, self.word_vectors = device, temperature, word_vectors
-        self.views = face_views(tta)
-        self.job = Job(folder, (), settings["features"], device=device, threads=available_cores())
-        self.origin: str | None = None  # of the word vectors that words are looked up in
-
-    @property
-    def classes(self) -> list[str]:
-        return self.features.classes
-
-    def answer(self, source: Source) -> Answer:
-        """The answer to one clip; it has no parts when nothing in the clip can be used."""
-        start = time.perf_counter()
-        row, missing = self.extract(source.clip)
-        extracted = time.perf_counter()
-        answer = Answer(source, self.classes, {}, missing=missing, facts=row)
-        parts: dict[str, list] = defaultdict(list)
-        for member in self.members:
-            for part, probabilities in self.scores(member, answer).items():
-                parts[part].append(probabilities)
-        answer.parts = in_order({part: np.mean(each, axis=0) for part, each in parts.items()})
-        answer.seconds = {"extract": extracted - start, "network": time.perf_counter() - extracted}
-        return answer
-
-    def extract(self, clip: Clip) -> tuple[dict, dict[str, str]]:
-        """Features of everything that the clip has: its manifest row, and why the rest is missing.
-
-        A stage that fails is left out and the others are made without it, as for a corpus that
-        never had it: the face of a clip without sound is looked for in the whole of it.
-        """
-        wanted = {name: folder_of(name) for member in self.members for name in member.task.inputs}
-        missing = self.why_no_words(clip) if "text" in wanted else {}
-        while True:
-            stages = tuple(stage for name, stage in wanted.items() if name not in missing)
-            record = process_clip(clip, replace(self.job, modalities=stages))
-            failure = record["failure"]
-            if not failure:
-                return manifest_row(clip, record, self.job.features_dir), missing
-            name = next(name for name, stage in wanted.items() if stage == failure["stage"])
-            missing[name] = f"{failure['code']}: {failure['reason']}"
-
-    def why_no_words(self, clip: Clip) -> dict[str, str]:
-        if clip.words or (clip.transcript and self.origin):
-            return {}
-        if clip.transcript:
-            return {"text": "E_MISSING: the words need --word_vectors FILE to be looked up in"}
-        return {"text": "E_MISSING: no words: give --text, or a .txt, .srt or .npz beside the clip"}
-
-    def scores(self, member: Member, answer: Answer) -> dict[str, np.ndarray]:
-        """One model's probabilities (K,) by part, from the inputs that are there."""
-        inputs = tuple(name for name in member.task.inputs if name not in answer.missing)
-        parts = self.run(member, inputs, answer) if inputs else {}
-        for name in inputs if member.model.absent and len(inputs) > 1 else ():
-            if name not in parts:  # no head of its own: what the fusion says to it alone
-                parts[name] = self.run(member, (name,), answer)[FUSED]
-        return parts
-
-    def run(self, member: Member, inputs: tuple, answer: Answer) -> dict[str, np.ndarray]:
-        task = replace(member.task, inputs=inputs)
-        rows = pd.DataFrame([answer.facts])
-        dataset = ClipDataset(self.features, rows, task, member.config, training=False)
-        views = self.views if "face" in inputs else None
-        with watch_attention(member.model) as seen:
-            (logits,) = predict(member, dataset, self.device, views, batch_size=1)
-        for name, tensors in dataset[0, 0]["inputs"].items():
-            answer.looks.setdefault(name, Look(tensors[0].numpy(), seen.get(name)))
-        parts = {}
-        for head in logits[0]:
-            probabilities = power_mean([view[head] for view in logits], self.temperature)
-            part = FUSED if len(member.model.heads[head].inputs) > 1 else head
-            parts[part] = probabilities[0].cpu().numpy()
-        return parts
-
-
-def settings_of(paths: list[Path]) -> dict[str, Any]:
-    """Classes and extraction settings of checkpoints, as preprocess.py writes them.
-
-    UsageError for inputs that no clip can give; IntegrityError for settings of another version.
-    """
-    features: dict[str, dict] = {}
-    for path in paths:
-        checkpoint = load_checkpoint(path)
-        own = set(checkpoint["arch"]["encoders"]) - set(FOLDERS)
-        if own:
-            raise UsageError(f"{path} reads {', '.join(own)}: features that no clip alone gives")
-        features = checkpoint["features_config"] | features
-        for stage, settings in checkpoint["features_config"].items():
-            unknown = set(SETTINGS[stage]) - set(settings)
-            if unknown:
-                what = f"{stage} without {', '.join(sorted(unknown))}"
-                raise IntegrityError(f"{path} was trained on features of another version: {what}")
-    return {"classes": checkpoint["classes"], "modalities": list(features), "features": features}
+    def as_dict(self) -> dict[str, Any]:
+        """All there is to say, as plain data."""
+        parts = {
+            part: dict(zip(self.classes, each.tolist(), strict=True))
+            for part, each in self.parts.items()
+        }
+        return {
+            **{"clip": self.source.name, "start": self.source.start, "end": self.source.end},
+            "answer": self.label if parts else None,
+            **{"parts": parts, "rests_on": self.rests_on, "missing": self.missing},
+            **{"remarks": self.remarks, "words": self.source.clip.transcript},
+            "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
+        }
 
 
 def in_order(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -190,27 +104,3 @@ def in_order(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if FUSED not in parts and len(parts) > 1:
         parts = {MEAN: np.mean(list(parts.values()), axis=0)} | parts
     return {name: parts[name] for name in (FUSED, MEAN, *FOLDERS) if name in parts}
-
-
-@contextlib.contextmanager
-def watch_attention(model: EmotionClassifier) -> Iterator[dict[str, np.ndarray]]:
-    """Collect {modality: weights (T,)} of the first clip and view that the model sees."""
-    seen: dict[str, np.ndarray] = {}
-
-    def keeper(name: str) -> Callable:
-        def keep(module: FrameAttention, args: tuple, output: Any) -> None:
-            seen.setdefault(name, module.weights(args[0])[0].cpu().numpy())
-
-        return keep
-
-    handles = [
-        module.register_forward_hook(keeper(name))
-        for name, encoder in model.encoders.items()
-        for module in encoder.modules()
-        if isinstance(module, FrameAttention)
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,8 +1,9 @@
-"""A long recording -> its utterances, cut at pauses; packets are copied, nothing is encoded again."""
+"""A long recording -> its utterances, cut at pauses without encoding anything again."""
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from extract.audio import SETTINGS, check_wave, read_mono
-from extract.faces import time_span
 from extract.media import FORMATS, open_media
 from inference.sources import Source, read_cues
 from utils.errors import ClipError
@@ -18,6 +18,7 @@ from utils.files import write_bytes
 
 PAUSE_DB = 30  # quieter than this below the loudest frame is a pause
 JOIN, SHORTEST = 0.4, 0.3  # seconds: shorter pauses belong to an utterance, shorter sounds to none
+UTTERANCE = 6.0  # seconds at most: about what the speech models see at once (400 columns)
 Span = tuple[float, float]
 
 
@@ -28,9 +29,9 @@ def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
     """
     media = source.clip.media
     try:
-        if media.suffix.lower() not in FORMATS or duration(media) <= longest:
+        if media.suffix.lower() not in FORMATS or np.ptp(whole(media)) <= longest:
             return [source]
-        spans = find_spans(media, longest)
+        spans = find_spans(media)
         srt = media.with_suffix(".srt")
         cues = read_cues(srt) if srt.is_file() else []
         return [_part(source, span, cues, folder) for span in spans] or [source]
@@ -38,41 +39,42 @@ def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
         return [source]
 
 
-def duration(path: Path) -> float:
-    """Seconds as the file's header says, 0 where it does not."""
+def whole(path: Path) -> Span:
+    """First and last second as the file's header says; (0, 0) where it does not."""
     with open_media(path) as container:
-        return (container.duration or 0) / 1e6
+        start = (container.start_time or 0) / 1e6
+        return start, start + (container.duration or 0) / 1e6
 
 
-def find_spans(path: Path, longest: float) -> list[Span]:
-    """Utterances by voice activity; equal parts of the picture when there is nothing to hear."""
+def find_spans(path: Path) -> list[Span]:
+    """Utterances by voice activity; equal parts of the whole when there is nothing to hear."""
     rate = SETTINGS["sample_rate"]
     try:
         wave, offset = read_mono(path, rate)
         check_wave(wave, path, SETTINGS)
     except ClipError:
-        return evenly(*time_span(path), longest)
-    return [(offset + start, offset + end) for start, end in utterances(wave, rate, longest)]
+        return evenly(*whole(path))
+    return [(offset + start, offset + end) for start, end in utterances(wave, rate)]
 
 
-def utterances(wave: np.ndarray, rate: int, longest: float) -> list[Span]:
-    """(N,) samples -> seconds of each stretch of sound between pauses, none over `longest`."""
+def utterances(wave: np.ndarray, rate: int) -> list[Span]:
+    """(N,) samples -> seconds of each stretch of sound between pauses, none over UTTERANCE."""
     import librosa
 
     joined: list[Span] = []
     for start, end in (librosa.effects.split(wave, top_db=PAUSE_DB) / rate).tolist():
-        if joined and start - joined[-1][1] < JOIN and end - joined[-1][0] <= longest:
+        if joined and start - joined[-1][1] < JOIN and end - joined[-1][0] <= UTTERANCE:
             joined[-1] = (joined[-1][0], end)
         else:
             joined.append((start, end))
     kept = [span for span in joined if span[1] - span[0] >= SHORTEST]
-    return [part for span in kept for part in evenly(*span, longest)]
+    return [part for span in kept for part in evenly(*span)]
 
 
-def evenly(start: float, end: float, longest: float) -> list[Span]:
-    """The fewest equal parts of at most `longest` seconds."""
-    edges = np.linspace(start, end, max(1, math.ceil((end - start) / longest)) + 1).tolist()
-    return list(zip(edges[:-1], edges[1:], strict=True))
+def evenly(start: float, end: float) -> list[Span]:
+    """The fewest equal parts of at most UTTERANCE seconds."""
+    edges = np.linspace(start, end, max(1, math.ceil((end - start) / UTTERANCE)) + 1).tolist()
+    return list(itertools.pairwise(edges))
 
 
 def _part(source: Source, span: Span, cues: list, folder: Path) -> Source:
