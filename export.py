@@ -3,9 +3,9 @@
     python export.py --checkpoint logs/multimodal/NAME --out model.onnx
     python examples/onnx_predict.py model.onnx features val
 
-Inputs are what the model sees: speech (B, 1, 128, T) in [0, 1], face (B, T, 3, S, S) in [0, 1], text
-(B, L, D) with text_mask (B, L), and for models trained with --modality_dropout left_out (B, inputs).
-Outputs are probabilities by head. Classes and settings travel in the file's metadata.
+Inputs are what the model sees: speech (B, 1, 128, T) and face (B, T, 3, S, S) in [0, 1], text
+(B, L, D) with text_mask (B, L), and for models trained with --modality_dropout left_out
+(B, inputs). Outputs are probabilities by head. Classes and settings are in the file's metadata.
 """
 
 from __future__ import annotations

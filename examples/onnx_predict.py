@@ -1,4 +1,4 @@
-"""An exported model on features without torch: python examples/onnx_predict.py MODEL FEATURES SPLIT"""
+"""An exported model on features, without torch: onnx_predict.py MODEL FEATURES_DIR SPLIT"""
 
 import csv
 import json

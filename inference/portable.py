@@ -82,10 +82,11 @@ def example_inputs(member: Member, batch: int, length: int) -> tuple[dict, Tenso
 
 def open_sizes(inputs: dict, left_out: Tensor | None) -> tuple[dict, dict | None]:
     """Which sizes of the inputs may differ: the batch, and each modality's length."""
-    batch, sizes = torch.export.Dim("batch"), {}
+    batch, sizes = torch.export.Dim("batch", min=1), {}
     for name, tensors in inputs.items():
-        at = 3 if name == "speech" else 1
-        length = {at: torch.export.Dim(f"{name}_length")} if tensors[0].dim() > 2 else {}
+        at, least = (3, 32) if name == "speech" else (1, 1)
+        size = torch.export.Dim(f"{name}_length", min=least)
+        length = {at: size} if tensors[0].dim() > 2 else {}
         sizes[name] = tuple({0: batch, **length} for _ in tensors)
     return sizes, None if left_out is None else {0: batch}
 

@@ -35,6 +35,9 @@ from utils.parallel import available_cores
 class Predictor:
     """Trained runs, loaded once, that answer clip after clip."""
 
+    longest = 15.0  # seconds: a longer clip is cut into utterances
+    no_words = "no words: give --text, or a .txt, .srt or .npz beside the clip"
+
     def __init__(
         self,
         checkpoints: list[Path],
@@ -57,6 +60,12 @@ class Predictor:
     @property
     def classes(self) -> list[str]:
         return self.features.classes
+
+    def work_in(self, folder: Path) -> None:
+        """Put the features of the next clips there."""
+        self.features = replace(self.features, folder=folder)
+        self.job = replace(self.job, features_dir=folder)
+        self.origin = None
 
     def encoders(self) -> list[dict[str, dict]]:
         return [member.checkpoint["arch"]["encoders"] for member in self.members]
@@ -124,8 +133,7 @@ class Predictor:
             return {}
         if clip.transcript:
             return {"text": "E_MISSING: the words need --word_vectors FILE to be looked up in"}
-        beside = "a .txt, .srt or .npz" if by_file else "a .txt or .srt"
-        return {"text": f"E_MISSING: no words: give --text, or {beside} beside the clip"}
+        return {"text": f"E_MISSING: {self.no_words}"}
 
     def scores(self, member: Member, answer: Answer) -> dict[str, np.ndarray]:
         """One model's probabilities (K,) by part, from the inputs that are there."""

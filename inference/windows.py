@@ -40,10 +40,12 @@ def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
 
 
 def whole(path: Path) -> Span:
-    """First and last second as the file's header says; (0, 0) where it does not."""
+    """First and last second of the file's packets, whatever its header says."""
     with open_media(path) as container:
-        start = (container.start_time or 0) / 1e6
-        return start, start + (container.duration or 0) / 1e6
+        packets = [packet for packet in container.demux() if packet.pts is not None]
+        starts = [float(packet.pts * packet.time_base) for packet in packets]
+        ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in packets]
+    return min(starts, default=0.0), max(ends, default=0.0)
 
 
 def find_spans(path: Path) -> list[Span]:
