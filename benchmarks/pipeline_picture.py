@@ -26,7 +26,7 @@ INK, SOFT = "#222222", "#8aa4c8"
 def main() -> None:
     run = ROOT / "demo_run"
     manifest = pd.read_csv(run / "features" / "manifest.csv", dtype=str, keep_default_na=False)
-    row = manifest[(manifest["split"] == "val") & (manifest["emotion"] == "sur")].iloc[0]
+    row = manifest[(manifest["split"] == "val") & (manifest["emotion"] == "sur")].iloc[1]
     media = run / "raw" / row["media"]
     times = sample_times(float(row["speech_start"]), float(row["speech_end"]), 10)[[1, 4, 7]]
     frames = np.concatenate([frame for _, frame in frames_at(media, times)], axis=1)

@@ -130,9 +130,9 @@ def candidates(transcript: str) -> set[str]:
 
 def coverage(transcripts: list[str], vectors: Vectors) -> str:
     """How much of what is said the vectors know (marks such as "?" do not count)."""
-    tokens = (token for text in transcripts for token in tokenize(text))
-    said = Counter(token for token in tokens if token[0].isalnum())
-    unknown = Counter({token: n for token, n in said.items() if not look_up(token, vectors)})
+    tokens = [token for text in transcripts for token in tokenize(text) if token[0].isalnum()]
+    said = Counter(token.lower() for token in tokens)
+    unknown = Counter(token.lower() for token in tokens if not look_up(token, vectors))
     spoken, different = unknown.total() / max(1, said.total()), len(unknown) / max(1, len(said))
     often = ", ".join(f"{token} {count}" for token, count in unknown.most_common(10))
     return (
