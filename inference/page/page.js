@@ -12,11 +12,13 @@ function fail(message) {
   show("error", true);
   show("found", false);
   show("hint", false);
+  window.scrollTo(0, 0);
 }
 
 function choose(file, url, name, fromExample = "") {
   clip = file;
   example = fromExample;
+  get("text").value = ""; // the words of the clip before
   get("chosen").textContent = name;
   const preview = get("preview");
   if (preview.src.startsWith("blob:")) URL.revokeObjectURL(preview.src);
@@ -91,6 +93,7 @@ async function answer(event) {
     show("error", false);
     show("hint", false);
     show("found", true);
+    window.scrollTo(0, 0);
   } catch (error) {
     fail("The server does not answer: is it still running? A clip that is too large is refused, too.");
   } finally {
@@ -106,11 +109,12 @@ async function start() {
   get("text").disabled = !about.words;
   show("no_words", !about.words);
   const row = document.querySelector("#examples .row");
-  about.examples.forEach((name) => {
+  about.examples.forEach((name, place) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = name;
-    button.onclick = () => choose(null, `example/${encodeURIComponent(name)}`, `example ${name}`, name);
+    button.textContent = `${place + 1}`;
+    button.title = name;
+    button.onclick = () => choose(null, `example/${encodeURIComponent(name)}`, name, name);
     row.append(button);
   });
   show("examples", about.examples.length > 0);
