@@ -19,7 +19,7 @@ from pathlib import Path
 from corpora import CORPORA, list_corpus
 from corpora.manifest import keep_classes
 from utils.config import Flags, device_name, ranged
-from utils.errors import UsageError, run_script
+from utils.errors import CLIP_CODES, UsageError, run_script
 from utils.files import lock_folder, write_bytes, write_csv, write_json
 from utils.parallel import BACKENDS, available_cores, parallel_map
 
@@ -49,6 +49,13 @@ def parse_args() -> argparse.Namespace:
     )
     add("--video_embedding", action="store_true", help="also a FaceNet vector per face crop")
     add("--device", default="auto", help="auto, cpu, cuda: where faces are detected")
+    add(
+        "--clip_seconds",
+        default=60.0,
+        type=ranged(float, 0.1),
+        help="deadline for each modality of a clip, and as much again per 10 MB of its file",
+    )
+    add("--memory_mb", default=2048, type=ranged(int, 0), help="limit of each worker; 0: no limit")
     add("--retry_failed", action="store_true", help="try the clips of failed.csv again")
     return flags.parse_args()
 
@@ -107,9 +114,9 @@ def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> d
     from extract.clip import SETTINGS, Job
     from extract.faces import embedder
 
-    device = device_name(args.device)
+    device = args.device if args.device in ("auto", "cpu") else device_name(args.device)
     if args.video_embedding:
-        embedder(device)  # missing weights are known before any work
+        embedder(device_name(device))  # missing weights are known before any work
     job = Job(
         features_dir=args.features_dir,
         modalities=modalities,
@@ -120,6 +127,8 @@ def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> d
         device=device,
         threads=max(1, available_cores() // args.workers),
         retry_failed=args.retry_failed,
+        clip_seconds=args.clip_seconds,
+        memory_mb=args.memory_mb,
     )
     write_json(args.features_dir / "settings.json", settings_of(args, listing, job))
     work = [(clip, job) for clip in listing.clips]
@@ -202,7 +211,7 @@ def report(features_dir: Path, usable: int, failures: list) -> None:
     print(f"{usable} of {usable + len(failures)} clips usable, {free} GiB free in {features_dir}")
     if failures:
         kinds = Counter(failure.code for failure in failures)
-        listed = ", ".join(f"{count} {code}" for code, count in kinds.most_common())
+        listed = ", ".join(f"{count} {CLIP_CODES[code]}" for code, count in kinds.most_common())
         print(f"{len(failures)} rejected ({listed}): see {features_dir / 'failed.csv'}")
 
 

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from extract.audio import read_mono  # noqa: E402
-from extract.faces import frames_at, sample_times  # noqa: E402
+from extract.faces import sample_times  # noqa: E402
+from extract.media import frames_at  # noqa: E402
 
 INK, SOFT = "#222222", "#8aa4c8"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ SETTINGS = {
     "range_db": 80,  # of the spectrogram: its loudest point is 1, range_db below is 0
     "silent_below": 1e-4,  # peak amplitude of full scale 1: -80 dB
     "min_frames": 10,  # 0.16 s of speech
+    "max_seconds": 1200,  # of sound: 20 minutes are filtered in 1 GB
 }
 
 
@@ -35,48 +36,65 @@ class Speech(NamedTuple):
 
 def extract_speech(path: Path, settings: dict = SETTINGS) -> Speech:
     """Mono mix, silence trimmed at both ends, Wiener filter, log-mel. ClipError without speech."""
-    import librosa
-
-    wave, offset = read_mono(path, settings["sample_rate"])
+    wave, offset = read_mono(path, settings)
     check_wave(wave, path, settings)
-    trimmed, (first, last) = librosa.effects.trim(
-        wave,
-        top_db=settings["trim_db"],
-        frame_length=settings["n_fft"],
-        hop_length=settings["hop_length"],
-    )
-    log_mel = log_mel_spectrogram(denoise(trimmed), settings)
-    if log_mel.shape[1] < settings["min_frames"]:
-        seconds = len(trimmed) / settings["sample_rate"]
-        raise ClipError("E_SHORT", f"only {seconds:.2f} s of sound in {path.name}")
+    first, last = heard(wave, settings)
+    log_mel = log_mel_spectrogram(denoise(wave[first:last]), settings)
     rate = settings["sample_rate"]
+    if log_mel.shape[1] < settings["min_frames"]:
+        seconds = (last - first) / rate
+        raise ClipError("E_SHORT", f"only {seconds:.2f} s of sound in {path.name}")
     return Speech(log_mel, offset + first / rate, offset + last / rate)
 
 
-def read_mono(path: Path, sample_rate: int) -> tuple[np.ndarray, float]:
+def heard(wave: np.ndarray, settings: dict = SETTINGS) -> tuple[int, int]:
+    """First sample, and the one behind the last, that are not silence at the two ends.
+
+    The same samples as librosa.effects.trim, without the seconds that its imports take.
+    """
+    import librosa
+
+    hop = settings["hop_length"]
+    power = librosa.feature.rms(y=wave, frame_length=settings["n_fft"], hop_length=hop)[0] ** 2
+    loud = np.flatnonzero(power > power.max() * 10 ** (-settings["trim_db"] / 10))
+    return int(loud[0]) * hop, min(len(wave), (int(loud[-1]) + 1) * hop)
+
+
+def read_mono(path: Path, settings: dict = SETTINGS) -> tuple[np.ndarray, float]:
     """Samples (N,) float32 as the mean of all channels, and the time of the first one in seconds.
 
     Of several sound tracks the first is read.
     """
     import av
 
+    rate = settings["sample_rate"]
     with open_media(path) as container:
         if not container.streams.audio:
             raise ClipError("E_NOAUDIO", f"{path.name} has no sound track")
         stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="fltp", rate=sample_rate)  # keeps the channels
-        blocks, offset, packets = [], 0.0, 0
+        resampler = av.AudioResampler(format="fltp", rate=rate)  # keeps the channels
+        blocks, offset, packets, samples = [], 0.0, 0, 0
         for packet in container.demux(stream):
             packets += packet.size > 0
             for frame in packet.decode():
                 if not blocks:
                     offset = float(frame.time or 0.0)
-                blocks += [part.to_ndarray() for part in resampler.resample(frame)]
-        blocks += [part.to_ndarray() for part in resampler.resample(None)] if blocks else []
+                blocks += [mono(part) for part in resampler.resample(frame)]
+                samples += frame.samples
+                if samples > settings["max_seconds"] * frame.sample_rate:
+                    raise ClipError(
+                        "E_LIMIT", f"{path.name} is longer than {settings['max_seconds']} s"
+                    )
+        blocks += [mono(part) for part in resampler.resample(None)] if blocks else []
         check_complete(stream, packets, path)
     if not blocks:
         raise ClipError("E_NOAUDIO", f"{path.name} has a sound track without any samples")
-    return np.concatenate(blocks, axis=1).mean(axis=0), offset  # (channels, N) -> (N,)
+    return np.concatenate(blocks), offset
+
+
+def mono(part: Any) -> np.ndarray:
+    """The mean of all channels, (channels, N) -> (N,)."""
+    return part.to_ndarray().mean(axis=0)
 
 
 def check_wave(wave: np.ndarray, path: Path, settings: dict) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from corpora.manifest import Clip
 from extract import audio, faces, vectors, words
+from extract.media import scan_pictures
+from utils.config import device_name
 from utils.errors import ClipError
 from utils.files import digest, read_json, sha256, write_atomic, write_json
+from utils.guard import Limits, guarded
 
-SCHEMA = 1  # raise it when a change of the code changes the features
+SCHEMA = 2  # raise it when a change of the code changes the features
 
 
 @dataclass(frozen=True)
@@ -28,61 +31,71 @@ class Job:
     device: str = "cpu"
     threads: int = 1
     retry_failed: bool = False
-
-
-class Product(NamedTuple):
-    """A stage's arrays by name, and the facts that it adds to the clip's manifest row."""
-
-    arrays: dict[str, np.ndarray]
-    facts: dict[str, Any]
+    clip_seconds: float = 0  # deadline of a stage, and as much again per 10 MB; 0: no supervision
+    memory_mb: int = 0  # limit of the process that works on a clip
 
 
 class Stage(NamedTuple):
-    """How one modality is made: (clip, job, facts of earlier stages) -> Product."""
+    """How one modality is made: (clip, job, facts of earlier stages, file to write) -> new facts.
 
-    make: Callable[[Clip, Job, dict], Product]
+    The facts go into the clip's row of the manifest. `libraries` are what `make` needs.
+    """
+
+    make: Callable[[Clip, Job, dict, BinaryIO], dict[str, Any]]
     source: Callable[[Clip], Path | str | None]
     ending: str
     needs: tuple[str, ...] = ()  # stages whose facts or files it reads, where the job has them
+    libraries: tuple[str, ...] = ()
 
 
-def make_speech(clip: Clip, job: Job, facts: dict) -> Product:
+def make_speech(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
     speech = audio.extract_speech(clip.media, job.settings["speech"])
+    np.save(file, speech.log_mel)
     times = {"speech_start": round(speech.start, 4), "speech_end": round(speech.end, 4)}
-    return Product({"speech": speech.log_mel}, {**times, "speech_frames": speech.log_mel.shape[1]})
+    return {**times, "speech_frames": speech.log_mel.shape[1]}
 
 
-def make_video(clip: Clip, job: Job, facts: dict) -> Product:
+def make_video(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
     start, end = facts.get("speech_start"), facts.get("speech_end")
     if start is None:  # a corpus without sound: the whole clip
-        start, end = clip.span or faces.time_span(clip.media)
-    found = faces.extract_faces(clip.media, start, end, job.settings["video"], job.device)
-    flags = "".join("01"[int(flag)] for flag in found.valid)
-    counts = {"video_frames": len(flags), "face_frames": int(found.valid.sum())}
-    return Product({"video": found.crops}, {**counts, "face_valid": flags})
+        start, end = clip.span or scan_pictures(clip.media)[:2]
+    settings, size = job.settings["video"], job.settings["video"]["face_size"]
+    shape = (len(faces.sample_times(start, end, settings["face_fps"])), size, size, 3)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    flags = ""
+    device = device_name(job.device)
+    for crop, box in faces.face_stream(clip.media, start, end, settings, device, job.threads):
+        file.write(crop.data)  # one at a time: the memory does not grow with the clip
+        flags += "01"[int(np.isfinite(box).all())]
+    return {"video_frames": len(flags), "face_frames": flags.count("1"), "face_valid": flags}
 
 
-def make_text(clip: Clip, job: Job, facts: dict) -> Product:
+def make_text(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
     settings = job.settings["text"]
     if "vectors" in settings:
-        stored = vectors.open_store(job.features_dir)
-        word_embed = words.embed(clip.transcript, stored, settings)
+        word_embed = words.embed(clip.transcript, vectors.open_store(job.features_dir), settings)
     else:
         word_embed = words.read_words(clip.words, job.word_dim, settings)
-    return Product({"word_embed": word_embed}, {"words": len(word_embed)})
+    np.savez(file, word_embed=word_embed)
+    return {"words": len(word_embed)}
 
 
-def make_video_embedding(clip: Clip, job: Job, facts: dict) -> Product:
-    crops = np.load(feature_path(job.features_dir, clip, "video"), allow_pickle=False)
+def make_video_embedding(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
+    path = feature_path(job.features_dir, clip, "video")
+    crops = np.load(path, mmap_mode="r", allow_pickle=False)
     valid = np.array([flag == "1" for flag in facts["face_valid"]])
-    return Product({"video_embedding": faces.embed(crops, valid, job.device)}, {})
+    np.save(file, faces.embed(crops, valid, device_name(job.device)))
+    return {}
 
 
+SOUND = ("librosa.feature", "scipy.signal", "av")
+PICTURE = ("torch", "facenet_pytorch", "cv2", "av")
 STAGES = {
-    "speech": Stage(make_speech, lambda clip: clip.media, ".npy"),
-    "video": Stage(make_video, lambda clip: clip.media, ".npy", needs=("speech",)),
+    "speech": Stage(make_speech, lambda clip: clip.media, ".npy", libraries=SOUND),
+    "video": Stage(make_video, lambda clip: clip.media, ".npy", ("speech",), PICTURE),
     "text": Stage(make_text, lambda clip: clip.words or clip.transcript, ".npz"),
-    "video_embedding": Stage(make_video_embedding, lambda clip: None, ".npy", needs=("video",)),
+    "video_embedding": Stage(make_video_embedding, lambda clip: None, ".npy", ("video",), PICTURE),
 }
 SETTINGS = {
     "speech": audio.SETTINGS,
@@ -113,7 +126,7 @@ def process_clip(clip: Clip, job: Job) -> dict:
     facts: dict = {}
     keys: dict[str, str] = {}
     for name in (name for name in STAGES if name in job.modalities):
-        stage, old = STAGES[name], before["stages"].get(name)
+        old = before["stages"].get(name)
         keys[name] = _stage_key(name, clip, job, keys)
         failure = before["failure"]
         if failure and failure["key"] == keys[name] and not job.retry_failed:
@@ -121,7 +134,7 @@ def process_clip(clip: Clip, job: Job) -> dict:
             break
         if not (old and old["key"] == keys[name] and _is_there(job, clip, name)):
             try:
-                old = _make(stage, name, clip, job, facts, keys[name])
+                old = _make(name, clip, job, facts, keys[name])
             except ClipError as error:
                 reason = {"stage": name, "code": error.code, "reason": error.reason}
                 record["failure"] = {"key": keys[name], **reason}
@@ -133,15 +146,24 @@ def process_clip(clip: Clip, job: Job) -> dict:
     return record
 
 
-def _make(stage: Stage, name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
-    _limit_threads(job.threads)
-    product = stage.make(clip, job, facts)
-    path = feature_path(job.features_dir, clip, name)
-    if stage.ending == ".npz":
-        write_atomic(path, lambda file: np.savez(file, **product.arrays))
-    else:
-        write_atomic(path, lambda file: np.save(file, product.arrays[name], allow_pickle=False))
-    return {"key": key, "sha256": sha256(path), "facts": product.facts}
+def _make(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
+    """What the record says of one stage, its file written; in a process of its own if asked."""
+    if not job.clip_seconds:
+        return _write(name, clip, job, facts, key)
+    libraries = [library for stage in job.modalities for library in STAGES[stage].libraries]
+    source = STAGES[name].source(clip)
+    is_file = isinstance(source, Path) and source.is_file()
+    megabytes = source.stat().st_size / 1e6 if is_file else 0
+    limits = Limits(job.clip_seconds * (1 + megabytes / 10), job.memory_mb, tuple(libraries))
+    return guarded(_write, name, clip, job, facts, key, limits=limits)
+
+
+def _write(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
+    path, new = feature_path(job.features_dir, clip, name), {}
+    if STAGES[name].libraries:
+        _limit_threads(job.threads)
+    write_atomic(path, lambda file: new.update(STAGES[name].make(clip, job, facts, file)))
+    return {"key": key, "sha256": sha256(path), "facts": new}
 
 
 def _stage_key(name: str, clip: Clip, job: Job, keys: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Open a clip safely and walk its frames: any fault of the file becomes a ClipError."""
+"""A clip's file -> packets, and the frames on screen at given times; any fault is a ClipError."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import contextlib
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from utils.errors import ClipError
 
@@ -25,6 +27,7 @@ FORMATS = {
     ".flac": "flac",
     ".mp3": "mp3",
 }
+MAX_PIXELS = 36_000_000  # of a frame: 8K
 TRUNCATED_BELOW = 0.9  # share of the frames that the file's index lists
 
 
@@ -91,3 +94,87 @@ def check_complete(stream: Any, packets: int, path: Path) -> None:
         kind = stream.type
         reason = f"{path.name} is cut short: {packets} of {stream.frames} {kind} packets are there"
         raise ClipError("E_TRUNC", reason)
+
+
+class Pictures(NamedTuple):
+    """What the packets of a video track tell without decoding; seconds on the clip's clock."""
+
+    start: float
+    end: float
+    keyframes: list[tuple[float, int]]  # time, and where to seek for it in units of the stream
+
+
+def scan_pictures(path: Path) -> Pictures:
+    """First and last moment of the picture and its entry points. ClipError when it is cut short."""
+    with open_media(path) as container:
+        stream = video_stream(container, path)
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        check_complete(stream, len(packets), path)
+        timed = [packet for packet in packets if packet.pts is not None]
+        if not timed:
+            raise ClipError("E_NOVIDEO", f"{path.name} has a video track without any frame")
+        unit = stream.time_base
+        return Pictures(
+            float(min(packet.pts for packet in timed) * unit),
+            float(max(packet.pts + (packet.duration or 0) for packet in timed) * unit),
+            [(float(packet.pts * unit), packet.pts) for packet in timed if packet.is_keyframe],
+        )
+
+
+def video_stream(container: Any, path: Path) -> Any:
+    if not container.streams.video:
+        raise ClipError("E_NOVIDEO", f"{path.name} has no video track")
+    stream = container.streams.video[0]
+    if stream.width * stream.height > MAX_PIXELS:
+        size = f"{stream.width} x {stream.height} pixels"
+        raise ClipError("E_LIMIT", f"{path.name} has {size}, the limit is {MAX_PIXELS}")
+    return stream
+
+
+def frames_at(
+    path: Path, times: np.ndarray, threads: int = 1
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Yield (indices into the ascending `times`, RGB frame (H, W, 3)) of what is on screen then.
+
+    By timestamps, so variable frame rates and late starts are right. Times before the first frame
+    or after the last one has left the screen get no frame. Only the part of the file that is
+    needed is decoded: from the last entry point before the first time to the last time.
+    """
+    pictures = scan_pictures(path)
+    with open_media(path) as container:
+        stream = video_stream(container, path)
+        stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
+        entries = [place for time, place in pictures.keyframes if time <= times[0]]
+        if len(entries) > 1 and FORMATS[path.suffix.lower()] == "mov":  # others have no sure index
+            container.seek(entries[-1], stream=stream)
+        shown = None
+        for frame in container.decode(stream):
+            if frame.time is None:
+                continue
+            if shown is not None:
+                yield from _on_screen(times, shown, frame.time)
+            shown = frame
+            if frame.time > times[-1]:
+                return
+        if shown is None:
+            raise ClipError("E_NOVIDEO", f"{path.name} has a video track without any frame")
+        yield from _on_screen(times, shown, shown.time + frame_seconds(stream, shown))
+
+
+def _on_screen(times: np.ndarray, frame: Any, until: float) -> Iterator:
+    """The frame with the indices of the times in [frame.time, until), if there are any."""
+    indices = np.flatnonzero((times >= frame.time) & (times < until))
+    if len(indices):
+        yield indices.tolist(), upright(frame)
+
+
+def frame_seconds(stream: Any, frame: Any) -> float:
+    """How long the last frame stays: its own duration, else one frame of the average rate."""
+    if frame.duration:
+        return float(frame.duration * frame.time_base)
+    return 1 / float(stream.average_rate or 25)
+
+
+def upright(frame: Any) -> np.ndarray:
+    """RGB (H, W, 3) as a player shows it: the rotation that the file asks for is applied."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)

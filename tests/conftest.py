@@ -76,6 +76,7 @@ def make_clip(
     codec: str = "libx264",
     sound_codec: str = "aac",
     options: dict | None = None,
+    codec_options: dict | None = None,
     quality: int = 18,
 ) -> Path:
     """Write `frames` (T, H, W, 3) and `sound` (N,) or (channels, N); None leaves that track out.
@@ -93,7 +94,7 @@ def make_clip(
             picture.height, picture.width = frames[0].shape[:2]
             picture.pix_fmt, picture.time_base = "yuv420p", Fraction(1, 12_000)
             picture.codec_context.time_base = picture.time_base
-            picture.options = {"preset": "veryfast", "crf": str(quality)}
+            picture.options = {"preset": "veryfast", "crf": str(quality)} | (codec_options or {})
             if rotation:
                 picture.set_display_rotation(-rotation)
         if track:
@@ -143,6 +144,7 @@ def write_features(
     test1.csv lists them.
     """
     from extract import audio, faces, words
+    from extract.clip import SCHEMA
 
     rng, folder = np.random.default_rng(seed), Path(folder)
     directions = rng.normal(size=(len(CLASSES), word_dim))
@@ -182,7 +184,7 @@ def write_features(
     made = {"speech": audio.SETTINGS, "video": faces.SETTINGS, "text": words.SETTINGS}
     made["video"] = made["video"] | {"face_size": face_size}
     settings = {
-        "schema": 1,
+        "schema": SCHEMA,
         "corpus": "merc2020",
         "classes": list(CLASSES),
         "modalities": list(modalities),

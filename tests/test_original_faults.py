@@ -44,8 +44,8 @@ def test_every_detected_face_appended(monkeypatch):
     picture = np.zeros((90, 120, 3), np.uint8)
     three = np.array([[0, 0, 60, 60], [60, 0, 100, 40], [0, 60, 30, 90]], np.float32)
     shown = [([index], picture) for index in range(12)]
-    monkeypatch.setattr(faces, "frames_at", lambda path, times: iter(shown))
-    monkeypatch.setattr(faces, "detect", lambda frames, *_: [three for _ in frames])
+    monkeypatch.setattr(faces, "frames_at", lambda *_: iter(shown))
+    monkeypatch.setattr(faces, "find_faces", lambda frames, *_: [three for _ in frames])
     found = faces.extract_faces(Path("two.mp4"), 0.0, 1.2)
     assert len(found.crops) == len(found.valid) == 12
     np.testing.assert_array_equal(found.boxes, three[:1].repeat(12, axis=0))
@@ -56,15 +56,18 @@ def job(monkeypatch, tmp_path):
     """Two stages that need no clip; `broken` makes the second one fail."""
     broken = []
 
-    def make_video(clip, job, facts):
+    def make_video(clip, job, facts, file):
         if broken:
             raise ClipError("E_NOFACE", "no face in a.mp4 (0 of 2 frames)")
-        return clip_module.Product({"video": np.ones((2, 4, 4, 3), np.uint8)}, {})
+        np.save(file, np.ones((2, 4, 4, 3), np.uint8))
+        return {}
 
-    clip_module = clip
-    speech = clip.Product({"speech": np.ones((128, 9), np.float32)}, {})
+    def make_speech(clip, job, facts, file):
+        np.save(file, np.ones((128, 9), np.float32))
+        return {}
+
     stages = {
-        "speech": clip.Stage(lambda *_: speech, lambda clip: None, ".npy"),
+        "speech": clip.Stage(make_speech, lambda clip: None, ".npy"),
         "video": clip.Stage(make_video, lambda clip: None, ".npy"),
     }
     monkeypatch.setattr(clip, "STAGES", stages)

@@ -35,8 +35,33 @@ class Interrupted(UsageError):
         self.exit_code = 128 + signum
 
 
+CLIP_CODES = {  # how the closing summary of preprocess.py names them
+    "E_ID": "unusable id or place",
+    "E_DUP": "the same id twice",
+    "E_LABELS": "unknown label",
+    "E_MISSING": "missing file",
+    "E_PERM": "no permission",
+    "E_OPEN": "does not open",
+    "E_TRUNC": "truncated",
+    "E_CODEC": "does not decode",
+    "E_NOAUDIO": "no sound track",
+    "E_SILENT": "silent",
+    "E_SHORT": "too short",
+    "E_NONFINITE": "not numbers",
+    "E_NOVIDEO": "no picture",
+    "E_NOFACE": "no face",
+    "E_NPZ": "damaged word vectors",
+    "E_SHAPE": "wrong shape",
+    "E_DTYPE": "wrong type",
+    "E_LIMIT": "too large",
+    "E_TIMEOUT": "too slow",
+    "E_MEMORY": "too much memory",
+    "E_CRASH": "crashed",
+}
+
+
 class ClipError(Exception):
-    """One clip cannot be used: `code` from the table in features/README.md, `reason` for people."""
+    """One clip cannot be used: `code` from CLIP_CODES (features/README.md), `reason` for people."""
 
     def __init__(self, code: str, reason: str):
         super().__init__(code, reason)

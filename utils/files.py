@@ -41,6 +41,10 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
+    """Nothing is written where the file holds exactly this already."""
+    with contextlib.suppress(OSError):
+        if Path(path).read_bytes() == data:
+            return
     write_atomic(path, lambda file: file.write(data))
 
 
@@ -96,9 +100,14 @@ def lock_folder(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        for leftover in Path(folder).rglob(f".*{PART}"):  # of a run that was killed
-            leftover.unlink(missing_ok=True)
+        _sweep(folder)  # what a run that was killed has left
         yield
+        _sweep(folder)  # and what a worker that was killed has left
+
+
+def _sweep(folder: Path) -> None:
+    for leftover in Path(folder).rglob(f".*{PART}"):
+        leftover.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

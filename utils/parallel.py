@@ -8,7 +8,7 @@ from typing import Any
 
 from utils.errors import UsageError, one_of
 
-BACKENDS = ("loky", "dask", "ray")
+BACKENDS = ("loky", "dask", "ray")  # "loky" is this machine
 
 
 def available_cores() -> int:
@@ -23,16 +23,21 @@ def parallel_map(
     backend: str = "loky",
     scheduler: str | None = None,
 ) -> Iterator[Any]:
-    """Yield `function(item)` for every item, in any order; one worker means in this process."""
+    """Yield `function(item)` for every item, in any order.
+
+    On this machine the workers are threads: each hands its work to a process of its own
+    (utils/guard.py), so that a process that dies costs one clip, where a pool would be lost.
+    """
     one_of("backend", backend, BACKENDS)
     from joblib import Parallel, delayed, parallel_config
 
-    if backend != "loky":
-        _connect(backend, scheduler)
-    elif workers == 1:
+    if backend == "loky" and workers == 1:
         yield from map(function, items)
         return
-    with parallel_config(backend=backend, n_jobs=workers):
+    if backend != "loky":
+        _connect(backend, scheduler)
+    kind, count = ("threading", workers) if backend == "loky" else (backend, -1)
+    with parallel_config(backend=kind, n_jobs=count):
         as_they_end = "generator_unordered" if backend == "loky" else "list"
         yield from Parallel(return_as=as_they_end)(delayed(function)(item) for item in items)
 

@@ -1,0 +1,194 @@
+"""Frames of a clip -> the sure faces of each, and one person followed through them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+NONE = np.zeros((0, 4), np.float32)
+PATCH = 48  # pixels: what MTCNN's last network sees
+
+
+def find_faces(frames: list[np.ndarray], settings: dict, device: str = "cpu") -> list[np.ndarray]:
+    """Boxes (N, 4) float32 in pixels, largest first, of each of the consecutive `frames`.
+
+    MTCNN looks at every `detect_every`-th frame and at the last. Where two such neighbours agree,
+    the faces between them are interpolated, and MTCNN's last network moves each into place or
+    refuses it. Every frame without such an answer is looked at by all of MTCNN.
+    """
+    small, scale = shrink(frames, settings)
+    if min(small[0].shape[:2]) < settings["min_face"]:  # MTCNN fails below its smallest face
+        return [NONE for _ in frames]
+    every = settings["detect_every"]
+    anchors = sorted({*range(0, len(frames), every), len(frames) - 1})
+    found = dict(zip(anchors, detect([small[at] for at in anchors], settings, device), strict=True))
+    found |= between(small, found, settings, device)
+    rest = [at for at in range(len(frames)) if at not in found]
+    if rest:
+        looked = detect([small[at] for at in rest], settings, device)
+        found |= dict(zip(rest, looked, strict=True))
+    return [found[at] / scale for at in range(len(frames))]
+
+
+def shrink(frames: list[np.ndarray], settings: dict) -> tuple[list[np.ndarray], float]:
+    """The frames with `detect_width` as their longer side, and the scale: cost grows with area."""
+    import cv2
+
+    height, width = frames[0].shape[:2]
+    scale = min(1.0, settings["detect_width"] / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames], scale
+
+
+def between(small: list, found: dict, settings: dict, device: str) -> dict[int, np.ndarray]:
+    """Boxes of the frames between those in `found` for which the last network alone is sure."""
+    places, boxes = [], []
+    for first, last in zip(list(found), list(found)[1:], strict=False):
+        partners = agreeing(found[first], found[last], settings["agree_iou"])
+        for at in range(first + 1, last) if partners is not None else ():
+            share = (at - first) / (last - first)
+            for box, partner in zip(found[first], partners, strict=True):
+                places.append(at)
+                boxes.append(box + share * (partner - box))
+    if not places:
+        return {}
+    moved, scores = refine([small[at] for at in places], np.stack(boxes), settings, device)
+    return {
+        at: largest_first(moved[np.array(places) == at])
+        for at in set(places)
+        if (scores[np.array(places) == at] >= settings["min_probability"]).all()
+    }
+
+
+def agreeing(before: np.ndarray, after: np.ndarray, least: float) -> np.ndarray | None:
+    """For each box (N, 4) `before` the one `after` in its place; None unless all N have theirs."""
+    if len(before) != len(after) or not len(before):
+        return None
+    overlaps = np.stack([overlap(box, after) for box in before])  # (N, N)
+    partners = overlaps.argmax(axis=1)
+    sure = len(set(partners)) == len(after) and overlaps.max(axis=1).min() >= least
+    return after[partners] if sure else None
+
+
+def detect(frames: list[np.ndarray], settings: dict, device: str = "cpu") -> list[np.ndarray]:
+    """Boxes (N, 4) float32 in pixels, largest first, of the sure faces of each frame (N may be 0).
+
+    All frames have one size.
+    """
+    network = detector(device, settings["min_face"])
+    found, probabilities = network.detect(np.stack(frames))
+    return [
+        _sure_boxes(boxes, scores, settings["min_probability"])
+        for boxes, scores in zip(found, probabilities, strict=True)
+    ]
+
+
+def _sure_boxes(boxes: Any, scores: Any, least: float) -> np.ndarray:
+    if boxes is None:
+        return NONE
+    boxes, scores = np.asarray(boxes, np.float32), np.asarray(scores, np.float32)
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    return largest_first(boxes[(scores >= least) & (sizes > 0).all(axis=1)])
+
+
+def largest_first(boxes: np.ndarray) -> np.ndarray:
+    """(N, 4) -> the boxes that are finite, by area."""
+    boxes = boxes[np.isfinite(boxes).all(axis=1)]
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return boxes[np.argsort(-areas, kind="stable")]
+
+
+def refine(
+    frames: list[np.ndarray], boxes: np.ndarray, settings: dict, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """MTCNN's last network on one box (4,) of each frame: boxes moved into place, and its scores.
+
+    It sees the square around each box. (N, 4) -> (N, 4) float32 and (N,) probabilities of a face.
+    """
+    import torch
+
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)[:, None]
+    corners = (boxes[:, :2] + boxes[:, 2:]) / 2 - sides / 2
+    patches = [square(frame, box, PATCH) for frame, box in zip(frames, boxes, strict=True)]
+    images = torch.from_numpy(np.stack(patches)).to(device).permute(0, 3, 1, 2).float()
+    with torch.inference_mode():
+        moves, _, scores = detector(device, settings["min_face"]).onet((images - 127.5) / 128)
+    squares = np.concatenate([corners, corners + sides], axis=1)  # (N, 4)
+    return squares + sides * moves.cpu().numpy(), scores[:, 1].cpu().numpy()
+
+
+@lru_cache(maxsize=1)  # a worker loads the detector once
+def detector(device: str, min_face: int) -> Any:
+    """MTCNN (arXiv 1604.02878); its weights are part of the facenet-pytorch package."""
+    import torch
+    from facenet_pytorch import MTCNN
+
+    network = MTCNN(keep_all=True, min_face_size=min_face, factor=0.6, device=device)
+    return network.to(memory_format=torch.channels_last)  # its pooling is twice as fast that way
+
+
+class Track:
+    """Follows one person through a clip, some frames at a time.
+
+    It starts with the face that covers most of the picture in these frames, and takes the one that
+    overlaps the last box most, until there is none for `lost_after` frames.
+    """
+
+    def __init__(self, follow_iou: float, lost_after: int):
+        self.follow_iou, self.lost_after = follow_iou, lost_after
+        self.last: np.ndarray | None = None
+        self.misses = 0
+
+    def follow(self, found: list[np.ndarray]) -> list[np.ndarray | None]:
+        """The box (4,) of the followed person among the boxes (N, 4) of each frame, or None."""
+        chosen: list = []
+        while len(chosen) < len(found):
+            left = found[len(chosen) :]
+            if self.last is None:
+                self.last = max(left[0], key=lambda box: self._covered(box, left), default=None)
+            chosen += self._walk(left) if self.last is not None else [None]
+        return chosen
+
+    def _walk(self, found: list[np.ndarray]) -> list[np.ndarray | None]:
+        """Boxes until the person is lost: `last` is None then."""
+        chosen: list = []
+        for boxes in found:
+            overlaps = overlap(self.last, boxes)
+            seen = len(boxes) > 0 and overlaps.max() >= self.follow_iou
+            chosen.append(boxes[overlaps.argmax()] if seen else None)
+            self.last, self.misses = (chosen[-1], 0) if seen else (self.last, self.misses + 1)
+            if self.misses >= self.lost_after:
+                self.last, self.misses = None, 0
+                break
+        return chosen
+
+    def _covered(self, box: np.ndarray, found: list[np.ndarray]) -> float:
+        """Pixels in all frames of the person that `box` begins with."""
+        trial = Track(self.follow_iou, self.lost_after)
+        trial.last = box
+        seen = [box for box in trial._walk(found) if box is not None]
+        return float(sum((box[2:] - box[:2]).prod() for box in seen))
+
+
+def overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of `box` (4,) with each of `boxes` (N, 4) -> (N,)."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    shared = (high - low).clip(min=0).prod(axis=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    return shared / (areas + (box[2:] - box[:2]).prod() - shared)
+
+
+def square(frame: np.ndarray, box: np.ndarray, size: int, margin: float = 0.0) -> np.ndarray:
+    """Square crop (size, size, 3) around `box`; outside the picture its edge repeats."""
+    import cv2
+
+    centre = (box[:2] + box[2:]) / 2
+    side = max(2, round(float((box[2:] - box[:2]).max()) * (1 + 2 * margin)))
+    x, y = np.round(centre - side / 2).astype(int)
+    rows = np.arange(y, y + side).clip(0, frame.shape[0] - 1)
+    columns = np.arange(x, x + side).clip(0, frame.shape[1] - 1)
+    crop = frame[rows[:, None], columns]  # (side, side, 3)
+    method = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR  # areas: no noise from detail
+    return cv2.resize(crop, (size, size), interpolation=method)

@@ -1,0 +1,91 @@
+"""A clip's process that dies, hangs or eats the memory costs that clip, and says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from utils.errors import ClipError, UsageError
+from utils.guard import Limits, guarded
+
+FEW = Limits(seconds=20, memory_mb=0)
+
+
+def refuse(kind: type, *args) -> None:
+    raise kind(*args)
+
+
+def suicide(signum: int) -> None:
+    os.kill(os.getpid(), signum)
+
+
+def die_once(marker: str) -> str:
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def test_calls_have_one_process_of_their_own():
+    first, second = (guarded(os.getpid, limits=FEW) for _ in range(2))
+    assert first == second != os.getpid()
+
+
+FAULTS = {
+    "a segmentation fault": (suicide, (signal.SIGSEGV,), "E_CRASH", "SIGSEGV"),
+    "an exit": (os._exit, (7,), "E_CRASH", "code 7"),
+    "an endless loop": (time.sleep, (1e6,), "E_TIMEOUT", "2 s"),
+    "too much memory": (np.ones, (1 << 30,), "E_MEMORY", "--memory_mb"),
+    "a bug": (refuse, (KeyError, "x"), "E_CRASH", "KeyError('x')"),
+    "a bad clip": (refuse, (ClipError, "E_OPEN", "bytes"), "E_OPEN", "bytes"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_have_a_code_and_the_next_call_works(fault):
+    function, args, code, why = FAULTS[fault]
+    limits = Limits(seconds=2 if code == "E_TIMEOUT" else 20, memory_mb=1000)
+    began = time.perf_counter()
+    with pytest.raises(ClipError) as caught:
+        guarded(function, *args, limits=limits)
+    assert caught.value.code == code and why in caught.value.reason
+    assert time.perf_counter() - began < 15
+    assert guarded(abs, -1, limits=FEW) == 1
+
+
+def test_a_process_killed_by_another_is_tried_once_more(tmp_path):
+    assert guarded(die_once, str(tmp_path / "marker"), limits=FEW) == "done"
+
+
+def test_what_stops_the_run_passes_through():
+    with pytest.raises(UsageError, match="no space"):
+        guarded(refuse, UsageError, "no space left", limits=FEW)
+
+
+ORPHAN = """
+import os, signal, time
+from utils.guard import Limits, guarded
+import threading
+threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+print(guarded(os.getpid, limits=Limits(9, 0)), flush=True)
+guarded(time.sleep, 1e6, limits=Limits(99, 0))
+"""
+
+
+def test_no_process_outlives_its_parent():
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHAN], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL
+    child, began = int(done.stdout), time.perf_counter()
+    while Path(f"/proc/{child}").exists():
+        assert time.perf_counter() - began < 10
+        time.sleep(0.02)
