@@ -43,6 +43,7 @@ def parse_args() -> argparse.Namespace:
     add("--longest", default=15.0, type=ranged(float, 1), help="seconds until a clip is cut")
     add("--no_pictures", action="store_true", help="tables only")
     add("--annotate", action="store_true", help="also the video with the answer drawn in")
+    add("--times", action="store_true", help="where the seconds go: decode, detect, mel, network")
     add("--device", default="auto", help="auto, cpu, cuda")
     return flags.parse_args()
 
@@ -76,7 +77,8 @@ def answer_all(args: argparse.Namespace, sources: list, folder: Path) -> list:
 
     device = device_name(args.device)
     predictor = Predictor(
-        args.checkpoints, folder, device, args.tta, args.temperature, args.word_vectors
+        *(args.checkpoints, folder, device, args.tta, args.temperature, args.word_vectors),
+        times=args.times,
     )
     parts = [part for source in sources for part in cut_long(source, args.longest, folder)]
     predictor.look_up([part.clip.transcript for part in parts])
@@ -85,6 +87,9 @@ def answer_all(args: argparse.Namespace, sources: list, folder: Path) -> list:
     for part in tqdm(parts, unit="clip", desc="predicting", disable=len(parts) < 2, leave=False):
         answers.append(predictor.answer(part))
         tqdm.write(lines(answers[-1]))
+        if args.times:
+            seconds = answers[-1].seconds.items()
+            tqdm.write(" " * 28 + ", ".join(f"{name} {value:.2f} s" for name, value in seconds))
     return answers
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
-import resource
 import sys
 import tempfile
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 
 from extract.media import FORMATS
 from utils.errors import ClipError, UsageError
+from utils.guard import LOST, Limits, guarded
 
 ASSETS = Path(__file__).parent / "page"
-MEMORY = 6 << 30  # bytes of data that the answering process may hold
+MEMORY_MB = 6000  # that the answering process may hold beyond its libraries
 POLICY = "default-src 'self'; img-src 'self' data:; media-src 'self' blob:; frame-ancestors 'none'"
 
 
@@ -32,7 +32,7 @@ class Service:
     megabytes: float
     seconds: float
     patience: float  # seconds until an answer is given up
-    turn: threading.Lock = field(default_factory=threading.Lock)
+    worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def about(self) -> dict[str, Any]:
         limits = {"megabytes": self.megabytes, "seconds": self.seconds}
@@ -40,28 +40,17 @@ class Service:
         return {"models": [*self.models], "examples": [*self.examples], "words": words, **limits}
 
     def answer(self, model: str, clip: Path | None, text: str, folder: Path) -> dict[str, Any]:
-        """The answer of another process: one that dies or hangs is replaced by the next call."""
-        from joblib.externals.loky import get_reusable_executor
-
-        call = (
-            self.models[model],
-            clip,
-            text,
-            folder,
-            self.word_vectors,
-            self.device,
-            self.seconds,
-        )
-        with self.turn:
-            worker = get_reusable_executor(max_workers=1, timeout=None)
-            try:
-                return worker.submit(answer_one, *call).result(self.patience)
-            except (UsageError, ClipError) as error:
-                return {"error": getattr(error, "reason", str(error))}
-            except Exception as error:  # it hung, or its process died
-                worker.shutdown(kill_workers=True)
-                print(f"{clip}: {type(error).__name__} {error}", file=sys.stderr)
-                return {"error": "This clip could not be read: it is damaged or takes too long."}
+        """The answer of another process: one that dies or hangs costs this answer alone."""
+        call = (answer_one, self.models[model], clip, text, folder)
+        options = (self.word_vectors, self.device, self.seconds)
+        limits = Limits(self.patience, MEMORY_MB, ("torch", "librosa", "av"))
+        try:
+            return self.worker.submit(guarded, *call, *options, limits=limits).result()
+        except ClipError as error:
+            if error.code not in LOST:
+                return {"error": f"{error.reason}."}
+            print(f"{clip}: {error.code} {error.reason}", file=sys.stderr)
+            return {"error": "This clip could not be read: it is damaged or takes too much."}
 
 
 def answer_one(
@@ -74,13 +63,11 @@ def answer_one(
     seconds: float,
 ) -> dict[str, Any]:
     """In the answering process: what the page shows of a clip, a sentence or both."""
-    from inference.figure import CAUTION, class_name, draw_answer
+    from inference.figure import CAUTION, PARTS, class_name, draw_answer
     from inference.sources import find_sources
     from inference.timeline import draw_timeline
     from inference.windows import cut_long, whole
 
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, most))
     predictor = load(checkpoint, word_vectors, device)
     predictor.work_in(folder)
     (source,) = find_sources([clip] * bool(clip), text or None)
@@ -93,7 +80,9 @@ def answer_one(
     answers = [predictor.answer(part) for part in parts]
     found = [answer for answer in answers if answer.parts]
     if not found:
-        raise UsageError("Nothing in this clip can be used. " + ". ".join(answers[0].remarks))
+        why = {PARTS[name]: why.partition(": ")[2] for name, why in answers[0].missing.items()}
+        listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
+        raise UsageError(f"Nothing in this clip can be used. {listed}.")
     picture = draw_timeline(answers) if len(parts) > 1 else draw_answer(found[0])
     heads = [f"{class_name(each.label)} ({each.probabilities.max():.0%})" for each in found]
     shown = base64.b64encode(picture).decode()

@@ -7,6 +7,8 @@ training's own dataset: the road that preprocess.py and training/ensemble.py tak
 from __future__ import annotations
 
 import contextlib
+import cProfile
+import pstats
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from corpora.manifest import Clip
-from extract import vectors, words
+from extract import audio, detector, vectors, words
 from extract.clip import SETTINGS, Job, manifest_row, process_clip
 from inference.answer import FUSED, Answer, Look, in_order
 from inference.sources import Source
@@ -30,6 +32,11 @@ from training.ensemble import Member, face_views, load_members, power_mean, pred
 from training.tasks import FOLDERS
 from utils.errors import IntegrityError, UsageError
 from utils.parallel import available_cores
+
+STEPS = {  # functions of extract/ by what their time is spent on
+    **{"read_mono": "decode", "frames_at": "decode", "find_faces": "detect"},
+    **{"denoise": "mel", "log_mel_spectrogram": "mel"},
+}
 
 
 class Predictor:
@@ -46,6 +53,7 @@ class Predictor:
         tta: int = 1,
         temperature: float = 1.0,
         word_vectors: Path | None = None,
+        times: bool = False,
     ):
         """`folder`: where the features of the clips go. Several checkpoints are an ensemble."""
         settings = settings_of(find_checkpoints(checkpoints))
@@ -56,6 +64,7 @@ class Predictor:
         widths = {arch["text"]["word_dim"] for arch in self.encoders() if "text" in arch}
         self.job = Job(folder, (), settings["features"], *widths, device, available_cores())
         self.origin: str | None = None  # of the word vectors that words are looked up in
+        self.times = times and warm_up(self.job)
 
     @property
     def classes(self) -> list[str]:
@@ -72,8 +81,9 @@ class Predictor:
 
     def answer(self, source: Source) -> Answer:
         """The answer to one clip; it has no parts when nothing in the clip can be used."""
-        start = time.perf_counter()
-        row, missing = self.extract(source.clip)
+        start, profile = time.perf_counter(), cProfile.Profile()
+        with profile if self.times else contextlib.nullcontext():
+            row, missing = self.extract(source.clip)
         extracted = time.perf_counter()
         answer = Answer(source, self.classes, missing, row)
         parts: dict[str, list] = defaultdict(list)
@@ -82,6 +92,8 @@ class Predictor:
                 parts[part].append(probabilities)
         answer.parts = in_order({part: np.mean(each, axis=0) for part, each in parts.items()})
         answer.seconds = {"extract": extracted - start, "network": time.perf_counter() - extracted}
+        if self.times:
+            answer.seconds = split(profile) | answer.seconds
         return answer
 
     def extract(self, clip: Clip) -> tuple[dict, dict[str, str]]:
@@ -179,6 +191,26 @@ def settings_of(paths: list[Path]) -> dict[str, Any]:
                 what = f"{stage} without {', '.join(sorted(unknown))}"
                 raise IntegrityError(f"{path} was trained on features of another version: {what}")
     return {"classes": checkpoint["classes"], "modalities": list(features), "features": features}
+
+
+def warm_up(job: Job) -> bool:
+    """Load what the first clip would load, so that its times are those of any clip."""
+    import librosa
+
+    noise = np.random.default_rng(0).normal(size=16_000).astype(np.float32)
+    librosa.effects.trim(audio.log_mel_spectrogram(audio.denoise(noise))[0])
+    if "video" in job.settings:
+        detector.detector(job.device, job.settings["video"]["min_face"])
+    return True
+
+
+def split(profile: cProfile.Profile) -> dict[str, float]:
+    """Seconds of the extraction's steps."""
+    seconds = dict.fromkeys(STEPS.values(), 0.0)
+    for (file, _, name), (_, _, _, total, _) in pstats.Stats(profile).stats.items():
+        if name in STEPS and Path(file).parent.name == "extract":
+            seconds[STEPS[name]] += total
+    return seconds
 
 
 @contextlib.contextmanager

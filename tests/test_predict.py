@@ -15,58 +15,13 @@ from inside import run_main
 from inference.predictor import Predictor
 from inference.sources import find_sources, read_cues, read_text
 from inference.windows import cut_long, utterances
-from models import build_model
 from models.attention import FrameAttention
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.data import Features
 from training.ensemble import load_members, make_dataset, predict
-from training.tasks import TASKS, model_arch, recipe
 from utils.errors import IntegrityError, UsageError
 
-SMALL = {"speech_coeff": 0, "face_coeff": 0, "text_layers": 1, "text_heads": 2}
-SMALL |= {"speech_frames": 48, "face_frames": 2}
 SAID = "a good day"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory, face_image):
-    """Two clips as a csv corpus with word vectors, and their features by preprocess.py."""
-    folder = tmp_path_factory.mktemp("predict")
-    clips = folder / "clips"
-    rng = np.random.default_rng(0)
-    for name, hertz in (("anna", 300), ("ben", 700)):
-        sound = np.r_[np.zeros(1600), tone(0.8, hertz), np.zeros(1600)]
-        make_clip(clips / f"{name}.mp4", np.stack([face_image] * 11), sound, fps=10)
-        np.savez(clips / f"{name}.npz", word_embed=rng.normal(size=(3, 16)).astype("f4"))
-    rows = ["media,split,emotion", "anna.mp4,clips,hap", "ben.mp4,clips,sad", ""]
-    (clips / "manifest.csv").write_text("\n".join(rows))
-    done = run_main(
-        *("preprocess", "--corpus", "csv", "--data_dir", clips, "--workers", 1, "--face_size", 32),
-        *("--features_dir", folder / "features"),
-    )
-    assert done.code == 0, done.err
-    save(folder / "any.pth", folder / "features", modality_dropout=0.3)
-    save(folder / "plain.pth", folder / "features", seed=1)
-    save(folder / "speech.pth", folder / "features", mode="speech")
-    return folder
-
-
-def save(path, features, seed: int = 0, mode: str = "multimodal", **settings):
-    """A checkpoint without any training, whose answers differ from clip to clip."""
-    opened, task = Features.open(features), TASKS[mode]
-    config = recipe(mode) | SMALL | settings
-    torch.manual_seed(seed)
-    arch = model_arch(task, config, len(CLASSES), {"text": (3, 16)} if mode != "speech" else {})
-    model = build_model(**arch)
-    with torch.no_grad():
-        for head in model.heads.values():
-            head.linear.weight *= 30
-    identity = {"arch": arch, "classes": opened.classes, "config": config}
-    measured = {"epoch": 1, "val": {"accuracy": 0.5, "loss": 1.0}}
-    config_of_features = opened.config_for(task.inputs)
-    weights = {"weights": model.state_dict(), "features_config": config_of_features}
-    save_checkpoint(path, identity | measured | weights)
-    return path
 
 
 @pytest.fixture
@@ -364,8 +319,8 @@ def test_a_part_holds_that_part(face_image, tmp_path):
     clip = make_clip(tmp_path / "long.mp4", frames, sound, fps=15)
     sources = cut_long(find_sources([clip], None)[0], 3, tmp_path / "parts")
     assert [(round(s.start), round(s.end)) for s in sources] == [(0, 4), (4, 8)]
-    whole, _ = read_mono(clip, 16_000)
-    wave, offset = read_mono(sources[1].clip.media, 16_000)
+    whole, _ = read_mono(clip)
+    wave, offset = read_mono(sources[1].clip.media)
     first = round(offset * 16_000)
     assert 3.9 < offset < 4.1
     assert wave[2000:40_000] == pytest.approx(whole[first + 2000 : first + 40_000], abs=0.02)
