@@ -48,9 +48,8 @@ class Portable(nn.Module):
 def probabilities(
     model: EmotionClassifier, inputs: dict[str, tuple[Tensor, ...]], left_out: Tensor | None
 ) -> tuple[Tensor, ...]:
-    columns = () if left_out is None else left_out.unbind(1)
-    flags = dict(zip(model.absent, columns, strict=True))
-    return tuple(logits.softmax(dim=1) for logits in model(inputs, flags).values())
+    columns = () if left_out is None else zip(model.encoders, left_out.unbind(1), strict=True)
+    return tuple(logits.softmax(dim=1) for logits in model(inputs, dict(columns)).values())
 
 
 def keep_padding(module: nn.Module) -> nn.Module:

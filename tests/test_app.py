@@ -156,7 +156,7 @@ def test_a_visit(server, browser, place, tmp_path):
     assert "no sentence was given" in part("remarks").text
     (tmp_path / "junk.mp4").write_text("not a video")
     part("clip").send_keys(str(tmp_path / "junk.mp4"))
-    assert "Nothing in this clip can be used" in ask() and not part("found").is_displayed()
+    assert "cannot open junk.mp4" in ask() and not part("found").is_displayed()
     browser.find_element("css selector", "#examples button").click()
     assert "%" in ask() and "no sentence" not in part("remarks").text  # its .npz lies beside it
     assert not list((tmp_path / "tmp").glob("upload-*"))
