@@ -61,8 +61,9 @@ class Predictor:
         self.members = load_members(checkpoints, self.features)
         self.device, self.temperature, self.word_vectors = device, temperature, word_vectors
         self.views = face_views(tta)
-        widths = {arch["text"]["word_dim"] for arch in self.encoders() if "text" in arch}
-        self.job = Job(folder, (), settings["features"], *widths, device, available_cores())
+        text = [member.checkpoint["arch"]["encoders"].get("text", {}) for member in self.members]
+        word_dim = max((each["word_dim"] for each in text if each), default=None)
+        self.job = Job(folder, (), settings["features"], word_dim, device, available_cores())
         self.origin: str | None = None  # of the word vectors that words are looked up in
         self.times = times and warm_up(self.job)
 
@@ -75,9 +76,6 @@ class Predictor:
         self.features = replace(self.features, folder=folder)
         self.job = replace(self.job, features_dir=folder)
         self.origin = None
-
-    def encoders(self) -> list[dict[str, dict]]:
-        return [member.checkpoint["arch"]["encoders"] for member in self.members]
 
     def answer(self, source: Source) -> Answer:
         """The answer to one clip; it has no parts when nothing in the clip can be used."""

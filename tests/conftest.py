@@ -229,7 +229,8 @@ def place(tmp_path_factory, face_image) -> Path:
     assert done.code == 0, done.err
     save_untrained(folder / "any.pth", folder / "features", modality_dropout=0.3)
     save_untrained(folder / "plain.pth", folder / "features", seed=1)
-    save_untrained(folder / "speech.pth", folder / "features", mode="speech")
+    for mode in ("speech", "face"):
+        save_untrained(folder / f"{mode}.pth", folder / "features", mode)
     return folder
 
 
@@ -247,7 +248,7 @@ def save_untrained(
     opened, task = Features.open(features), TASKS[mode]
     config = recipe(mode) | SMALL | settings
     torch.manual_seed(seed)
-    arch = model_arch(task, config, len(CLASSES), {"text": (3, 16)} if mode != "speech" else {})
+    arch = model_arch(task, config, len(CLASSES), {"text": (3, 16)})
     model = build_model(**arch)
     with torch.no_grad():
         for head in model.heads.values():

@@ -63,7 +63,7 @@ def test_features_are_those_of_preprocess(place, tmp_path):
     }
 
 
-@pytest.mark.parametrize("name", ["any.pth", "plain.pth", "speech.pth"])
+@pytest.mark.parametrize("name", ["any.pth", "plain.pth", "speech.pth", "face.pth"])
 def test_numbers_are_those_of_the_trained_model_on_those_features(place, ask, name):
     done = ask(place / "clips", "--no_pictures", checkpoints=[name])
     features = Features.open(place / "features")
