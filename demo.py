@@ -19,7 +19,7 @@ from pathlib import Path
 
 from utils.config import Flags
 from utils.errors import UsageError, run_script
-from utils.files import write_text
+from utils.files import write_atomic, write_text
 
 SPEECH, FACE = "--speech_coeff 0 --speech_frames 96", "--face_coeff 0 --face_frames 6"
 QUICK = "--optim adamw --learning_rate 1e-3 --augment False --num_workers 0"
@@ -46,6 +46,7 @@ def main() -> None:
     folders = f"--features_dir {features} --logs_dir {logs}"
     args.out.mkdir(parents=True, exist_ok=True)
     run(f"preprocess.py --corpus demo --data_dir {raw} --features_dir {features} --face_size 64")
+    write_vectors(raw / "word_vectors.npz")
     weights = ""
     for mode, flags in TRAINING.items():
         name = f"demo-seed{args.seed}"
@@ -67,6 +68,7 @@ def main() -> None:
     print(table(logs, args.seed))
     print("submissions: " + " ".join(map(str, sheets)))
     print(f"pictures: {logs}/<mode>/demo-seed{args.seed}/curves.png and confusion.png")
+    print(f"a clip of your own: python predict.py CLIP --checkpoints {members}; or make app")
     print("generated corpus: these figures measure the pipeline, not the method")
 
 
@@ -78,6 +80,17 @@ def run(command: str) -> float:
     if code:
         raise UsageError(f"{command.split()[0]} ended with exit code {code}, see above")
     return time.monotonic() - start
+
+
+def write_vectors(path: Path) -> None:
+    """The corpus' words as a file for `--word_vectors` of predict.py and app.py."""
+    import numpy as np
+
+    from corpora.demo import word_vectors
+
+    known = word_vectors()
+    arrays = {"words": np.array(list(known)), "vectors": np.stack(list(known.values()))}
+    write_atomic(path, lambda file: np.savez(file, **arrays))
 
 
 def table(logs: Path, seed: int) -> str:

@@ -31,6 +31,7 @@ class Clip:
     dialogue: str = ""  # a name that no other dialogue of the corpus has
     utterance: str = ""  # the clip's number within its dialogue
     words: Path | None = None  # npz with key word_embed (L, D)
+    span: tuple[float, float] | None = None  # seconds of a clip without sound; default: all
 
     @property
     def labels(self) -> dict[str, str]:

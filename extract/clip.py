@@ -58,7 +58,7 @@ def make_speech(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
 def make_video(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
     start, end = facts.get("speech_start"), facts.get("speech_end")
     if start is None:  # a corpus without sound: the whole clip
-        start, end, _ = scan_pictures(clip.media)
+        start, end = clip.span or scan_pictures(clip.media)[:2]
     settings, size = job.settings["video"], job.settings["video"]["face_size"]
     shape = (len(faces.sample_times(start, end, settings["face_fps"])), size, size, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -74,8 +74,7 @@ def make_video(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
 def make_text(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
     settings = job.settings["text"]
     if "vectors" in settings:
-        stored = vectors.open_store(job.features_dir)
-        word_embed = words.embed(clip.transcript, stored, settings)
+        word_embed = words.embed(clip.transcript, vectors.open_store(job.features_dir), settings)
     else:
         word_embed = words.read_words(clip.words, job.word_dim, settings)
     np.savez(file, word_embed=word_embed)

@@ -21,12 +21,21 @@ class FrameAttention(nn.Module):
         self.out_dim = 2 * dim if relation else dim
 
     def forward(self, x: Tensor) -> Tensor:
+        return weighted_mean(*self.weigh(x))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T), adding up to 1 over T: how much each frame counts in the result."""
+        weight = self.weigh(x)[1].squeeze(2)
+        return weight / weight.sum(dim=1, keepdim=True)
+
+    def weigh(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, D) -> the frames that are averaged (B, T, D'), and a weight of each (B, T, 1)."""
         weight = self.score(x).sigmoid() + 1e-3  # (B, T, 1)
-        mean = weighted_mean(x, weight)  # (B, D)
         if self.relation_score is None:
-            return mean
+            return x, weight
+        mean = weighted_mean(x, weight)  # (B, D)
         pairs = torch.cat([x, mean.unsqueeze(1).expand_as(x)], dim=-1)  # (B, T, 2 D)
-        return weighted_mean(pairs, weight * self.relation_score(pairs).sigmoid())
+        return pairs, weight * self.relation_score(pairs).sigmoid()
 
 
 def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:

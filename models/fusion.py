@@ -65,7 +65,7 @@ class EmotionClassifier(nn.Module):
         heads that would see nothing, or cannot do without it, are left out of the answer.
         """
         some = next(iter(features.values()))
-        fused = {name: vector.expand(len(some), -1) for name, vector in self.absent.items()}
+        fused = {name: vector.expand(some.shape[0], -1) for name, vector in self.absent.items()}
         fused |= features
         for name, clips in (left_out or {}).items():
             fused[name] = torch.where(clips.unsqueeze(1), self.absent[name], features[name])

@@ -202,3 +202,58 @@ def write_features(
 def _save(path: Path, *array: np.ndarray, **arrays: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **arrays) if arrays else np.save(path, *array)
+
+
+SMALL = {"speech_coeff": 0, "face_coeff": 0, "text_layers": 1, "text_heads": 2}
+SMALL |= {"speech_frames": 48, "face_frames": 2}
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory, face_image) -> Path:
+    """Two clips with word vectors, their features by preprocess.py, and untrained checkpoints."""
+    from inside import run_main
+
+    folder = tmp_path_factory.mktemp("place")
+    rng = np.random.default_rng(0)
+    for name, hertz in (("anna", 300), ("ben", 700)):
+        sound = np.r_[np.zeros(1600), tone(0.8, hertz), np.zeros(1600)]
+        make_clip(folder / "clips" / f"{name}.mp4", np.stack([face_image] * 11), sound, fps=10)
+        vectors = rng.normal(size=(3, 16)).astype("f4")
+        np.savez(folder / "clips" / f"{name}.npz", word_embed=vectors)
+    rows = ["media,split,emotion", "anna.mp4,clips,hap", "ben.mp4,clips,sad", ""]
+    (folder / "clips" / "manifest.csv").write_text("\n".join(rows))
+    done = run_main(
+        *("preprocess", "--corpus", "csv", "--data_dir", folder / "clips", "--workers", 1),
+        *("--features_dir", folder / "features", "--face_size", 32),
+    )
+    assert done.code == 0, done.err
+    save_untrained(folder / "any.pth", folder / "features", modality_dropout=0.3)
+    save_untrained(folder / "plain.pth", folder / "features", seed=1)
+    for mode in ("speech", "face"):
+        save_untrained(folder / f"{mode}.pth", folder / "features", mode)
+    return folder
+
+
+def save_untrained(
+    path: Path, features: Path, mode: str = "multimodal", seed=0, **settings
+) -> None:
+    """A checkpoint without any training, whose answers differ from clip to clip."""
+    import torch
+
+    from models import build_model
+    from training.checkpoint import save_checkpoint
+    from training.data import Features
+    from training.tasks import TASKS, model_arch, recipe
+
+    opened, task = Features.open(features), TASKS[mode]
+    config = recipe(mode) | SMALL | settings
+    torch.manual_seed(seed)
+    arch = model_arch(task, config, len(CLASSES), {"text": (3, 16)})
+    model = build_model(**arch)
+    with torch.no_grad():
+        for head in model.heads.values():
+            head.linear.weight *= 30
+    identity = {"arch": arch, "classes": opened.classes, "config": config}
+    measured = {"epoch": 1, "val": {"accuracy": 0.5, "loss": 1.0}}
+    made = {"weights": model.state_dict(), "features_config": opened.config_for(task.inputs)}
+    save_checkpoint(path, identity | measured | made)

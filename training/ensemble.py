@@ -92,7 +92,8 @@ def predict(
     model = member.model.to(device).eval()
     views = views if views and "face" in member.task.inputs else [None]
     loader = make_loader(dataset, batch_size, num_workers, device)
-    for batch in progress(loader, desc=member.path.parent.name, unit="batch"):
+    quick = len(loader) < 2
+    for batch in progress(loader, desc=member.path.parent.name, unit="batch", disable=quick):
         inputs = to_device(batch["inputs"], device)
         encoded = model.encode({k: v for k, v in inputs.items() if k != "face" or views == [None]})
         faces = [{"face": (view(inputs["face"][0]),)} if view else {} for view in views]

@@ -123,7 +123,7 @@ def recipe(mode: str) -> dict[str, Any]:
 def task_of(config: dict[str, Any]) -> Task:
     """The row of the mode; `inputs` replaces its inputs, and heads without theirs go."""
     task = TASKS[config["mode"]]
-    if not config["inputs"]:
+    if not config.get("inputs"):  # a run of before this setting has none
         return task
     names = tuple(config["inputs"].split(","))
     if len(task.inputs) == 1 or len(set(names)) < len(names) or not all(map(NAME.fullmatch, names)):

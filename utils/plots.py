@@ -95,15 +95,25 @@ def plot_harms(path: Path, curves: dict[str, list[tuple]], chance: float) -> Non
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(size, layout="constrained")
-    FigureCanvasAgg(figure)  # no pyplot: no global state, no screen
+    figure = blank_figure(size, layout="constrained")
     return figure, figure.subplots(rows, columns)
 
 
-def _save(figure: Any, path: Path) -> None:
+def blank_figure(size: tuple[float, float], **options: Any) -> Any:
+    """A figure of `size` inches without pyplot: no global state, no screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(size, **options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png(figure: Any) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
-    write_bytes(path, picture.getvalue())
+    return picture.getvalue()
+
+
+def _save(figure: Any, path: Path) -> None:
+    write_bytes(path, png(figure))

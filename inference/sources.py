@@ -1,0 +1,87 @@
+"""Paths and words as a user gives them -> clips to answer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from corpora.manifest import Clip
+from extract.media import FORMATS
+from utils.errors import UsageError
+
+SPLIT = "clips"  # the one split of what is predicted
+CUE = re.compile(r"(\d+):(\d\d):(\d\d)[,.](\d+) *--> *(\d+):(\d\d):(\d\d)[,.](\d+).*")
+
+
+class Source(NamedTuple):
+    """One thing to answer. `start` and `end`: its seconds in a longer recording, else None."""
+
+    name: str  # as the user gave it
+    clip: Clip
+    start: float | None = None
+    end: float | None = None
+
+
+def find_sources(paths: list[Path], text: str | None) -> list[Source]:
+    """A clip per file, and per media file of a folder; UsageError when there is nothing there."""
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"no such file or folder: {path}")
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in FORMATS)
+        files += inside if path.is_dir() else [path]
+    if text is not None and len(files) > 1:
+        raise UsageError(f"--text is one clip's words, here are {len(files)}: put .txt beside them")
+    if not files and text is None:
+        given = f"no clip in {', '.join(map(str, paths))}" if paths else "nothing given"
+        raise UsageError(f"{given}: expected files ending in {' '.join(FORMATS)}, or --text")
+    names: dict[str, int] = {}
+    sources = [make_source(path, text, names) for path in files]
+    return sources or [Source("--text", Clip("text", SPLIT, Path(), transcript=text))]
+
+
+def make_source(path: Path, text: str | None, names: dict[str, int]) -> Source:
+    """The clip with the words that are given, or that lie beside it under its name."""
+    stem = re.sub(r"[^\w.+=-]+", "_", path.stem).strip(".-")[:60] or "clip"
+    names[stem] = count = names.get(stem, 0) + 1
+    words = None
+    if text is None:
+        vectors = (path.with_suffix(".npz"), path.with_name(f"{path.stem.split('-')[0]}.npz"))
+        words = next((file for file in vectors if file.is_file()), None)  # by id: MERC2020's way
+        written = (path.with_suffix(".txt"), path.with_suffix(".srt"))
+        text = next((read_text(file) for file in written if file.is_file()), "")
+    name = stem if count == 1 else f"{stem}-{count}"
+    return Source(str(path), Clip(name, SPLIT, path, transcript=text, words=words))
+
+
+def read_text(path: Path) -> str:
+    """The words of a .txt, or of all the cues of an .srt, in one line."""
+    cues = read_cues(path) if path.suffix == ".srt" else [(0, 0, _read(path))]
+    return " ".join(" ".join(words for _, _, words in cues).split())
+
+
+def read_cues(path: Path) -> list[tuple[float, float, str]]:
+    """(start, end, words) of each subtitle; UsageError for a file without any."""
+    cues = []
+    for block in re.split(r"\n\s*\n", _read(path)):
+        lines = block.strip().splitlines()
+        at = next((i for i, line in enumerate(lines) if CUE.fullmatch(line.strip())), None)
+        if at is not None:
+            h, m, s, f, *end = CUE.fullmatch(lines[at].strip()).groups()
+            words = re.sub(r"<[^>]*>", "", " ".join(lines[at + 1 :]))
+            cues.append((_seconds(h, m, s, f), _seconds(*end), words))
+    if not cues:
+        raise UsageError(f"{path} holds no subtitles (00:00:01,000 --> 00:00:02,500 and words)")
+    return cues
+
+
+def _seconds(hours: str, minutes: str, seconds: str, fraction: str) -> float:
+    return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + float(f"0.{fraction}")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path} as UTF-8 text: {error}") from error

@@ -1,0 +1,97 @@
+"""The answers to one recording -> a time line as a picture, and the video with them drawn in."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extract.media import open_media
+from inference.answer import Answer
+from inference.figure import CAUTION, class_name
+from utils.errors import ClipError
+from utils.plots import INK, blank_figure, png
+
+COLORS = ("#e8b93c", "#c8553d", "#6a9a4f", "#7d5ba6", "#4a78b5", "#b9bec6", "#e58a35", "#4fb3a5")
+
+
+def draw_timeline(answers: list[Answer]) -> bytes:
+    """The utterances of one recording over its seconds: shares of the classes, the first named."""
+    from matplotlib.patches import Patch
+
+    sources = [answer.source for answer in answers]
+    first, last = sources[0].start, sources[-1].end
+    figure = blank_figure((11, 3.6))
+    name = Path(sources[0].name).name
+    figure.text(0.03, 0.92, name, fontsize=14, weight="bold", color=INK, va="center")
+    axis = figure.add_axes((0.03, 0.24, 0.83, 0.5))
+    for answer, source in zip(answers, sources, strict=True):
+        stack(axis, answer, source.start, source.end)
+        if answer.parts and source.end - source.start > (last - first) / 20:
+            middle, label = (source.start + source.end) / 2, class_name(answer.label)
+            axis.text(middle, 1.04, label, ha="center", fontsize=9, color=INK)
+    named = zip(COLORS * 9, answers[0].classes, strict=False)
+    handles = [Patch(color=color, label=class_name(name)) for color, name in named]
+    figure.legend(handles=handles[::-1], loc="center right", frameon=False, fontsize=9)
+    axis.set(xlim=(first, last), ylim=(0, 1), yticks=[])
+    axis.set_xlabel("seconds", fontsize=8, color=INK)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    figure.text(0.03, 0.03, CAUTION, fontsize=7.5, color="#777777")
+    return png(figure)
+
+
+def stack(axis: Any, answer: Answer, start: float, end: float) -> None:
+    """One utterance: the probabilities on top of each other, or an empty box without an answer."""
+    if not answer.parts:
+        axis.bar(start, 1, end - start, align="edge", color="none", edgecolor="#cccccc", hatch="//")
+        return
+    floors = np.cumsum([0, *answer.probabilities[:-1]])
+    for value, floor, color in zip(answer.probabilities, floors, COLORS * 9, strict=False):
+        axis.bar(start, value, end - start, floor, align="edge", color=color, edgecolor="white")
+
+
+def annotate(path: Path, answers: list[Answer]) -> bytes | None:
+    """The video as .mp4 with each answer drawn in while it holds; None for sound alone."""
+    try:
+        with open_media(path) as container:  # moviepy would guess what the file is
+            if not container.streams.video:
+                return None
+    except ClipError:
+        return None
+    from moviepy import CompositeVideoClip, ImageClip, VideoFileClip
+
+    with VideoFileClip(str(path)) as video, tempfile.TemporaryDirectory() as folder:
+        video = video.cropped(width=video.w // 2 * 2, height=video.h // 2 * 2)  # H.264: even
+        drawn = [
+            ImageClip(overlay(answer, video.w))
+            .with_start(answer.source.start or 0)
+            .with_end(min(answer.source.end or video.duration, video.duration))
+            .with_position(("left", "bottom"))
+            for answer in answers
+            if answer.parts
+        ]
+        whole = CompositeVideoClip([video, *drawn])
+        file = Path(folder) / "annotated.mp4"
+        whole.write_videofile(str(file), codec="libx264", audio_codec="aac", logger=None)
+        return file.read_bytes()
+
+
+def overlay(answer: Answer, width: int) -> np.ndarray:
+    """A dark, half transparent plate with the answer and its bars, (H, W, 4) uint8."""
+    side = max(140, round(0.34 * width))  # pixels
+    figure = blank_figure((2.4, 1.5), dpi=side / 2.4, facecolor=(0, 0, 0, 0.55))
+    head = f"{class_name(answer.label)} {answer.probabilities.max():.0%}"
+    figure.text(0.06, 0.86, head, color="white", fontsize=13, weight="bold", va="center")
+    axis = figure.add_axes((0.36, 0.05, 0.58, 0.68), facecolor="none")
+    axis.barh(range(len(answer.classes)), answer.probabilities, color="white", height=0.7)
+    axis.set_yticks(
+        range(len(answer.classes)), map(class_name, answer.classes), color="white", fontsize=7
+    )
+    axis.set(xlim=(0, 1), xticks=[])
+    axis.tick_params(length=0)
+    axis.invert_yaxis()
+    axis.spines[:].set_visible(False)
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba()).copy()

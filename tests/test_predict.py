@@ -1,0 +1,376 @@
+"""predict.py on a user's clips: the training's own preprocessing, any input missing, pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import CLASSES, digests, make_clip, tone
+from inside import run_main
+
+from inference.predictor import Predictor
+from inference.sources import find_sources, read_cues, read_text
+from inference.windows import cut_long, utterances
+from models.attention import FrameAttention
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.data import Features
+from training.ensemble import load_members, make_dataset, predict
+from utils.errors import IntegrityError, UsageError
+
+SAID = "a good day"
+
+
+@pytest.fixture
+def ask(place, tmp_path):
+    """Run predict.py; its result with `table`, `clips` (from the JSON) and `out`."""
+
+    def run(*args, checkpoints=("any.pth",), code: int = 0):
+        given = [place / name for name in checkpoints]
+        flags = ("--device", "cpu", "--out", tmp_path / "out", "--checkpoints", *given)
+        done = run_main("predict", *args, *flags)
+        assert done.code == code, done.err
+        done.folder = tmp_path / "out"
+        if (done.folder / "predictions.csv").is_file():
+            done.table = pd.read_csv(done.folder / "predictions.csv", keep_default_na=False)
+            done.clips = json.loads((done.folder / "predictions.json").read_text())["clips"]
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def predictor(place, tmp_path_factory):
+    return Predictor([place / "any.pth"], tmp_path_factory.mktemp("features"))
+
+
+def answer(predictor, *paths, text=None):
+    (source,) = find_sources(list(paths), text)
+    return predictor.answer(source)
+
+
+def test_features_are_those_of_preprocess(place, tmp_path):
+    predictor = Predictor([place / "plain.pth"], tmp_path)
+    for source in find_sources([place / "clips"], None):
+        predictor.answer(source)
+    theirs, ours = digests(place / "features"), digests(tmp_path)
+    arrays = [name for name in theirs if name.endswith((".npy", ".npz"))]
+    assert len(arrays) == 6 and {name: ours[name] for name in arrays} == {
+        name: theirs[name] for name in arrays
+    }
+
+
+@pytest.mark.parametrize("name", ["any.pth", "plain.pth", "speech.pth", "face.pth"])
+def test_numbers_are_those_of_the_trained_model_on_those_features(place, ask, name):
+    done = ask(place / "clips", "--no_pictures", checkpoints=[name])
+    features = Features.open(place / "features")
+    (member,) = load_members([place / name], features)
+    rows = features.rows("clips").to_dict("records")
+    batches = [
+        views[0]
+        for row in rows
+        for views in predict(member, make_dataset(member, [row], features), "cpu")
+    ]
+    for clip, heads in zip(done.clips, batches, strict=True):
+        for head, logits in heads.items():
+            part = clip["parts"]["fused" if head == "integrated" else head]
+            expected = logits[0].double().softmax(0).tolist()
+            assert list(part) == list(CLASSES)
+            assert list(part.values()) == pytest.approx(expected, abs=1e-12)
+
+
+def test_views_and_ensemble_are_those_of_a_submission(place, ask, tmp_path):
+    both = ["any.pth", "plain.pth"]
+    done = ask(
+        *(place / "clips", "--tta", 6, "--temperature", 0.1, "--no_pictures"), checkpoints=both
+    )
+    (tmp_path / "sheet.csv").write_text("FileID\nanna\nben\n")
+    flags = ("--tta", 6, "--face_frames", 2, "--num_workers", 0, "--device", "cpu")
+    submitted = run_main(
+        *("make_submission", "--checkpoints", *(place / name for name in both), *flags),
+        *("--sheets", tmp_path / "sheet.csv", "--out", tmp_path, "--split", "clips"),
+        *("--features_dir", place / "features"),
+    )
+    assert submitted.code == 0, submitted.err
+    with np.load(tmp_path / "sheet_submission.npz", allow_pickle=False) as archive:
+        expected = archive["probabilities"]
+    fused = done.table[done.table["part"] == "fused"]
+    assert fused[list(CLASSES)].to_numpy(float) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def inputs(place, face_image):
+    """Clips that lack something, by what they have."""
+    folder = place / "lacking"
+    picture = np.stack([face_image] * 11)
+    sound = np.r_[np.zeros(1600), tone(0.8), np.zeros(1600)]
+    made = {
+        "speech": make_clip(folder / "voice.wav", None, sound, sound_codec="pcm_s16le"),
+        "face": make_clip(folder / "silent.mp4", picture, None, fps=10),
+        "speech of a faceless clip": make_clip(folder / "wall.mp4", picture // 99, sound, fps=10),
+        "speech, face": make_clip(folder / "wordless.mp4", picture, sound, fps=10),
+    }
+    shutil.copy(place / "clips" / "anna.npz", folder / "words.npz")
+    return made | {"text": folder / "words.npz"}
+
+
+@pytest.mark.parametrize("have", ["speech", "face", "text", "speech, face"])
+def test_learnt_vectors_answer_for_what_is_missing(inputs, predictor, have):
+    given = answer(predictor, inputs[have])
+    assert given.rests_on == have.split(", ")
+    assert set(given.missing) == {"speech", "face", "text"} - set(given.rests_on)
+    assert "fused" in given.parts and given.probabilities.sum() == pytest.approx(1)
+    assert "learnt vectors stand for what is missing" in given.remarks[0]
+
+
+def test_a_fused_answer_is_the_models_own_with_learnt_vectors(inputs, predictor):
+    given = answer(predictor, inputs["speech"])
+    (member,) = predictor.members
+    with torch.inference_mode():
+        view = torch.from_numpy(given.looks["speech"].view)[None]
+        logits = member.model.classify(member.model.encode({"speech": (view,)}))
+        zeros = dict(face=torch.zeros(1, 640), text=torch.zeros(1, 16))
+        pretended = member.model.classify(member.model.encode({"speech": (view,)}) | zeros)
+    expected = logits["integrated"][0].softmax(0).numpy()
+    assert given.parts["fused"] == pytest.approx(expected, abs=1e-6)
+    with torch.no_grad():  # and it is not what zeros in place of the features would give
+        member.model.absent["face"] += 1
+    try:
+        other = answer(predictor, inputs["speech"])
+        assert (
+            np.abs(other.parts["fused"] - pretended["integrated"][0].softmax(0).numpy()).max()
+            > 1e-3
+        )
+    finally:
+        with torch.no_grad():
+            member.model.absent["face"] -= 1
+
+
+PLAIN = {
+    "speech": ["speech"],
+    "face": ["face"],
+    "speech, face": ["mean", "speech", "face"],
+    "speech of a faceless clip": ["speech"],
+}
+
+
+@pytest.mark.parametrize("have", PLAIN)
+def test_without_learnt_vectors_the_heads_that_can_answer(inputs, ask, have):
+    done = ask(inputs[have], "--no_pictures", checkpoints=["plain.pth"])
+    assert list(done.table["part"]) == PLAIN[have]
+    assert "trained without --modality_dropout" in done.out
+    (clip,) = done.clips
+    if "mean" in clip["parts"]:
+        heads = [list(clip["parts"][name].values()) for name in ("speech", "face")]
+        assert list(clip["parts"]["mean"].values()) == pytest.approx(np.mean(heads, axis=0))
+    assert clip["rests_on"] == [part for part in PLAIN[have] if part != "mean"]
+
+
+def test_a_clip_that_nothing_can_answer_is_listed_and_the_others_are_answered(inputs, place, ask):
+    (place / "junk.mp4").write_text("not a video")
+    done = ask(
+        *(place / "junk.mp4", inputs["text"], inputs["speech"], "--no_pictures"),
+        checkpoints=["plain.pth"],
+        code=3,
+    )
+    assert [clip["answer"] is None for clip in done.clips] == [True, True, False]
+    assert "E_OPEN: cannot open junk.mp4" in done.out and "2 of 3 have no answer" in done.err
+
+
+def test_pictures_and_tables(place, inputs, ask):
+    from PIL import Image
+
+    done = ask(
+        place / "clips", inputs["face"], inputs["text"], "--annotate", checkpoints=["any.pth"]
+    )
+    names = {path.name for path in done.folder.iterdir()}
+    pictures = {"anna.png", "ben.png", "silent.png", "words.png"}
+    assert names == pictures | {"predictions.csv", "predictions.json"} | {
+        "anna.mp4",
+        "ben.mp4",
+        "silent.mp4",
+    }
+    assert "words.npz: no picture to draw the answer in" in done.err
+    for name in pictures:
+        assert Image.open(done.folder / name).size == (1210, 594)
+    for _, row in done.table.iterrows():
+        assert sum(row[name] for name in CLASSES) == pytest.approx(1, abs=1e-5)
+        assert row["answer"] == max(CLASSES, key=lambda name: row[name])
+    assert done.out.splitlines()[0].split()[3:] == list(CLASSES)
+
+
+def test_the_annotated_video_shows_the_answer_while_it_holds(place, face_image, tmp_path):
+    from corpora.manifest import Clip
+    from extract.faces import frames_at
+    from inference.answer import Answer
+    from inference.sources import Source
+    from inference.timeline import annotate
+
+    media = make_clip(
+        tmp_path / "clip.mp4",
+        np.full((30, 180, 321, 3), 200, np.uint8)[:, :, :320],
+        tone(2),
+        fps=15,
+    )
+    source = Source(str(media), Clip("clip", "clips", media), 0.0, 1.0)
+    drawn = Answer(source, list(CLASSES), {}, {}, {"face": np.full(7, 1 / 7)})
+    (tmp_path / "drawn.mp4").write_bytes(annotate(media, [drawn]))
+    (_, during), (_, after) = frames_at(tmp_path / "drawn.mp4", np.array([0.5, 1.5]))
+    assert during.shape == after.shape == (180, 320, 3)
+    assert during[-20:, :20].mean() < 130 and after[-20:, :20].mean() > 190
+
+
+def test_words_are_looked_up(place, inputs, ask, tmp_path):
+    """--text with the vectors of an .npz beside the clip gives that clip's answer."""
+    vectors = tmp_path / "vectors.npz"
+    with np.load(place / "clips" / "anna.npz", allow_pickle=False) as archive:
+        np.savez(vectors, words=np.array(SAID.split()), vectors=archive["word_embed"])
+    clip = place / "clips" / "anna.mp4"
+    beside = ask(clip, "--no_pictures").clips[0]["parts"]
+    given = ask(clip, "--no_pictures", "--text", SAID, "--word_vectors", vectors).clips[0]
+    assert given["parts"] == beside and given["words"] == SAID
+    (tmp_path / "alone.txt").write_text(SAID)
+    shutil.copy(clip, tmp_path / "alone.mp4")
+    read = ask(tmp_path / "alone.mp4", "--no_pictures", "--word_vectors", vectors).clips[0]
+    assert read["parts"] == beside
+    alone = ask("--no_pictures", "--text", SAID, "--word_vectors", vectors).clips[0]
+    assert alone["rests_on"] == ["text"]
+    without = ask(tmp_path / "alone.mp4", "--no_pictures").clips[0]
+    assert "--word_vectors FILE" in without["missing"]["text"]
+    np.savez(vectors, words=np.array(SAID.split()), vectors=np.ones((3, 5), "f4"))
+    wrong = ask(clip, "--text", SAID, "--word_vectors", vectors, code=2)
+    assert "its vectors have 5 values, the checkpoint reads 16" in wrong.err
+
+
+def test_other_word_vectors_than_the_trainings_are_refused(place, ask, tmp_path):
+    checkpoint = load_checkpoint(place / "any.pth")
+    checkpoint["features_config"]["text"] |= {"vectors": "0123456789abcdef", "rule": 1}
+    save_checkpoint(place / "by_name.pth", checkpoint)
+    np.savez(tmp_path / "v.npz", words=np.array(["a"]), vectors=np.ones((1, 16), "f4"))
+    flags = ("--text", SAID, "--word_vectors", tmp_path / "v.npz")
+    done = ask(place / "clips" / "anna.mp4", *flags, checkpoints=["by_name.pth"], code=4)
+    assert "0123456789abcdef" in done.err
+    beside = ask(place / "clips" / "anna.mp4", "--no_pictures", checkpoints=["by_name.pth"])
+    assert beside.clips[0]["rests_on"] == ["speech", "face"]  # not the .npz of who knows what
+
+
+BAD = {
+    "no such file or folder": lambda place: ["nowhere.mp4"],
+    "nothing given": lambda place: [],
+    "no clip in": lambda place: [place / "features" / "clips" / "text"],
+    "--text is one clip's words, here are 2": lambda place: [place / "clips", "--text", "x"],
+    "no checkpoint at": lambda place: [place / "clips" / "anna.mp4"],
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_usage_is_one_line(place, ask, message):
+    name = "absent" if message == "no checkpoint at" else "any.pth"
+    done = ask(*BAD[message](place), checkpoints=[name], code=2)
+    assert message in done.err and done.err.count("\n") == 1
+
+
+def test_checkpoints_that_no_clip_can_feed(place, tmp_path):
+    checkpoint = load_checkpoint(place / "any.pth")
+    checkpoint["arch"]["encoders"]["my_au"] = {"type": "VectorEncoder", "dim": 3}
+    save_checkpoint(tmp_path / "own.pth", checkpoint)
+    with pytest.raises(UsageError, match="reads my_au: features that no clip alone gives"):
+        Predictor([tmp_path / "own.pth"], tmp_path)
+    checkpoint = load_checkpoint(place / "any.pth")
+    del checkpoint["features_config"]["video"]["margin"]
+    save_checkpoint(tmp_path / "old.pth", checkpoint)
+    with pytest.raises(IntegrityError, match="another version: video without margin"):
+        Predictor([tmp_path / "old.pth"], tmp_path)
+
+
+def test_a_long_recording_is_cut_at_its_pauses(place, ask, face_image, tmp_path):
+    parts = [tone(2.0, 300), np.zeros(16_000), tone(1.5, 900), np.zeros(16_000), tone(1.0, 500)]
+    sound = np.concatenate(parts)
+    clip = make_clip(tmp_path / "long.mp4", np.stack([face_image] * 65), sound, fps=10)
+    cues = (
+        "1\n00:00:03,100 --> 00:00:04,200\n<i>a good</i>\nday\n\n2\n00:09:00,0 --> 00:09:01,0\nx\n"
+    )
+    (tmp_path / "long.srt").write_text(cues)
+    np.savez(tmp_path / "v.npz", words=np.array(SAID.split()), vectors=np.ones((3, 16), "f4"))
+    done = ask(clip, "--longest", 3, "--word_vectors", tmp_path / "v.npz")
+    spans = [(each["start"], each["end"]) for each in done.clips]
+    assert np.array(spans) == pytest.approx(np.array([(0, 2), (3, 4.5), (5.5, 6.5)]), abs=0.1)
+    assert [each["words"] for each in done.clips] == ["", SAID, ""]
+    assert [each["rests_on"] for each in done.clips] == [
+        ["speech", "face"],
+        ["speech", "face", "text"],
+        ["speech", "face"],
+    ]
+    assert {path.name for path in done.folder.iterdir()} >= {"long.png"}
+    whole = ask(clip, "--longest", 60, "--no_pictures")
+    assert [each["start"] for each in whole.clips] == [None]
+
+
+def test_a_part_holds_that_part(face_image, tmp_path):
+    """Sound and picture of a part are those of the recording, also far from a key frame."""
+    from extract.audio import read_mono
+    from extract.faces import frames_at
+
+    frames = np.stack([np.full((90, 120, 3), 2 * number, np.uint8) for number in range(120)])
+    sound = np.concatenate([tone(1.0, 200 + 100 * number) for number in range(8)])
+    clip = make_clip(tmp_path / "long.mp4", frames, sound, fps=15)
+    sources = cut_long(find_sources([clip], None)[0], 3, tmp_path / "parts")
+    assert [(round(s.start), round(s.end)) for s in sources] == [(0, 4), (4, 8)]
+    whole, _ = read_mono(clip)
+    wave, offset = read_mono(sources[1].clip.media)
+    first = round(offset * 16_000)
+    assert 3.9 < offset < 4.1
+    assert wave[2000:40_000] == pytest.approx(whole[first + 2000 : first + 40_000], abs=0.02)
+    ((_, frame),) = frames_at(sources[1].clip.media, np.array([6.0]))
+    assert frame.mean() == pytest.approx(2 * 90, abs=4)
+
+
+def test_parts_without_sound_are_equal(tmp_path, face_image):
+    clip = make_clip(tmp_path / "silent.mp4", np.stack([face_image] * 70), None, fps=10)
+    sources = cut_long(find_sources([clip], None)[0], 5, tmp_path / "parts")
+    assert [s.clip.span for s in sources] == [pytest.approx((0, 3.5)), pytest.approx((3.5, 7))]
+
+
+def test_utterances_join_breaths_and_drop_clicks():
+    pause, breath, click = np.zeros(16_000), np.zeros(3200), tone(0.1)
+    wave = np.concatenate([tone(1), breath, tone(1), pause, click, pause, tone(9)])
+    spans = utterances(wave.astype("f4"), 16_000)
+    assert np.array(spans) == pytest.approx(np.array([(0, 2.2), (4.3, 8.8), (8.8, 13.3)]), abs=0.1)
+
+
+def test_subtitles(tmp_path):
+    srt = tmp_path / "a.srt"
+    srt.write_bytes(
+        b"\xef\xbb\xbf1\r\n00:00:01,500 --> 00:00:02,250 X1:0\r\n- Hi <b>you</b>\r\n\r\n"
+    )
+    assert read_cues(srt) == [(1.5, 2.25, "- Hi you")]
+    assert read_text(srt) == "- Hi you"
+    srt.write_text("no times")
+    with pytest.raises(UsageError, match="holds no subtitles"):
+        read_cues(srt)
+    srt.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="as UTF-8"):
+        read_text(srt)
+
+
+def test_names_of_clips_stay_in_the_folder_and_apart(tmp_path):
+    for name in ("a.mp4", "sub/a.mp4", "..mp4", "-rf.mp4", "x y'\n.mp4"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    names = [source.clip.clip_id for source in find_sources([tmp_path], None)]
+    assert sorted(names) == ["a", "a-2", "clip", "rf", "x_y_"]
+
+
+@pytest.mark.parametrize("relation", [False, True])
+def test_attention_tells_its_weights(relation):
+    """The weighted mean with these weights is the output."""
+    attention, x = FrameAttention(5, relation), torch.randn(3, 4, 5)
+    weights = attention.weights(x)
+    assert weights.shape == (3, 4) and torch.allclose(weights.sum(dim=1), torch.ones(3))
+    frames, _ = attention.weigh(x)
+    again = (frames * weights.unsqueeze(2)).sum(dim=1)
+    assert torch.allclose(again, attention(x), atol=1e-6)
