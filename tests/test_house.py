@@ -95,6 +95,13 @@ def test_there_is_one_writer(path: Path, tree: ast.AST):
         if isinstance(argument, ast.Lambda)
         for node in ast.walk(argument)
     }
+    inside |= {  # a stage of extract/clip.py is handed the file that write_atomic has opened
+        node
+        for stage in ast.walk(tree)
+        if isinstance(stage, ast.FunctionDef) and ast.unparse(stage.args).endswith("file: BinaryIO")
+        for node in ast.walk(stage)
+        if isinstance(node, ast.Call) and node.args and ast.unparse(node.args[0]) == "file"
+    }
     for name, call in calls(tree):
         where = f"{name} in line {call.lineno}"
         if name in SAVES:
@@ -121,6 +128,7 @@ def test_the_guards_see_what_they_forbid():
     for bad in (
         "torch.save(x, p)",
         "np.save(p, x)",
+        "def make(file: BinaryIO): np.save(p, x)",
         "open(p, 'w')",
         "p.open('wb')",
         "open(p, mode='a')",
