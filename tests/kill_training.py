@@ -2,8 +2,8 @@
 
     python tests/kill_training.py --mode text --kills 200
 
-Prints one line per mode and ends with exit code 1 unless every chain of killed and resumed runs left
-what a run that nobody killed leaves: weights, optimizer, rows, pictures, best checkpoint.
+Prints one line per mode and ends with exit code 1 unless every chain of killed and resumed runs
+left what a run that nobody killed leaves: weights, optimizer, rows, pictures, best checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-from conftest import write_features
+from conftest import write_features  # noqa: E402
 
 TINY = "--speech_coeff 0 --face_coeff 0 --speech_frames 48 --face_frames 2 --text_layers 1"
 TINY += " --n_epoch 3 --batch_size 5 --num_workers 0 --save_minutes 0 --ema 0.5"
@@ -46,6 +46,7 @@ def import_all() -> None:
     import torch
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
+    import training.run  # noqa: F401
     import utils.plots
 
     utils.plots._figure(1, 1, (1, 1))[0].savefig(io.BytesIO())
@@ -56,9 +57,8 @@ def torture(mode: str, kills: int, folder: Path, rng: random.Random) -> bool:
     write_features(folder / "features")
     start = time.monotonic()
     child = launch(mode, folder, "whole")
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, (
-        folder / "whole.txt"
-    ).read_text()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == 0, (folder / "whole.txt").read_text()
     seconds = time.monotonic() - start
     expected = remains(folder / mode / "whole")
     done = chains = wrong = unreadable = 0
