@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -42,29 +43,12 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             temporary.unlink()
 
 
-class _Hashing:
-    """A file being written, and the digest of what went through."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.hash = file, hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.hash.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def write_sealed(path: Path, write: Callable[[Any], Any]) -> None:
+def write_sealed(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Like write_atomic; the file ends with the digest of all before it. Zip readers ignore it."""
-
-    def sealed(file: BinaryIO) -> None:
-        hashing = _Hashing(file)
-        write(hashing)
-        file.write(SEAL + hashing.hash.hexdigest().encode())
-
-    write_atomic(path, sealed)
+    buffer = io.BytesIO()
+    write(buffer)
+    buffer.write(SEAL + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+    write_bytes(path, buffer.getbuffer())
 
 
 def read_sealed(path: Path) -> bytes:
