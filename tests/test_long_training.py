@@ -376,6 +376,8 @@ def test_float16_overflows_are_skipped_and_counted(features):
     """Scaled beyond float32's range the gradient overflows until the scale is small enough."""
     trainer, loader = trainer_of(features)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
+    weight = next(trainer.model.heads.parameters())
+    hook = weight.register_hook(lambda gradient: gradient * 2.0**9)
     before, skips = leaves(trainer.model.state_dict()), 0
     for _ in range(12):
         trainer.train_step(next(iter(loader)))
@@ -383,7 +385,7 @@ def test_float16_overflows_are_skipped_and_counted(features):
             skips += 1
     assert 0 < skips < 12 and trainer.epoch_summary()["skipped"] == skips
     assert leaves(trainer.model.state_dict()) != before
-    weight = next(trainer.model.heads.parameters())
+    hook.remove()
     weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(UsageError, match="norm nan"):  # no scale helps: it is the gradient itself
         for _ in range(200):
