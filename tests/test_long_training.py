@@ -374,7 +374,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_update(features):
 
 def test_float16_overflows_are_skipped_and_counted(features):
     """Scaled beyond float32's range the gradient overflows until the scale is small enough."""
-    trainer, loader = trainer_of(features)
+    trainer, loader = trainer_of(features, n_epoch=50)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
     weight = next(trainer.model.heads.parameters())
     hook = weight.register_hook(lambda gradient: gradient * 2.0**9)
