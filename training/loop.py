@@ -225,6 +225,7 @@ class Trainer:
     ) -> dict[str, Metrics] | None:
         """Metrics per head over every clip of all loaders; None when `stop` said so meanwhile."""
         model, stopped = self.ema.model.eval(), False
+        self.dist.align(model)
         metrics = {head: Metrics(self.model.n_classes) for head in self.task.heads}
         for batch in progress(loader, desc="validating", unit="batch"):
             with self.autocast():

@@ -29,6 +29,9 @@ class Alone:
         """A CPU tensor, added up over the processes."""
         return values
 
+    def align(self, model: Any) -> None:
+        """Statistics of batch norm as rank 0 has them: they are what is saved."""
+
     def most(self, values: list[int]) -> list[int]:
         """The largest of each value over the processes: all of them go on with the same ones."""
         return values
@@ -67,6 +70,12 @@ class Group(Alone):
         values = values.clone()
         torch.distributed.all_reduce(values)
         return values
+
+    def align(self, model: Any) -> None:
+        import torch
+
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
     def most(self, values: list[int]) -> list[int]:
         import torch
