@@ -10,6 +10,7 @@ With --fold all there is one such folder per fold, and folds.json with mean and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import re
 import statistics
@@ -19,6 +20,7 @@ from typing import Any
 
 from training.tasks import FOLDERS, SETTINGS, TASKS, recipe
 from utils.config import Flags, device_name, ranged
+from utils.distributed import only_writer
 from utils.errors import UsageError, run_script
 from utils.files import read_json, write_json
 from utils.parallel import available_cores
@@ -48,6 +50,12 @@ def parse_args() -> argparse.Namespace:
         default=min(8, available_cores()),
         type=ranged(int, 0),
         help="loading processes",
+    )
+    add(
+        "--save_minutes",
+        default=10.0,
+        type=ranged(float, 0),
+        help="between saves within an epoch; one follows every epoch and every stop anyway",
     )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     add("--config", type=Path, help="JSON of settings, as config.json of a run; flags go first")
@@ -93,8 +101,12 @@ def resolve_config(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     args = parse_args()
-    config = resolve_config(args)
+    folder = args.logs_dir / args.mode / args.exp_name
+    with contextlib.nullcontext() if args.dry_run else only_writer(folder):
+        train(args, resolve_config(args), folder)
 
+
+def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> None:
     from training.data import Features
     from training.run import train_run
 
@@ -102,7 +114,6 @@ def main() -> None:
     if "amp" not in args and device == "cpu":
         config["amp"] = False  # without hardware for it, half precision takes twice the time
     features = Features.open(args.features_dir)
-    folder = args.logs_dir / args.mode / args.exp_name
     if config["fold"] != "all":
         train_run(config, features, folder, device, args)
         return
