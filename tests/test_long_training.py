@@ -155,13 +155,17 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(tmp_path, capsys,
         load_last(folder)
 
 
-def test_every_flipped_bit_of_a_checkpoint_is_found(tmp_path):
+FLIPS = pytest.mark.parametrize("flips", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+
+
+@FLIPS
+def test_every_flipped_bit_of_a_checkpoint_is_found(tmp_path, flips):
     save_checkpoint(tmp_path / "a.pth", small_state(1))
     data = (tmp_path / "a.pth").read_bytes()
     torch.load(io.BytesIO(data), weights_only=True)  # the seal disturbs no other reader
     rng = random.Random(0)
     bits = [*range(8 * (len(data) - SEAL_LENGTH - 30), 8 * len(data), 3)]  # its end and its seal
-    for bit in bits + rng.sample(range(8 * len(data)), 500):
+    for bit in bits + rng.sample(range(8 * len(data)), flips):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         (tmp_path / "a.pth").write_bytes(flipped)
@@ -187,7 +191,8 @@ def with_records(folder: Path) -> Path:
     return folder
 
 
-def test_a_flipped_bit_of_a_feature_stops_before_the_first_step(tmp_path):
+@FLIPS
+def test_a_flipped_bit_of_a_feature_stops_before_the_first_step(tmp_path, flips):
     folder = with_records(write_features(tmp_path / "features", 1, splits=("train", "val")))
     places = ["--features_dir", folder, "--logs_dir", tmp_path, "--dry_run"]
     command = ["train", "--mode", "multimodal", "--exp_name", "a", *TINY, *places]
@@ -196,7 +201,7 @@ def test_a_flipped_bit_of_a_feature_stops_before_the_first_step(tmp_path):
     data = {split: dataset_of(opened, split) for split in ("train", "val")}
     rng, files = random.Random(1), sorted(folder.glob("*/[stv]*/*.np?"))
     assert len(files) == 42
-    for number in range(150):
+    for number in range(flips):
         path = rng.choice(files)
         content = path.read_bytes()
         bit = rng.randrange(8 * len(content))
@@ -403,7 +408,7 @@ def test_every_extra_setting_resumes_exactly(start, tmp_path):
     flags = [each for name, value in EXTRAS.items() for each in (f"--{name}", value)]
     plain = start("plain")
     whole = start("whole", *flags)
-    assert plain.code == whole.code == 0 and "x 2 parts of" in whole.out
+    assert plain.code == whole.code == 0 and "effective batch 5 = 1 x 2 x 3 clips" in whole.out
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.run.Run, "asked", lambda run: [signal.SIGTERM, 0])
         codes = [start("cut", *flags, "--resume").code for _ in range(8)]
@@ -617,7 +622,8 @@ def test_two_processes_train_like_one(features, tmp_path):
     one, other = (pd.read_csv(tmp_path / "text" / name / "metrics.csv") for name in ("one", "two"))
     np.testing.assert_allclose(other, one, rtol=2e-5, atol=1e-7)
     assert (one["val_accuracy"] == other["val_accuracy"]).all()
-    assert "2 processes x 1 parts of 5 clips" in two.stdout and two.stdout.count("\nepoch ") == 2
+    assert "effective batch 10 = 2 x 1 x 5 clips" in two.stdout
+    assert two.stdout.count("\nepoch ") == 2
     assert json.loads((tmp_path / "text" / "two" / "best.json").read_text())["clips"] == 14
     alone = run_main("train", *args, "--exp_name", "two", "--resume")  # another number goes on
     assert alone.code == 0 and "resumed" in alone.out

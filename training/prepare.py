@@ -84,15 +84,17 @@ def describe(config: dict[str, Any], trainer: Any, train_set: Any, val_set: Any)
     millions = sum(weight.numel() for weight in weights) / 1e6
     trained = sum(weight.numel() for weight in weights if weight.requires_grad) / 1e6
     world, batch = trainer.dist.world, config["batch_size"]
-    parts = f"{world} processes x {config['grad_accumulation']} parts of {batch // world} clips"
+    parts = min(config["grad_accumulation"], max(1, batch // world // 2))
+    shares = f"{world} x {parts} x {-(-batch // world // parts)} clips (processes, parts)"
     return "\n".join(
         (
             " ".join(f"{name}={value}" for name, value in config.items() if value is not None),
             f"{trainer.device}, {precision}, {millions:.1f} million weights, {trained:.1f} trained",
             clips_by_class(train_set, "training"),
             clips_by_class(val_set, "validation"),
-            f"{config['n_epoch']} epochs of {trainer.steps_per_epoch} steps, batches of {batch} = "
-            f"{parts}; batch-norm momentum {trainer.batchnorm_momentum():.3g} for that length",
+            f"{config['n_epoch']} epochs of {trainer.steps_per_epoch} steps; "
+            f"effective batch {batch} = {shares}; "
+            f"batch-norm momentum {trainer.batchnorm_momentum():.3g} for that length",
         )
     )
 
