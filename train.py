@@ -15,13 +15,14 @@ import difflib
 import re
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from training.tasks import FOLDERS, SETTINGS, TASKS, recipe
 from utils.config import Flags, device_name, ranged
 from utils.distributed import only_writer
-from utils.errors import UsageError, run_script
+from utils.errors import IntegrityError, UsageError, run_script
 from utils.files import read_json, write_json
 from utils.parallel import available_cores
 
@@ -61,6 +62,12 @@ def parse_args() -> argparse.Namespace:
     add("--config", type=Path, help="JSON of settings, as config.json of a run; flags go first")
     add("--resume", default=False, action="store_true", help="go on where the run stopped")
     add("--overwrite", default=False, action="store_true", help="throw the run of that name away")
+    add(
+        "--allow_leaks",
+        default=False,
+        action="store_true",
+        help="train although speakers or recordings are in two splits; the results are marked",
+    )
     add("--dry_run", default=False, action="store_true", help="check everything, train nothing")
     args = flags.parse_args()
     if "config" in args:  # its settings go through the same checks, and the flags go first
@@ -114,6 +121,7 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
     if "amp" not in args and device == "cpu":
         config["amp"] = False  # without hardware for it, half precision takes twice the time
     features = Features.open(args.features_dir)
+    args.leaks = leak_stamp(args, config)
     if config["fold"] != "all":
         train_run(config, features, folder, device, args)
         return
@@ -127,6 +135,25 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
     if not args.dry_run:
         write_json(folder / "folds.json", results)
         print(fold_line(results))
+
+
+def leak_stamp(args: argparse.Namespace, config: dict[str, Any]) -> str:
+    """What the audit finds in two splits, or in two folds; IntegrityError unless it is allowed."""
+    from corpora.audit import audited, describe, leaks
+
+    found = leaks(audited(args.features_dir), folds=config["fold"] is not None)
+    if not found:
+        return ""
+    across = "splits" if config["fold"] is None else "folds"
+    kinds = Counter(one["kind"] for one in found)
+    stamp = ", ".join(f"{kind}s in two {across}: {count}" for kind, count in kinds.items())
+    if not args.allow_leaks:
+        raise IntegrityError(
+            f"{args.features_dir} leaks, {stamp}; first {describe(found[0])}. `python -m "
+            "corpora.audit` lists all; --allow_leaks trains, and marks the checkpoint and reports"
+        )
+    print(f"LEAKS allowed: {stamp}")
+    return stamp
 
 
 def config_of_fold(config: dict[str, Any], fold: str) -> dict[str, Any]:

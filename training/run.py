@@ -31,7 +31,7 @@ def train_run(
 ) -> dict[str, Any] | None:
     """Train into `folder`; return what the best checkpoint reached, None after a dry run.
 
-    `options`: num_workers, save_minutes, resume, overwrite, dry_run. The caller holds the folder.
+    `options`: num_workers, save_minutes, resume, overwrite, dry_run, leaks. The caller holds the folder.
     """
     check_folder(folder, options)
     dist, device = join(device)
@@ -60,6 +60,7 @@ def train_run(
         "classes": features.classes,
         "features_config": features.config_for(task.inputs),
         "config": config,
+        "leaks": options.leaks,
         "data": {"training": names(train_set), "validation": names(val_set), "steps": steps},
     }
     with StopSignal(grace=dist.world > 1) as stop:
