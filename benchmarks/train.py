@@ -4,8 +4,8 @@
     python -m benchmarks.train --levers           # also: the original's way with one change each
 
 a  the original's way: float32, NCHW, its swish, views made one clip at a time and turned into
-   floats by the loading processes, 38 words whatever the text, torch_optimizer's Ranger weight
-   by weight, loss and accuracy read back at every step
+   floats by the loading processes, 38 words whatever the text, loss and accuracy read back at
+   every step
 b  ours, as train.py runs it
 c  our model and optimizer on one ready batch, nothing checked or read: the ceiling
 
@@ -39,7 +39,7 @@ from training.losses import multi_task_loss
 from training.optim import centralize_gradients
 from training.tasks import TASKS
 
-LEVERS = ("swish", "channels_last", "bytes", "words", "optimizer", "no_reading", "amp", "compile")
+LEVERS = ("swish", "channels_last", "bytes", "words", "no_reading", "amp", "compile")
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16, the makers' data sheets
 
@@ -156,10 +156,6 @@ def original(
                 module.to(memory_format=torch.contiguous_format)
                 module.forward = types.MethodType(nchw, module)
     optimizer = trainer.optimizer
-    if config["optim"] == "ranger" and "optimizer" not in levers:
-        from torch_optimizer import Ranger
-
-        optimizer = Ranger(trainer.weights, lr=config["learning_rate"], weight_decay=5e-5)
     model = torch.compile(trainer.model) if "compile" in levers else trainer.model
     data = clips if "bytes" in levers else Floats(clips)
     stream = batches(make_loader(data, config["batch_size"], args.workers, args.device))

@@ -161,7 +161,9 @@ def same_sound(paths: list[Path]) -> list[Link]:
     """Clips whose outlines are near each other and whose fine structure correlates."""
     from tqdm import tqdm
 
-    outlines = np.stack([outline(read_mel(path)) for path in tqdm(paths, desc="reading speech", leave=False)])
+    outlines = np.stack(
+        [outline(read_mel(path)) for path in tqdm(paths, desc="reading speech", leave=False)]
+    )
     fine = lru_cache(maxsize=4000)(lambda place: fine_structure(read_mel(paths[place])))
     links = []
     for one, other in tqdm(neighbours(outlines), desc="comparing", leave=False):

@@ -30,7 +30,7 @@ from models import build_model
 from training.checkpoint import load_checkpoint, load_last, save_best, save_checkpoint, save_last
 from training.data import ClipDataset, EpochBatches, Features, make_loader
 from training.loop import Trainer
-from training.optim import Ema, make_optimizer
+from training.optim import Ema
 from training.run import StopSignal, class_weights
 from training.tasks import TASKS, model_arch, recipe
 from utils.distributed import Alone
@@ -495,23 +495,6 @@ def test_patience_ends_a_run_that_gets_no_better(start, tmp_path, monkeypatch):
     assert run.code == 0 and run.out.count("\nepoch ") == 3 and "1_best_" in run.out
     again = start("a", "--n_epoch", 9, "--patience", 2, "--resume")
     assert again.code == 0 and "\nepoch " not in again.out and len(seen) == 3
-
-
-def test_ranger_has_the_arithmetic_of_its_package(features):
-    package = pytest.importorskip("torch_optimizer")
-    torch.manual_seed(0)
-    shapes = [(5, 4), (3,), (2, 3, 3, 3)]
-    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
-    theirs = [torch.nn.Parameter(each.detach().clone()) for each in ours]
-    one = make_optimizer("ranger", ours, 0.01, 0.05)
-    other = package.Ranger(theirs, lr=0.01, weight_decay=0.05)
-    for step in range(30):
-        for a, b in zip(ours, theirs, strict=True):
-            a.grad = torch.randn(a.shape) * (1 + step % 3)
-            b.grad = a.grad.clone()
-        one.step(), other.step()
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("change", ["--batch_size 7", "--ema 0.5", "--lam 1", "classes", "clips"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,32 +25,11 @@ def make_optimizer(
         return torch.optim.SGD(trained, momentum=0.9, nesterov=True, fused=True, **options)
     if name == "adamw":
         return torch.optim.AdamW(trained, fused=True, **options)
+    from torch_optimizer import Ranger  # RAdam + Lookahead (arXiv 1908.03265, 1907.08610)
+
+    # it calls torch with its arguments in an old order, which torch says at the first step
+    warnings.filterwarnings("ignore", message="This overload of add")
     return Ranger(trained, **options)
-
-
-class Ranger(torch.optim.RAdam):
-    """RAdam with decoupled weight decay and Lookahead (arXiv 1908.03265, 1907.08610).
-
-    Every 6th step the weights go back half of the way to the slow weights, which take their place.
-    The arithmetic of torch_optimizer's Ranger, on all tensors at once.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float):
-        options = {"betas": (0.95, 0.999), "eps": 1e-5, "decoupled_weight_decay": True}
-        super().__init__(parameters, lr, weight_decay=weight_decay, foreach=True, **options)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        weights = [w for group in self.param_groups for w in group["params"] if w.grad is not None]
-        starts = {w: w.clone() for w in weights if "slow" not in self.state[w]}
-        loss = super().step(closure)
-        for weight, start in starts.items():
-            self.state[weight]["slow"] = start
-        if weights and int(self.state[weights[0]]["step"]) % 6 == 0:
-            slow = [self.state[weight]["slow"] for weight in weights]
-            torch._foreach_lerp_(slow, weights, 0.5)
-            torch._foreach_copy_(weights, slow)
-        return loss
 
 
 class Ema:

@@ -31,7 +31,8 @@ def train_run(
 ) -> dict[str, Any] | None:
     """Train into `folder`; return what the best checkpoint reached, None after a dry run.
 
-    `options`: num_workers, save_minutes, resume, overwrite, dry_run, leaks. The caller holds the folder.
+    `options`: num_workers, save_minutes, resume, overwrite, dry_run, leaks (what the audit says).
+    The caller holds the folder.
     """
     check_folder(folder, options)
     dist, device = join(device)
