@@ -10,16 +10,19 @@ With --fold all there is one such folder per fold, and folds.json with mean and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import re
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from training.tasks import FOLDERS, SETTINGS, TASKS, recipe
 from utils.config import Flags, device_name, ranged
-from utils.errors import UsageError, run_script
+from utils.distributed import only_writer
+from utils.errors import IntegrityError, UsageError, run_script
 from utils.files import read_json, write_json
 from utils.parallel import available_cores
 
@@ -49,10 +52,22 @@ def parse_args() -> argparse.Namespace:
         type=ranged(int, 0),
         help="loading processes",
     )
+    add(
+        "--save_minutes",
+        default=10.0,
+        type=ranged(float, 0),
+        help="between saves within an epoch; one follows every epoch and every stop anyway",
+    )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     add("--config", type=Path, help="JSON of settings, as config.json of a run; flags go first")
     add("--resume", default=False, action="store_true", help="go on where the run stopped")
     add("--overwrite", default=False, action="store_true", help="throw the run of that name away")
+    add(
+        "--allow_leaks",
+        default=False,
+        action="store_true",
+        help="train although speakers or recordings are in two splits; the results are marked",
+    )
     add("--dry_run", default=False, action="store_true", help="check everything, train nothing")
     args = flags.parse_args()
     if "config" in args:  # its settings go through the same checks, and the flags go first
@@ -93,8 +108,12 @@ def resolve_config(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     args = parse_args()
-    config = resolve_config(args)
+    folder = args.logs_dir / args.mode / args.exp_name
+    with contextlib.nullcontext() if args.dry_run else only_writer(folder):
+        train(args, resolve_config(args), folder)
 
+
+def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> None:
     from training.data import Features
     from training.run import train_run
 
@@ -102,7 +121,7 @@ def main() -> None:
     if "amp" not in args and device == "cpu":
         config["amp"] = False  # without hardware for it, half precision takes twice the time
     features = Features.open(args.features_dir)
-    folder = args.logs_dir / args.mode / args.exp_name
+    args.leaks = leak_stamp(args, config)
     if config["fold"] != "all":
         train_run(config, features, folder, device, args)
         return
@@ -116,6 +135,25 @@ def main() -> None:
     if not args.dry_run:
         write_json(folder / "folds.json", results)
         print(fold_line(results))
+
+
+def leak_stamp(args: argparse.Namespace, config: dict[str, Any]) -> str:
+    """What the audit finds in two splits, or in two folds; IntegrityError unless it is allowed."""
+    from corpora.audit import audited, describe, leaks
+
+    found = leaks(audited(args.features_dir), folds=config["fold"] is not None)
+    if not found:
+        return ""
+    across = "splits" if config["fold"] is None else "folds"
+    kinds = Counter(one["kind"] for one in found)
+    stamp = ", ".join(f"{kind}s in two {across}: {count}" for kind, count in kinds.items())
+    if not args.allow_leaks:
+        raise IntegrityError(
+            f"{args.features_dir} leaks, {stamp}; first {describe(found[0])}. `python -m "
+            "corpora.audit` lists all; --allow_leaks trains, and marks the checkpoint and reports"
+        )
+    print(f"LEAKS allowed: {stamp}")
+    return stamp
 
 
 def config_of_fold(config: dict[str, Any], fold: str) -> dict[str, Any]:

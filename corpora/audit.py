@@ -11,6 +11,7 @@ seen.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -60,7 +61,10 @@ def audited(features_dir: Path) -> list[dict]:
     tables = [sha256(features_dir / name) for name in ("manifest.csv", "settings.json")]
     key = digest([VERSION, *tables])
     if not path.is_file() or read_json(path).get("key") != key:
-        write_json(path, {"key": key, "findings": audit(features_dir)})
+        findings = audit(features_dir)
+        with contextlib.suppress(UsageError):  # features may be read-only: then each time anew
+            write_json(path, {"key": key, "findings": findings})
+        return findings
     return read_json(path)["findings"]
 
 
@@ -157,10 +161,10 @@ def same_sound(paths: list[Path]) -> list[Link]:
     """Clips whose outlines are near each other and whose fine structure correlates."""
     from tqdm import tqdm
 
-    outlines = np.stack([outline(read_mel(path)) for path in tqdm(paths, desc="reading speech")])
+    outlines = np.stack([outline(read_mel(path)) for path in tqdm(paths, desc="reading speech", leave=False)])
     fine = lru_cache(maxsize=4000)(lambda place: fine_structure(read_mel(paths[place])))
     links = []
-    for one, other in tqdm(neighbours(outlines), desc="comparing"):
+    for one, other in tqdm(neighbours(outlines), desc="comparing", leave=False):
         if resemblance(fine(one), fine(other)) >= TWIN:
             links.append((one, other, "same sound"))
     return links

@@ -155,7 +155,7 @@ def write_features(
             label = "" if split.startswith("test") else CLASSES[kind]
             row = {"clip_id": clip_id, "split": split, "media": f"{split}/{clip_id}.mp4"}
             row |= dict.fromkeys(("emotion", "speech_emotion", "face_emotion"), label)
-            row |= {"speaker": str(index % 3), "transcript": "", "fold": str(index % 2)}
+            row |= {"speaker": f"{split}-{index % 4}", "transcript": "", "fold": str(index % 2)}
             row |= {"dialogue": "", "utterance": ""}
             if "speech" in modalities:
                 log_mel = rng.uniform(0, 0.4, (128, int(rng.integers(40, 80)))).astype("f4")

@@ -13,7 +13,7 @@ import pytest
 from conftest import QUIET, ROOT, make_clip, write_features
 
 from corpora.audit import audit, audited, leaks
-from corpora.demo import TONES, speak
+from corpora.demo import speak
 from extract.audio import extract_speech
 from utils.errors import IntegrityError, UsageError
 
@@ -24,7 +24,7 @@ def voice(number: int) -> np.ndarray:
     """(N,) float32: a sentence of one of four speakers."""
     rng = np.random.default_rng((1, number))
     words = ["well", "this", "is", "really", "a", "very", "ordinary", "afternoon"]
-    sound, _ = speak(words, TONES["neu"], np.random.default_rng(number % 4), rng)
+    sound, _ = speak("neu", words, np.random.default_rng(number % 4), rng)
     return np.float32(sound)
 
 

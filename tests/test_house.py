@@ -90,7 +90,7 @@ def test_there_is_one_writer(path: Path, tree: ast.AST):
     inside = {
         node
         for name, call in calls(tree)
-        if name.split(".")[-1] == "write_atomic"
+        if name.split(".")[-1] in ("write_atomic", "write_sealed")
         for argument in call.args
         if isinstance(argument, ast.Lambda)
         for node in ast.walk(argument)
@@ -105,7 +105,7 @@ def test_there_is_one_writer(path: Path, tree: ast.AST):
     for name, call in calls(tree):
         where = f"{name} in line {call.lineno}"
         if name in SAVES:
-            assert call in inside, f"{where}: only inside write_atomic"
+            assert call in inside, f"{where}: only inside write_atomic or write_sealed"
         in_buffer = [ast.unparse(argument) for argument in call.args[:1]] == ["buffer"]
         if name == "open" or (name.endswith(".open") and call.args and not in_buffer):
             modes = [

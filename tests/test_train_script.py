@@ -109,7 +109,7 @@ def test_what_a_run_writes(runs):
         assert run.code == 0, run.err
         folder, epochs = logs / mode / "first", pd.read_csv(logs / mode / "first" / "metrics.csv")
         assert "bfloat16" in run.out, "--amp True was not obeyed"
-        assert run.out.count("\nepoch ") == 2 and "\nbest: epoch " in run.out
+        assert run.out.count("\nepoch ") == 2 and "_best_" in run.out.splitlines()[-1]
         assert "epoch 1/2" in run.err and "epoch 1/2" not in run.out.split("epoch 1/2: training")[0]
         best = json.loads((folder / "best.json").read_text())
         file = folder / f"{best['epoch']}_best_{best['loss']:.4f}.pth"
@@ -118,6 +118,7 @@ def test_what_a_run_writes(runs):
         assert names == {".lock", "best.json", "config.json", "confusion.png", "curves.png"} | {
             "events.out",
             "last.pth",
+            "previous.pth",
             "metrics.csv",
         }
         assert list(epochs["epoch"]) == [1, 2] and np.isfinite(epochs.to_numpy()).all()
@@ -155,7 +156,8 @@ def test_weights_that_do_not_fit_are_refused(runs, start, tmp_path):
     assert other.code == 4 and "the first is encoders.text." in other.err
     absent = start("text", "--text_load_weights", tmp_path / "nothing.pth")
     assert absent.code == 2 and "nothing.pth" in absent.err
-    assert not (tmp_path / "text").exists()
+    left = [path.name for path in (tmp_path / "text").rglob("*") if path.is_file()]
+    assert left == [".lock"], "a run that cannot start leaves something"
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,8 @@ def test_features_that_are_no_numbers_stop_the_run(tmp_path):
     np.savez(folder / "train" / "text" / "00003.npz", word_embed=np.full((2, 16), np.nan, "f4"))
     places = ["--features_dir", folder, "--logs_dir", tmp_path / "logs"]
     run = run_main("train", "--mode", "text", "--exp_name", "a", *TINY, *places, "--batch_size", 7)
-    assert run.code == 2 and "the loss is nan at step 0" in run.err and "00003" in run.err
+    assert run.code == 2 and "the loss is nan" in run.err
+    assert " at step 0;" in run.err and "00003" in run.err and " not finite" in run.err
 
 
 # Runs that exist already
@@ -250,10 +253,6 @@ def test_an_existing_run_is_kept_unless_asked(start, tmp_path):
     assert locked.code == 5 and f"process {os.getpid()}" in locked.err
     assert start("text", "--overwrite", "--seed", 5).code == 0
     assert differing(before, weights(tmp_path / "text" / "run"))
-    last = tmp_path / "text" / "run" / "last.pth"
-    last.write_bytes(last.read_bytes()[:1000])
-    damaged = start("text", "--resume", "--seed", 5)
-    assert damaged.code == 4 and str(last) in damaged.err
 
 
 def test_the_record_is_whole_after_a_kill_behind_the_last_checkpoint(start, tmp_path):

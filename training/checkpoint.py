@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,41 @@ import torch
 from models import build_model
 from models.fusion import EmotionClassifier
 from utils.errors import IntegrityError, UsageError
-from utils.files import write_atomic
+from utils.files import read_sealed, write_sealed
 
 KEYS = ("arch", "weights", "classes", "features_config", "config", "epoch", "val")
 BEST = re.compile(r"(\d+)_best_(\d+\.\d+)\.pth")
+LAST, PREVIOUS = "last.pth", "previous.pth"
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    write_atomic(path, lambda file: torch.save(checkpoint, file))
+    write_sealed(path, lambda file: torch.save(checkpoint, file))
+
+
+def save_last(folder: Path, checkpoint: dict[str, Any], keep: bool) -> None:
+    """Save as last.pth; with `keep` the one before it becomes previous.pth.
+
+    `keep` must be false where the one before it is damaged: previous.pth is the better one then.
+    """
+    if keep and (folder / LAST).is_file():
+        (folder / LAST).replace(folder / PREVIOUS)
+    save_checkpoint(folder / LAST, checkpoint)
+
+
+def load_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest sound checkpoint to go on from; None in a folder without any.
+
+    A damaged last.pth is announced on stderr and passed over. IntegrityError when none is sound.
+    """
+    found = [folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()]
+    for place in found:
+        try:
+            return place, load_checkpoint(place)
+        except IntegrityError as error:
+            if place == found[-1]:
+                raise
+            print(f"WARNING: {error}\nWARNING: going on from {found[-1]}", file=sys.stderr)
+    return None
 
 
 def save_best(folder: Path, checkpoint: dict[str, Any]) -> Path:
@@ -37,7 +66,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"no checkpoint {path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        data = io.BytesIO(read_sealed(path))
+        checkpoint = torch.load(data, map_location="cpu", weights_only=True)
+    except IntegrityError:
+        raise
     except Exception as error:  # foreign bytes make the reader fail in any way; none runs code
         reason = f"{type(error).__name__} {error}".splitlines()[0]
         raise IntegrityError(

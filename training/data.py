@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -16,12 +18,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from training.tasks import FOLDERS, Task
 from training.transforms import face_view, feature_view, speech_view, text_view
+from utils.distributed import ALONE, Alone
 from utils.errors import IntegrityError, UsageError
-from utils.files import read_json
+from utils.files import read_json, sha256
+from utils.parallel import available_cores
 
+CHECKING = {"file": sys.stderr, "unit": "clip", "leave": False, "delay": 2}
 ENDINGS = {"text": ".npz"}  # the others are .npy
 
 
@@ -108,7 +114,7 @@ def training_rows(
     unseen: for choices that a test on `fold` must not know of.
     """
     if fold is None:
-        return features.rows("train"), features.rows("val")
+        return in_order(features.rows("train")), in_order(features.rows("val"))
     table = features.manifest[features.manifest["split"].isin(("train", "val"))]
     table, known = table[table["fold"] != ""], features.folds()
     if val_fold == "next" and fold in known:
@@ -121,7 +127,12 @@ def training_rows(
             )
     training = table[~table["fold"].isin((fold, val_fold))]
     held_out = table[table["fold"] == (val_fold or fold)]
-    return training.reset_index(drop=True), held_out.reset_index(drop=True)
+    return in_order(training), in_order(held_out)
+
+
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """By split and id, whatever the order of the listing: batches follow from it."""
+    return rows.sort_values(["split", "clip_id"]).reset_index(drop=True)
 
 
 class ClipDataset(Dataset):
@@ -175,8 +186,11 @@ class ClipDataset(Dataset):
         names = (name for name in self.task.inputs if name not in ("speech", "face"))
         return {name: self.features.load(self.rows[0], name).shape for name in names}
 
-    def check_files(self) -> None:
-        """IntegrityError that names what is missing or does not fit, before any step."""
+    def check_files(self, dist: Alone = ALONE) -> None:
+        """IntegrityError that names what is missing, changed or does not fit, before any step.
+
+        Of several processes each compares its share of the files with the digests.
+        """
         paths = (self.features.path(row, name) for row in self.rows for name in self.task.inputs)
         missing = [path for path in paths if not path.is_file()]
         if missing:
@@ -184,9 +198,33 @@ class ClipDataset(Dataset):
                 f"{len(missing)} feature files are missing, the first is {missing[0]}; "
                 "run preprocess.py again, it makes only what is missing"
             )
+        with ThreadPool(available_cores()) as pool:  # hashing leaves the interpreter free
+            own = self.rows[dist.rank :: dist.world]
+            found = tqdm(pool.imap(self._changed, own), "digests", len(own), **CHECKING)
+            if changed := [path for path in found if path]:
+                raise IntegrityError(
+                    f"{len(changed)} feature files are not as preprocess.py wrote them, the first "
+                    f"is {changed[0]}; delete it and run preprocess.py again"
+                )
         for name, expected in self.shapes().items():
             for row in self.rows if name not in FOLDERS else ():
                 self._check_own(name, row, expected)
+
+    def _changed(self, row: dict) -> Path | None:
+        """A file of this clip that is not what its record says; own features have no record."""
+        record = self.features.folder / row["split"] / "records" / f"{row['clip_id']}.json"
+        if not record.is_file():
+            return None
+        try:
+            stages = read_json(record)["stages"]
+            for name in self.task.inputs:
+                path, stage = self.features.path(row, name), folder_of(name)
+                made_here = name in FOLDERS or stage in stages
+                if made_here and sha256(path) != stages[stage]["sha256"]:
+                    return path
+        except (UsageError, KeyError, TypeError):
+            return record
+        return None
 
     def _check_own(self, name: str, row: dict, expected: tuple[int, ...]) -> None:
         feature = self.features.load(row, name)
@@ -203,11 +241,14 @@ class ClipDataset(Dataset):
 class EpochBatches(Sampler):
     """Batches of (epoch, index): shuffled by (seed, epoch), or in order for evaluation.
 
-    A last batch of one clip is left out of training: batch norm has no statistics of one.
+    Of several processes each trains on its share of every batch, all shares
+    equal, and evaluates its share of the batches. A last batch with less than two clips for each
+    process is left out of training: batch norm has no statistics of one.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int | None):
+    def __init__(self, size: int, batch_size: int, seed: int | None, dist: Alone = ALONE):
         self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.world = dist.rank, dist.world
         self.epoch = self.first = 0
 
     def set_epoch(self, epoch: int, first: int = 0) -> None:
@@ -216,23 +257,34 @@ class EpochBatches(Sampler):
 
     def __len__(self) -> int:
         full, rest = divmod(self.size, self.batch_size)
-        return full + (rest > (self.seed is not None and full > 0))
+        if self.seed is None:
+            return len(range(self.rank, full + (rest > 0), self.world))
+        return full + (rest >= 2 * self.world or (full == 0 and rest > 0))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self.size)
         if self.seed is not None:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
-        for batch in range(self.first, len(self)):
-            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        batches = np.split(order, range(self.batch_size, self.size, self.batch_size))
+        for indices in self._own(batches)[self.first :]:
             yield [(self.epoch, int(index)) for index in indices]
 
+    def _own(self, batches: list[np.ndarray]) -> list[np.ndarray]:
+        if self.seed is None:
+            return batches[self.rank :: self.world]
+        ends = (len(batch) // self.world * self.world for batch in batches)
+        own = slice(len(self))
+        return [b[self.rank : end : self.world] for b, end in zip(batches, ends, strict=True)][own]
 
-def make_loader(dataset: ClipDataset, batch_size: int, workers: int, device: str) -> DataLoader:
+
+def make_loader(
+    dataset: ClipDataset, batch_size: int, workers: int, device: str, dist: Alone = ALONE
+) -> DataLoader:
     """Loader whose `batch_sampler` is an EpochBatches: shuffled for a training set."""
     seed = dataset.config["seed"] if dataset.training else None
     return DataLoader(
         dataset,
-        batch_sampler=EpochBatches(len(dataset), batch_size, seed),
+        batch_sampler=EpochBatches(len(dataset), batch_size, seed, dist),
         num_workers=workers,
         pin_memory=device.startswith("cuda"),
         persistent_workers=workers > 0,

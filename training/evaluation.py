@@ -138,6 +138,8 @@ def warnings_of(
         )
     if len(seen):
         found.append(f"TRAINED ON {len(seen)} of these {len(clips)} clips: this is no test")
+    if leaks := member.checkpoint.get("leaks"):
+        found.append(f"TRAINED WITH LEAKS, --allow_leaks: {leaks}")
     speakers = set(clips["speaker"]) - {""}
     if shared := speakers & set(trained_on["speaker"]):
         found.append(f"{len(shared)} of {len(speakers)} speakers are in the training clips too")

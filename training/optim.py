@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,17 +20,57 @@ def make_optimizer(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
         raise UsageError("every parameter is frozen: there is nothing to train")
+    options = {"lr": lr, "weight_decay": weight_decay}
     if name == "sgd":
-        return torch.optim.SGD(
-            trained, lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay
-        )
+        return torch.optim.SGD(trained, momentum=0.9, nesterov=True, fused=True, **options)
     if name == "adamw":
-        return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
-    from torch_optimizer import Ranger  # RAdam + Lookahead (arXiv 1908.03265, 1907.08610)
+        return torch.optim.AdamW(trained, fused=True, **options)
+    return Ranger(trained, **options)
 
-    # it calls torch with its arguments in an old order, which torch says at the first step
-    warnings.filterwarnings("ignore", message="This overload of add")
-    return Ranger(trained, lr=lr, weight_decay=weight_decay)
+
+class Ranger(torch.optim.RAdam):
+    """RAdam with decoupled weight decay and Lookahead (arXiv 1908.03265, 1907.08610).
+
+    Every 6th step the weights go back half of the way to the slow weights, which take their place.
+    The arithmetic of torch_optimizer's Ranger, on all tensors at once.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float):
+        options = {"betas": (0.95, 0.999), "eps": 1e-5, "decoupled_weight_decay": True}
+        super().__init__(parameters, lr, weight_decay=weight_decay, foreach=True, **options)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        weights = [w for group in self.param_groups for w in group["params"] if w.grad is not None]
+        starts = {w: w.clone() for w in weights if "slow" not in self.state[w]}
+        loss = super().step(closure)
+        for weight, start in starts.items():
+            self.state[weight]["slow"] = start
+        if weights and int(self.state[weights[0]]["step"]) % 6 == 0:
+            slow = [self.state[weight]["slow"] for weight in weights]
+            torch._foreach_lerp_(slow, weights, 0.5)
+            torch._foreach_copy_(weights, slow)
+        return loss
+
+
+class Ema:
+    """Exponential moving average of a model's weights and statistics; decay 0: the model itself.
+
+    The first steps count more, min(decay, (1 + step) / (10 + step)): else a short run would
+    measure its starting weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay, self.model = decay, copy.deepcopy(model) if decay else model
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        if not self.decay:
+            return
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
+        for own, new in pairs:
+            own.lerp_(new, share) if own.is_floating_point() else own.copy_(new)
 
 
 def lr_factor(step: int, total: int, warmup: int, shape: str) -> float:

@@ -55,8 +55,13 @@ SETTINGS = {
     "modality_dropout": Setting(
         0.0, ranged(float, 0, 0.99), "share of the inputs left out of fusion, per clip"
     ),
+    "class_weights": Setting("none", ("none", "balanced"), "balanced: rare classes count more"),
     "label_smoothing": Setting(0.1, ranged(float, 0, 0.999), "probability spread over all classes"),
     "lam": Setting(0.0, ranged(float, 0), "weight of the other heads' mean loss"),
+    "clip_norm": Setting(0.0, ranged(float, 0), "longest gradient (its norm); 0: any"),
+    "grad_accumulation": Setting(1, ranged(int, 1), "parts of a batch, one after the other"),
+    "ema": Setting(0.0, ranged(float, 0, 0.99999), "decay of the mean weights to validate; 0: off"),
+    "patience": Setting(0, ranged(int, 0), "validations without a better one, then stop; 0: never"),
     "amp": Setting(False, boolean, "half precision; unless given, never on a CPU"),
     "eval_step": Setting(1, ranged(int, 1), "epochs between validations"),
     "seed": Setting(42, ranged(int, 0, 2**32 - 1), "of weights, order, augmentation and dropout"),

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from utils.errors import LockedError, UsageError
+from utils.errors import IntegrityError, LockedError, UsageError
 
+SEAL, SEAL_LENGTH = b"sha256:", 7 + 64  # and 64 hex digits end a sealed file
 PART = ".part"  # unfinished files are named .<random>.part, so no glob for *.npy ever meets one
 
 
@@ -38,6 +41,29 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     finally:
         with contextlib.suppress(OSError):  # nothing is left to remove, or there is no folder
             temporary.unlink()
+
+
+def write_sealed(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Like write_atomic; the file ends with the digest of all before it. Zip readers ignore it."""
+    buffer = io.BytesIO()
+    write(buffer)
+    buffer.write(SEAL + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+    write_bytes(path, buffer.getbuffer())
+
+
+def read_sealed(path: Path) -> bytes:
+    """The file's bytes; IntegrityError unless they are as they were written.
+
+    A zip file without any seal passes: torch.save wrote it, not we. One flipped bit or a cut in a
+    sealed file never makes such a file of it.
+    """
+    data = Path(path).read_bytes()
+    body, seal = data[:-SEAL_LENGTH], data[-SEAL_LENGTH:]
+    bare_zip = data[-22:-18] == b"PK\x05\x06"
+    if not bare_zip and seal != SEAL + hashlib.sha256(body).hexdigest().encode():
+        reason = f"{len(data)} bytes, and the digest at their end is not theirs"
+        raise IntegrityError(f"{path} is damaged: {reason}")
+    return data
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -93,10 +119,13 @@ def lock_folder(folder: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
+            time.sleep(0.1)  # who has just taken it still writes its name
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise LockedError(f"{folder} is in use by {holder}: wait for it or stop it") from error
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be locked there: {error.strerror}") from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -15,15 +15,21 @@ class RunLog:
     def __init__(self, folder: Path, rows: list[dict[str, Any]]):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self.rows = folder, list(rows)
-        purge = rows[-1]["epoch"] + 1 if rows else None
-        self.writer = SummaryWriter(str(folder), purge_step=purge)
-        if rows:  # the run may have died after its checkpoint and before its table
+        self.folder, self.rows = folder, []
+        for events in folder.glob("events.out.tfevents.*"):
+            events.unlink()  # they may hold a row too few, or one twice, of a run that was killed
+        self.writer = SummaryWriter(str(folder))
+        for row in rows:
+            self._draw(row)
+        if rows:
             self._write()
 
     def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
+        self._draw(row)
         self._write()
+
+    def _draw(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
         for name, value in row.items():
             if name != "epoch" and value is not None:
                 self.writer.add_scalar(name.replace("_", "/", 1), value, row["epoch"])

@@ -1,0 +1,629 @@
+"""Trainings that are stopped, killed, damaged, started twice or shared: nothing is lost."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import QUIET, ROOT, run_script, write_features
+from inside import run_main
+from kill_training import leaves
+from test_training import TINY as SMALL
+from test_training import dataset
+
+import training.run
+from models import build_model
+from training.checkpoint import load_checkpoint, load_last, save_best, save_checkpoint, save_last
+from training.data import ClipDataset, EpochBatches, Features, make_loader
+from training.loop import Trainer
+from training.optim import Ema, make_optimizer
+from training.run import StopSignal, class_weights
+from training.tasks import TASKS, model_arch, recipe
+from utils.distributed import Alone
+from utils.errors import IntegrityError, UsageError
+from utils.files import SEAL_LENGTH
+
+MODES = list(TASKS)
+TINY = "--speech_coeff 0 --face_coeff 0 --speech_frames 48 --face_frames 2 --text_layers 1"
+TINY = f"{TINY} --n_epoch 3 --batch_size 5 --num_workers 0".split()
+RESUMABLE = ("metrics.csv", "best.json", "config.json")
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return write_features(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture
+def start(features, tmp_path):
+    """start("a", "--seed", 3) -> the finished text run in tmp_path/text/a."""
+
+    def run(name, *args, mode="text"):
+        places = ["--features_dir", features, "--logs_dir", tmp_path]
+        return run_main("train", "--mode", mode, "--exp_name", name, *TINY, *places, *args)
+
+    return run
+
+
+def remains(run: Path) -> list:
+    """Everything by which two runs can differ."""
+    state = load_checkpoint(run / "last.pth")
+    best = sorted(path.name for path in run.glob("*_best_*.pth"))
+    tables = [(run / name).read_bytes() for name in RESUMABLE]
+    return [best, tables, leaves(state), leaves(load_checkpoint(run / best[0]))]
+
+
+# What does not change a run
+
+
+def test_saving_and_validating_more_often_change_nothing(start, tmp_path):
+    assert start("rare", "--eval_step", 3).code == start("often", "--save_minutes", 0).code == 0
+    rare, often = (
+        load_checkpoint(tmp_path / "text" / name / "last.pth") for name in ("rare", "often")
+    )
+    for part in ("weights", "optimizer", "scaler", "sums", "step"):
+        assert leaves(rare[part]) == leaves(often[part]), part
+    tables = [pd.read_csv(tmp_path / "text" / name / "metrics.csv") for name in ("rare", "often")]
+    learnt = [table[["epoch", "lr", "train_loss", "train_accuracy"]] for table in tables]
+    pd.testing.assert_frame_equal(*learnt, check_exact=True)
+    assert tables[0]["val_loss"].notna().tolist() == [False, False, True]
+
+
+def test_workers_listing_order_locale_and_hashes_change_nothing(features, tmp_path):
+    """The manifest's rows backwards, 4 workers, another locale and another hash of strings."""
+    backwards = tmp_path / "backwards"
+    shutil.copytree(features, backwards)
+    table = pd.read_csv(backwards / "manifest.csv", dtype=str, keep_default_na=False)
+    table[::-1].to_csv(backwards / "manifest.csv", index=False)
+    args = ["--mode", "multimodal", "--inputs", "speech,text", *TINY, "--n_epoch", 1]
+    args += ["--logs_dir", tmp_path]
+    one = run_main("train", *args, "--features_dir", features, "--exp_name", "a")
+    assert one.code == 0, one.err
+    env = {"PYTHONHASHSEED": "77", "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8"}
+    args += ["--features_dir", backwards, "--exp_name", "b", "--num_workers", 4]
+    other = run_script("train.py", *args, env=env)
+    assert other.returncode == 0, other.stderr
+    a, b = (remains(tmp_path / "multimodal" / name) for name in "ab")
+    assert a == b
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_no_mode(features, workers):
+    """What the loader of every input hands to the training, byte for byte."""
+    opened = Features.open(features)
+    views = []
+    for count in (0, workers):
+        loader = make_loader(dataset(opened), 5, count, "cpu")
+        loader.batch_sampler.set_epoch(2)
+        views.append([leaves({k: b[k] for k in ("inputs", "clip_id")}) for b in loader])
+    assert views[0] == views[1]
+
+
+# Damage
+
+
+def last_folder(tmp_path, steps: int = 2) -> Path:
+    """A folder as `steps` saves of a small state leave it."""
+    for step in range(1, steps + 1):
+        save_last(tmp_path, small_state(step), keep=True)
+    return tmp_path
+
+
+def small_state(step: int) -> dict:
+    known = dict.fromkeys(("arch", "classes", "features_config", "config", "epoch"))
+    return {**known, "weights": {"a": torch.arange(100.0)}, "val": {"loss": 1 / step}, "step": step}
+
+
+DAMAGE = {
+    "cut": lambda data: data[: len(data) // 2],
+    "seal cut off by one byte": lambda data: data[:-1],
+    "empty": lambda data: b"",
+    "zeros": lambda data: bytes(len(data)),
+    "flipped": lambda data: data[:700] + bytes([data[700] ^ 4]) + data[701:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(tmp_path, capsys, damage):
+    folder = last_folder(tmp_path)
+    last = folder / "last.pth"
+    last.write_bytes(damage(last.read_bytes()))
+    place, state = load_last(folder)
+    said = capsys.readouterr().err
+    assert state["step"] == 1 and place.name == "previous.pth"
+    assert "WARNING" in said and str(last) in said and "going on from" in said
+    save_last(folder, small_state(2), keep=place.name == "last.pth")
+    assert load_checkpoint(folder / "previous.pth")["step"] == 1, "damage took a sound one's place"
+    assert load_last(folder)[1]["step"] == 2
+    for path in (last, folder / "previous.pth"):
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(IntegrityError, match=r"previous\.pth"):
+        load_last(folder)
+
+
+FLIPS = pytest.mark.parametrize("flips", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+
+
+@FLIPS
+def test_every_flipped_bit_of_a_checkpoint_is_found(tmp_path, flips):
+    save_checkpoint(tmp_path / "a.pth", small_state(1))
+    data = (tmp_path / "a.pth").read_bytes()
+    torch.load(io.BytesIO(data), weights_only=True)  # the seal disturbs no other reader
+    rng = random.Random(0)
+    bits = [*range(8 * (len(data) - SEAL_LENGTH - 30), 8 * len(data), 3)]  # its end and its seal
+    for bit in bits + rng.sample(range(8 * len(data)), flips):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "a.pth").write_bytes(flipped)
+        with pytest.raises(IntegrityError, match=r"a\.pth is damaged"):
+            load_checkpoint(tmp_path / "a.pth")
+
+
+def with_records(folder: Path) -> Path:
+    """Records as preprocess.py writes them beside the features."""
+    from utils.files import sha256
+
+    table = pd.read_csv(folder / "manifest.csv", dtype=str)
+    for split, clip_id in zip(table["split"], table["clip_id"], strict=True):
+        places = {"speech": "speech", "video": "video", "text": "text"}
+        stages = {
+            name: {"sha256": sha256(path)}
+            for name in places
+            for path in (folder / split / name).glob(f"{clip_id}.*")
+        }
+        record = folder / split / "records" / f"{clip_id}.json"
+        record.parent.mkdir(exist_ok=True)
+        record.write_text(json.dumps({"stages": stages, "failure": None}))
+    return folder
+
+
+@FLIPS
+def test_a_flipped_bit_of_a_feature_stops_before_the_first_step(tmp_path, flips):
+    folder = with_records(write_features(tmp_path / "features", 1, splits=("train", "val")))
+    places = ["--features_dir", folder, "--logs_dir", tmp_path, "--dry_run"]
+    command = ["train", "--mode", "multimodal", "--exp_name", "a", *TINY, *places]
+    assert run_main(*command).code == 0
+    opened = Features.open(folder)
+    data = {split: dataset_of(opened, split) for split in ("train", "val")}
+    rng, files = random.Random(1), sorted(folder.glob("*/[stv]*/*.np?"))
+    assert len(files) == 42
+    for number in range(flips):
+        path = rng.choice(files)
+        content = path.read_bytes()
+        bit = rng.randrange(8 * len(content))
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(IntegrityError, match=rf"1 feature files .*{path.name}"):
+            data[path.parts[-3]].check_files()
+        if number == 0:
+            run = run_main(*command)
+            assert run.code == 4 and path.name in run.err and "preprocess.py" in run.err
+        path.write_bytes(content)
+    record = folder / "val" / "records" / "00009.json"
+    for damage in (lambda text: text[:50], lambda text: text.replace("stages", "stbges")):
+        content = record.read_text()
+        record.write_text(damage(content))
+        with pytest.raises(IntegrityError, match=r"00009\.json"):
+            data["val"].check_files()
+        record.write_text(content)
+
+
+def dataset_of(opened: Features, split: str, **changes) -> ClipDataset:
+    config = recipe("multimodal") | SMALL | changes
+    return ClipDataset(opened, opened.rows(split), TASKS["multimodal"], config, split == "train")
+
+
+# Death
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_death_after_any_step_of_a_save_leaves_a_checkpoint(tmp_path, step):
+    """save_last: made previous, synced, renamed, folder synced; save_best: the latter three, and
+    the older best is gone."""
+    save_best(last_folder(tmp_path, 1), small_state(1) | {"epoch": 1})
+    child = os.fork()
+    if not child:
+        counted = [0]
+
+        def then_die(call):
+            def dies(*args, **options):
+                result = call(*args, **options)
+                counted[0] += 1
+                return os._exit(9) if counted[0] == step + 1 else result
+
+            return dies
+
+        os.replace, os.fsync, Path.unlink = map(then_die, (os.replace, os.fsync, Path.unlink))
+        save_last(tmp_path, small_state(2), keep=True)
+        save_best(tmp_path, small_state(2) | {"epoch": 2})
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    place, state = load_last(tmp_path)
+    assert state["step"] == (2 if step >= 2 else 1), place
+    assert all(load_checkpoint(path) for path in tmp_path.glob("*_best_*.pth"))
+    assert list(tmp_path.glob("*_best_*.pth"))
+
+
+def test_killed_at_random_and_resumed_it_ends_the_same():
+    """20 kills; `python tests/kill_training.py --kills 200` is the release's run in every mode."""
+    run = run_script("tests/kill_training.py", "--mode", "text", "--kills", 20, timeout=400)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "text: 20 kills" in run.stdout and " 0 ended otherwise" in run.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_at_random_in_a_release(mode):
+    run = run_script("tests/kill_training.py", "--mode", mode, "--kills", 200, timeout=7200)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_resume_from_every_step_of_fifty(tmp_path, mode):
+    """Through the front door: stopped after each of 50 steps, by a fresh StopSignal each time."""
+    folder = write_features(tmp_path / "features", 3)
+    places = ["--features_dir", folder, "--logs_dir", tmp_path, "--batch_size", 2, "--n_epoch", 5]
+    command = ["train", "--mode", mode, *TINY, *places]
+    assert run_main(*command, "--exp_name", "whole").code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.run.Run, "asked", lambda run: [signal.SIGTERM, 0])
+        codes = [run_main(*command, "--exp_name", "cut", "--resume").code for _ in range(49)]
+    assert set(codes) == {143} and run_main(*command, "--exp_name", "cut", "--resume").code == 0
+    assert remains(tmp_path / mode / "whole") == remains(tmp_path / mode / "cut")
+
+
+# Signals and simultaneous starts
+
+
+def test_a_signal_while_validating_keeps_the_epoch(start, tmp_path, monkeypatch):
+    """The validation is cut short; the run that goes on validates again, and ends the same."""
+    assert start("whole").code == 0
+    real, stops = Trainer.evaluate, [1]
+
+    def evaluate(trainer, loader, stop=bool):
+        if stops.pop() if stops else False:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(trainer, loader, stop)
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    cut = start("cut")
+    assert cut.code == 143 and "while validating after epoch 1" in cut.err
+    assert start("cut", "--resume").code == 0
+    assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")
+
+
+@pytest.mark.parametrize(("signum", "grace"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (15, 1)])
+def test_a_second_signal_leaves_at_once(signum, grace):
+    """With `grace` only when it does not come right behind the first."""
+    child = os.fork()
+    if not child:
+        try:
+            with StopSignal(grace=bool(grace)):
+                os.kill(os.getpid(), signum)
+                if grace:
+                    os.kill(os.getpid(), signum)
+                    time.sleep(1.05)
+                os.kill(os.getpid(), signum)
+                time.sleep(1)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signum
+
+
+def test_of_twenty_starts_one_runs(features, tmp_path):
+    """The others end within 2 s, each with the name of the one: before torch is imported."""
+    command = [sys.executable, "train.py", "--mode", "text", "--exp_name", "a", *TINY]
+    command += ["--features_dir", features, "--logs_dir", tmp_path, "--n_epoch", "500"]
+    options = dict(cwd=ROOT, env={**os.environ, **QUIET}, stderr=subprocess.PIPE, text=True)
+    began = time.monotonic()
+    starts = [
+        subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, **options)
+        for _ in range(20)
+    ]
+    refused = {}
+    while len(refused) < 19 and time.monotonic() - began < 60:
+        for each in starts:
+            if each.poll() is not None and each not in refused:
+                refused[each] = time.monotonic() - began
+        time.sleep(0.01)
+    (winner,) = [each for each in starts if each not in refused]
+    winner.kill()
+    for each in refused:
+        said = each.stderr.read()
+        assert each.returncode == 5 and f"in use by process {winner.pid} on" in said, said
+    winner.communicate()
+    print(f"last of nineteen after {max(refused.values()):.1f} s")
+    assert max(refused.values()) < 20  # 2 s on an idle machine with 2 cores; CI's may be busy
+
+
+# Numbers that are none
+
+
+def trainer_of(features, mode="text", **changes) -> tuple[Trainer, torch.utils.data.DataLoader]:
+    opened = Features.open(features)
+    config = recipe(mode) | SMALL | {"amp": False, "batch_size": 7} | changes
+    data = ClipDataset(opened, opened.rows("train"), TASKS[mode], config, True)
+    torch.manual_seed(0)
+    model = build_model(**model_arch(TASKS[mode], config, 7, data.shapes()))
+    loader = make_loader(data, 7, 0, "cpu")
+    loader.batch_sampler.set_epoch(1)
+    steps = len(loader.batch_sampler)
+    return Trainer(model, TASKS[mode], config, "cpu", steps, class_weights(data)), loader
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_update(features):
+    trainer, loader = trainer_of(features)
+    before, batch = leaves(trainer.state()), next(iter(loader))
+    weight = next(trainer.model.heads.parameters())
+    weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(UsageError, match=rf"norm \w+ at step 0.*{batch['clip_id'][0]}.*text -?\d"):
+        trainer.train_step(batch)
+    assert leaves(trainer.state()) == before
+
+
+def test_float16_overflows_are_skipped_and_counted(features):
+    """Scaled beyond float32's range the gradient overflows until the scale is small enough."""
+    trainer, loader = trainer_of(features, n_epoch=50)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
+    weight = next(trainer.model.heads.parameters())
+    hook = weight.register_hook(lambda gradient: gradient * 2.0**9)
+    before, skips = leaves(trainer.model.state_dict()), 0
+    for _ in range(30):
+        trainer.train_step(next(iter(loader)))
+        if leaves(trainer.model.state_dict()) == before:
+            skips += 1
+    assert 0 < skips < 30 and trainer.epoch_summary()["skipped"] == skips
+    assert leaves(trainer.model.state_dict()) != before
+    hook.remove()
+    weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(UsageError, match="norm nan"):  # no scale helps: it is the gradient itself
+        for _ in range(200):
+            trainer.train_step(next(iter(loader)))
+
+
+# Settings that are off by default
+
+
+EXTRAS = {"grad_accumulation": 2, "ema": 0.9, "clip_norm": 0.1, "class_weights": "balanced"}
+EXTRAS |= {"patience": 5}
+
+
+def test_every_extra_setting_resumes_exactly(start, tmp_path):
+    flags = [each for name, value in EXTRAS.items() for each in (f"--{name}", value)]
+    plain = start("plain")
+    whole = start("whole", *flags)
+    assert plain.code == whole.code == 0 and "effective batch 5 = 1 x 2 x 3 clips" in whole.out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.run.Run, "asked", lambda run: [signal.SIGTERM, 0])
+        codes = [start("cut", *flags, "--resume").code for _ in range(8)]
+    assert set(codes) == {143}
+    assert start("cut", *flags, "--resume").code == 0
+    assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")
+    assert remains(tmp_path / "text" / "whole") != remains(tmp_path / "text" / "plain")
+    state = load_checkpoint(tmp_path / "text" / "whole" / "last.pth")
+    (best,) = (tmp_path / "text" / "whole").glob("3_best_*.pth")
+    assert leaves(load_checkpoint(best)["weights"]) == leaves(state["ema"])
+    assert leaves(state["weights"]) != leaves(state["ema"])
+
+
+def without_dropout(model: torch.nn.Module) -> torch.nn.Module:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, torch.nn.MultiheadAttention):
+            module.dropout = 0.0
+    return model
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(features):
+    losses, weights = [], []
+    for parts in (1, 2, 3, 7):  # 7 clips: at least two in each part
+        trainer, loader = trainer_of(features, grad_accumulation=parts, optim="sgd")
+        without_dropout(trainer.model)
+        losses.append([trainer.train_step(batch) for batch in loader])
+        weights.append(torch.cat([w.detach().flatten() for w in trainer.weights]))
+    for loss, weight in zip(losses[1:], weights[1:], strict=True):
+        np.testing.assert_allclose(loss, losses[0], rtol=1e-5)
+        torch.testing.assert_close(weight, weights[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_clipped_gradient_has_that_norm(features):
+    norms = []
+    for longest in (0.0, 0.01):
+        trainer, loader = trainer_of(features, clip_norm=longest, optim="sgd")
+        trainer.train_step(next(iter(loader)))
+        norms.append(float(torch.nn.utils.get_total_norm([w.grad for w in trainer.weights])))
+    assert norms[0] > 0.1 and abs(norms[1] - 0.01) < 1e-4
+
+
+def test_balanced_weights_count_every_class_alike(features):
+    opened = Features.open(features)
+    some = dataset_of(opened, "train", class_weights="balanced")
+    some.labels = some.labels[:10]  # hap, ang and dis twice, the others once
+    some.rows = some.rows[:10]
+    weights = class_weights(some)
+    expected = torch.tensor([10 / (7 * count) for count in (2, 2, 2, 1, 1, 1, 1)])
+    assert weights.keys() == {"integrated", "speech", "face"}
+    torch.testing.assert_close(weights["integrated"], expected)
+    assert class_weights(dataset_of(opened, "train")) == {}
+    some.labels = some.labels[:3]
+    assert class_weights(some)["face"].isfinite().all()
+
+
+def test_the_mean_of_the_weights_follows_them():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    ema, off = Ema(model, 0.75), Ema(model, 0.0)
+    assert off.model is model and ema.model is not model
+    start = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value += 4
+    ema.update(model, 1)  # the first steps count more: 1 - 2 / 11
+    torch.testing.assert_close(ema.model[0].weight, start["0.weight"] + 4 * 9 / 11)
+    ema.update(model, 10**6)
+    torch.testing.assert_close(ema.model[0].weight, start["0.weight"] + 4 * (1 - 2 / 11 * 0.75))
+    assert ema.model[1].num_batches_tracked == 4
+
+
+def test_patience_ends_a_run_that_gets_no_better(start, tmp_path, monkeypatch):
+    real, seen = Trainer.evaluate, []
+
+    def worse(trainer, loader, stop=bool):
+        seen.append(1)
+        metrics = real(trainer, loader, stop)
+        metrics["text"].loss_sum = 14.0 * len(seen)
+        return metrics
+
+    monkeypatch.setattr(Trainer, "evaluate", worse)
+    run = start("a", "--n_epoch", 9, "--patience", 2)
+    assert run.code == 0 and run.out.count("\nepoch ") == 3 and "1_best_" in run.out
+    again = start("a", "--n_epoch", 9, "--patience", 2, "--resume")
+    assert again.code == 0 and "\nepoch " not in again.out and len(seen) == 3
+
+
+def test_ranger_has_the_arithmetic_of_its_package(features):
+    package = pytest.importorskip("torch_optimizer")
+    torch.manual_seed(0)
+    shapes = [(5, 4), (3,), (2, 3, 3, 3)]
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [torch.nn.Parameter(each.detach().clone()) for each in ours]
+    one = make_optimizer("ranger", ours, 0.01, 0.05)
+    other = package.Ranger(theirs, lr=0.01, weight_decay=0.05)
+    for step in range(30):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape) * (1 + step % 3)
+            b.grad = a.grad.clone()
+        one.step(), other.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", ["--batch_size 7", "--ema 0.5", "--lam 1", "classes", "clips"])
+def test_another_run_is_not_resumed(start, features, tmp_path, change):
+    """Refused, with what it was then and what it is now."""
+    assert start("a", "--n_epoch", 1).code == 0
+    before = remains(tmp_path / "text" / "a")
+    if change.startswith("--"):
+        run = start("a", "--n_epoch", 1, "--resume", *change.split())
+    else:
+        other = shutil.copytree(features, tmp_path / "other")
+        if change == "classes":
+            settings = json.loads((other / "settings.json").read_text())
+            settings["classes"].reverse()
+            (other / "settings.json").write_text(json.dumps(settings))
+        else:
+            manifest = (other / "manifest.csv").read_text().splitlines()
+            (other / "manifest.csv").write_text("\n".join(manifest[:1] + manifest[2:]))
+        run = start("a", "--n_epoch", 1, "--resume", "--features_dir", other)
+    assert run.code == 4 and " then, " in run.err and " now" in run.err, run.err
+    assert remains(tmp_path / "text" / "a") == before
+
+
+def test_table_events_and_curves_agree(start, tmp_path, monkeypatch):
+    """Also after an end between the checkpoint and the table, as a kill makes one."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    drawn = []
+    monkeypatch.setattr("utils.run_log.plot_curves", lambda _, rows, title: drawn.append(rows[:]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.run.Record, "add", lambda record, row: os.kill(os.getpid(), 15))
+        assert start("a", "--eval_step", 2).code == 143
+    assert start("a", "--eval_step", 2, "--resume").code == 0
+    table = pd.read_csv(tmp_path / "text" / "a" / "metrics.csv")
+    events = EventAccumulator(str(tmp_path / "text" / "a"))
+    events.Reload()
+    assert len(table) == 3 and len(list((tmp_path / "text" / "a").glob("events*"))) == 1
+    for name in table.columns.drop("epoch"):
+        scalars = events.Scalars(name.replace("_", "/", 1))
+        known = table[table[name].notna()]
+        assert [each.step for each in scalars] == list(known["epoch"])
+        np.testing.assert_allclose([each.value for each in scalars], known[name], rtol=1e-6)
+        assert [row[name] for row in drawn[-1] if name in row] == pytest.approx(list(known[name]))
+
+
+# Several processes
+
+
+SHARED = [(42, 8, 2), (41, 8, 2), (19, 6, 3), (7, 4, 2)]
+
+
+@pytest.mark.parametrize(("size", "batch", "world"), SHARED)
+def test_processes_share_batches_equally_and_evaluate_every_clip_once(size, batch, world):
+    def samplers(seed):
+        for rank in range(world):
+            place = Alone()
+            place.rank, place.world = rank, world
+            yield EpochBatches(size, batch, seed, place)
+
+    shares = [list(sampler) for sampler in samplers(3)]
+    whole = list(EpochBatches(size, batch, 3))
+    assert len({len(each) for each in shares}) == 1
+    for number, parts in enumerate(zip(*shares, strict=True)):
+        assert len({len(part) for part in parts}) == 1 and len(parts[0]) >= 2
+        together = {key for part in parts for key in part}
+        assert together <= set(whole[number])
+        assert len(together) == len(whole[number]) // world * world
+    evaluated = [index for each in samplers(None) for part in each for _, index in part]
+    assert sorted(evaluated) == list(range(size))
+    assert [len(each) for each in samplers(None)] == [len(list(each)) for each in samplers(None)]
+
+
+WITHOUT_DROPOUT = """
+import sys, torch
+real = torch.nn.Module.__setattr__
+for name in ("Dropout", "MultiheadAttention"):
+    kind = getattr(torch.nn, name)
+    def without(self, *args, kind=kind, start=kind.__init__, **options):
+        start(self, *args, **options)
+        setattr(self, "p" if kind is torch.nn.Dropout else "dropout", 0.0)
+    kind.__init__ = without
+import runpy
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def torchrun(folder: Path, *args: object) -> subprocess.CompletedProcess:
+    """train.py without dropout in two processes that talk through gloo."""
+    (folder / "plain.py").write_text(WITHOUT_DROPOUT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [folder / "plain.py", *args]
+    environment = {**os.environ, **QUIET, "PYTHONPATH": str(ROOT)}
+    options = dict(cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([*map(str, command)], **options)
+
+
+def test_two_processes_train_like_one(features, tmp_path):
+    """Text, which has no batch norm, without dropout: the same losses up to rounding."""
+    args = ["--mode", "text", *TINY, "--features_dir", features, "--logs_dir", tmp_path]
+    args += ["--batch_size", 10, "--n_epoch", 2, "--device", "cpu", "--class_weights", "balanced"]
+    two = torchrun(tmp_path, *args, "--exp_name", "two")
+    assert two.returncode == 0, two.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        real = training.run.create_model
+        patch.setattr(training.run, "create_model", lambda *a: without_dropout(real(*a)))
+        assert run_main("train", *args, "--exp_name", "one").code == 0
+    one, other = (pd.read_csv(tmp_path / "text" / name / "metrics.csv") for name in ("one", "two"))
+    np.testing.assert_allclose(other, one, rtol=2e-5, atol=1e-7)
+    assert (one["val_accuracy"] == other["val_accuracy"]).all()
+    assert "effective batch 10 = 2 x 1 x 5 clips" in two.stdout
+    assert two.stdout.count("\nepoch ") == 2
+    assert json.loads((tmp_path / "text" / "two" / "best.json").read_text())["clips"] == 14
+    alone = run_main("train", *args, "--exp_name", "two", "--resume")  # another number goes on
+    assert alone.code == 0 and "resumed" in alone.out

@@ -1,0 +1,106 @@
+"""What a training needs before its first step: checked data, a model, and words about both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models import build_model
+from models.backbone import Backbone, load_pretrained
+from training.checkpoint import transfer_weights
+from utils.distributed import Alone
+from utils.errors import IntegrityError, UsageError
+from utils.files import digest
+
+
+def check_data(train_set: Any, val_set: Any, dist: Alone) -> None:
+    """Everything that would fail in the middle of a run fails here instead."""
+    for dataset in (train_set, val_set):
+        dataset.check_files(dist)
+        for row, labels in zip(dataset.rows, dataset.labels, strict=True):
+            if min(labels.values()) < 0:
+                known = " ".join(dataset.features.classes)
+                raise IntegrityError(f"clip {row['clip_id']}: a label is not one of {known}")
+    if len(train_set) < 2:
+        raise UsageError(f"{len(train_set)} training clip: at least 2 are needed")
+    size, world = min(len(train_set), train_set.config["batch_size"]), dist.world
+    if world > 1 and (size < 2 * world or train_set.config["batch_size"] % world):
+        raise UsageError(
+            f"--batch_size {train_set.config['batch_size']} for {world} processes and "
+            f"{len(train_set)} clips: each needs the same number of clips, and at least 2"
+        )
+
+
+def class_weights(train_set: Any) -> dict[str, torch.Tensor]:
+    """{head: (K,)} clips / (classes that occur x clips of the class): 1 on average over the clips.
+
+    Empty with class_weights=none.
+    """
+    weights = {}
+    for head in train_set.task.heads if train_set.config["class_weights"] == "balanced" else ():
+        labels = torch.tensor([each[head] for each in train_set.labels])
+        counts = labels.bincount(minlength=len(train_set.features.classes))
+        weights[head] = len(labels) / (counts.count_nonzero() * counts.clamp(min=1))
+    return weights
+
+
+def names(dataset: Any) -> str:
+    """The number of clips and a digest of which ones they are and what they are labelled."""
+    clips = [[row["split"], row["clip_id"]] for row in dataset.rows]
+    return f"{len(clips)} clips {digest([clips, dataset.labels])}"
+
+
+def create_model(arch: dict, config: dict[str, Any], classes: list[str]) -> Any:
+    """A model with its starting weights: fresh, ImageNet trunks, or encoders of earlier runs."""
+    try:
+        model = build_model(**arch)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UsageError(f"no such model: {error}") from error
+    for module in model.modules():
+        if isinstance(module, Backbone) and config["pretrained"] != "none":
+            try:
+                place = load_pretrained(module, config["pretrained"])
+            except Exception as error:  # no internet, no file, or foreign bytes in it
+                reason = f"{type(error).__name__} {error}".splitlines()[0]
+                raise UsageError(
+                    f"--pretrained {config['pretrained']}: no weights for {module.name}: {reason} "
+                    "(hub looks in TORCH_HOME and HF_HOME first; a folder of .pth files works too)"
+                ) from error
+            print(f"{module.name}: ImageNet weights from {place}")
+    for modality in arch["encoders"]:
+        if path := config.get(f"{modality}_load_weights"):
+            transfer_weights(model, Path(path), modality, classes, config)
+            print(f"{modality}: weights from {path}")
+    return model
+
+
+def describe(config: dict[str, Any], trainer: Any, train_set: Any, val_set: Any) -> str:
+    """The first lines of a run: recipe, device, precision, sizes."""
+    precision = str(trainer.dtype).removeprefix("torch.") if config["amp"] else "float32"
+    weights = list(trainer.model.parameters())
+    millions = sum(weight.numel() for weight in weights) / 1e6
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad) / 1e6
+    world, batch = trainer.dist.world, config["batch_size"]
+    parts = min(config["grad_accumulation"], max(1, batch // world // 2))
+    shares = f"{world} x {parts} x {-(-batch // world // parts)} clips (processes, parts)"
+    return "\n".join(
+        (
+            " ".join(f"{name}={value}" for name, value in config.items() if value is not None),
+            f"{trainer.device}, {precision}, {millions:.1f} million weights, {trained:.1f} trained",
+            clips_by_class(train_set, "training"),
+            clips_by_class(val_set, "validation"),
+            f"{config['n_epoch']} epochs of {trainer.steps_per_epoch} steps; "
+            f"effective batch {batch} = {shares}; "
+            f"batch-norm momentum {trainer.batchnorm_momentum():.3g} for that length",
+        )
+    )
+
+
+def clips_by_class(dataset: Any, name: str) -> str:
+    column = dataset.task.label_columns[dataset.task.answer]
+    counts = Counter(row[column] for row in dataset.rows)
+    classes = ", ".join(f"{each} {counts[each]}" for each in dataset.features.classes)
+    return f"{len(dataset)} {name} clips ({classes})"
