@@ -128,6 +128,8 @@ def show_result(axis: Any, answer: Answer) -> None:
     part, probabilities = next(iter(answer.parts.items()))
     bars(axis, probabilities, answer.classes, 10)
     title = PARTS[part] if len(answer.parts) > 1 else f"{PARTS[part]} alone"
+    if part == FUSED and answer.missing:
+        title = " + ".join(PARTS[name] for name in answer.rests_on)
     axis.set_title(title, loc="left", fontsize=10, color=INK, weight="bold")
     for place, value in enumerate(probabilities):
         axis.text(value + 0.03, place, f"{value:.0%}", va="center", fontsize=8, color=GREY)

@@ -102,6 +102,8 @@ class Predictor:
         """
         wanted = {name: folder_of(name) for member in self.members for name in member.task.inputs}
         missing = self.why_no_words(clip) if "text" in wanted else {}
+        if clip.media == Path():
+            missing |= dict.fromkeys(wanted.keys() - {"text"}, "E_MISSING: no clip was given")
         while True:
             record = process_clip(clip, self.job_of(clip, missing, wanted))
             failure = record["failure"]

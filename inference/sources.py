@@ -10,6 +10,7 @@ from corpora.manifest import Clip
 from extract.media import FORMATS
 from utils.errors import UsageError
 
+TEXTS = (".txt", ".srt", ".npz")  # given alone: words without a clip
 SPLIT = "clips"  # the one split of what is predicted
 CUE = re.compile(r"(\d+):(\d\d):(\d\d)[,.](\d+) *--> *(\d+):(\d\d):(\d\d)[,.](\d+).*")
 
@@ -52,7 +53,8 @@ def make_source(path: Path, text: str | None, names: dict[str, int]) -> Source:
         written = (path.with_suffix(".txt"), path.with_suffix(".srt"))
         text = next((read_text(file) for file in written if file.is_file()), "")
     name = stem if count == 1 else f"{stem}-{count}"
-    return Source(str(path), Clip(name, SPLIT, path, transcript=text, words=words))
+    media = Path() if path.suffix in TEXTS else path
+    return Source(str(path), Clip(name, SPLIT, media, transcript=text, words=words))
 
 
 def read_text(path: Path) -> str:

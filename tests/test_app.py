@@ -152,7 +152,7 @@ def test_a_visit(server, browser, place, tmp_path):
     assert "not knowing what someone feels" in " ".join(browser.page_source.split())
     part("clip").send_keys(str(place / "clips" / "anna.mp4"))
     assert "%" in ask() and part("picture").is_displayed()
-    assert int(part("picture").get_property("naturalWidth")) == 1210
+    assert int(part("picture").get_property("naturalWidth")) > 1000
     assert "no sentence was given" in part("remarks").text
     (tmp_path / "junk.mp4").write_text("not a video")
     part("clip").send_keys(str(tmp_path / "junk.mp4"))
