@@ -80,7 +80,7 @@ class Group(Alone):
     def most(self, values: list[int]) -> list[int]:
         import torch
 
-        tensor = torch.tensor(values)
+        tensor = torch.tensor(values, dtype=torch.int64)
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
         return tensor.tolist()
 
