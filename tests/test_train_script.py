@@ -400,6 +400,21 @@ def test_inputs_that_cannot_be(start, inputs):
     assert start("speech", "--inputs", "speech").code == 2
 
 
+def test_a_leak_stops_the_training_unless_it_is_allowed(tmp_path):
+    folder = write_features(tmp_path / "features", 1, modalities=("text",))
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    table.assign(speaker="anna").to_csv(folder / "manifest.csv", index=False)
+    places = ["--features_dir", folder, "--logs_dir", tmp_path, "--exp_name", "a", *TINY]
+    run = run_main("train", "--mode", "text", *places)
+    assert run.code == 4 and "speaker anna" in run.err and "--allow_leaks" in run.err
+    allowed = run_main("train", "--mode", "text", *places, "--allow_leaks")
+    assert allowed.code == 0 and "LEAKS allowed: speakers in two splits: 1" in allowed.out
+    assert load_checkpoint(tmp_path / "text" / "a" / "last.pth")["leaks"]
+    options = ["--checkpoints", tmp_path / "text" / "a", "--features_dir", folder]
+    report = run_main("evaluate", *options, "--out", tmp_path / "report")
+    assert report.code == 0 and "TRAINED WITH LEAKS" in report.out
+
+
 def test_dry_run_trains_nothing(features, tmp_path):
     places = ["--features_dir", features, "--logs_dir", tmp_path]
     run = run_script("train.py", "--mode", "face", "--exp_name", "a", "--dry_run", *places)
