@@ -57,13 +57,14 @@ def parse_args() -> argparse.Namespace:
         help="deadline for each modality of a clip, and as much again per 10 MB of its file",
     )
     add("--memory_mb", default=2048, type=ranged(int, 0), help="limit of each worker; 0: no limit")
+    add("--follow_links", action="store_true", help="also clips that links bring from elsewhere")
     add("--retry_failed", action="store_true", help="try the clips of failed.csv again")
     return flags.parse_args()
 
 
 def main() -> int:
     args = parse_args()
-    listing = list_corpus(args.corpus, args.data_dir)
+    listing = list_corpus(args.corpus, args.data_dir, args.follow_links)
     if not listing.clips and not listing.failures:
         raise UsageError(f"no clips found under {args.data_dir.resolve()}")
     if args.classes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from corpora.manifest import Listing
+from corpora.manifest import Listing, keep_inside
 from utils.errors import one_of
 
 CORPORA = {
@@ -18,7 +18,11 @@ CORPORA = {
 }
 
 
-def list_corpus(name: str, data_dir: Path) -> Listing:
-    """Every clip of the corpus `name` under `data_dir`, usable or not."""
+def list_corpus(name: str, data_dir: Path, follow_links: bool = False) -> Listing:
+    """Every clip of the corpus `name` under `data_dir`, usable or not.
+
+    A clip whose path leads out of the folder, by a link or by `..`, is not, unless it may.
+    """
     one_of("corpus", name, CORPORA)
-    return import_module(CORPORA[name]).list_clips(Path(data_dir))
+    listing = import_module(CORPORA[name]).list_clips(Path(data_dir))
+    return listing if follow_links else keep_inside(listing, Path(data_dir))

@@ -31,11 +31,8 @@ def list_clips(data_dir: Path) -> Listing:
         clip = clip_from_row(row, data_dir)
         if not row["media"]:
             failures.append(Failure("", data_dir, "list", "E_MISSING", "a row without media"))
-        elif clip.media.resolve().is_relative_to(data_dir.resolve()):
-            clips.append(clip)
         else:
-            reason = f"{row['media']!r} leaves the data folder {data_dir}; move the clip into it"
-            failures.append(Failure(clip.clip_id, clip.media, "list", "E_ID", reason))
+            clips.append(clip)
     has_words = any(clip.words for clip in clips)
     listing = check_listing(
         Listing(

@@ -100,6 +100,20 @@ def _check_clip(clip: Clip, classes: tuple[str, ...], same_id: list[Clip]) -> No
             raise ClipError("E_LABELS", f"{column} {label!r} is not one of {' '.join(classes)}")
 
 
+def keep_inside(listing: Listing, data_dir: Path) -> Listing:
+    """Move every clip whose media or words lie elsewhere, behind their links, to failures."""
+    root, inside = data_dir.resolve(), []
+    for clip in listing.clips:
+        paths = filter(None, (clip.media, clip.words))
+        if all(path.resolve().is_relative_to(root) for path in paths):
+            inside.append(clip)
+        else:
+            reason = f"{clip.media} leaves the data folder {data_dir}: copy it, or --follow_links"
+            listing.failures.append(Failure(clip.clip_id, clip.media, "list", "E_ID", reason))
+    listing.clips = inside
+    return listing
+
+
 def keep_classes(listing: Listing, wanted: str) -> Listing:
     """Only these classes, in this order: `hap,sad,neu+cal` counts `cal` as `neu`.
 

@@ -173,6 +173,24 @@ def test_links_that_leave_the_folder_are_refused(tmp_path):
     (tmp_path / "data/x.mp4").symlink_to("../secret.mp4")
     listing = csv_corpus(tmp_path / "data", "media,split,emotion\nx.mp4,train,hap\n")
     assert codes(listing) == {"x": "E_ID"}
+    assert not list_corpus("csv", tmp_path / "data", follow_links=True).failures
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".npz"])
+def test_links_that_leave_the_challenge_are_refused(tmp_path, ending):
+    folder, name = tmp_path / "data/qia2020/train", "00001-1-hap-hap-hap"
+    folder.mkdir(parents=True)
+    (folder / f"{name}.mp4").touch()
+    (folder / "00001.npz").touch()
+    place = folder / {".mp4": f"{name}.mp4", ".npz": "00001.npz"}[ending]
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    listing = list_corpus("merc2020", tmp_path / "data")
+    assert codes(listing) == {"00001": "E_ID"} and not listing.clips
+    assert "--follow_links" in listing.failures[0].reason
+    place.unlink()
+    place.symlink_to(place.with_name("inside"))
+    assert not list_corpus("merc2020", tmp_path / "data").failures
 
 
 def test_the_folder_may_name_its_classes(tmp_path):
