@@ -413,6 +413,7 @@ def test_a_leak_stops_the_training_unless_it_is_allowed(tmp_path):
     options = ["--checkpoints", tmp_path / "text" / "a", "--features_dir", folder]
     report = run_main("evaluate", *options, "--out", tmp_path / "report")
     assert report.code == 0 and "TRAINED WITH LEAKS" in report.out
+    assert "1 of 1 speakers are in the training clips too" in report.out
 
 
 def test_dry_run_trains_nothing(features, tmp_path):
