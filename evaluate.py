@@ -19,7 +19,6 @@ from typing import Any
 from utils.config import Flags, device_name, ranged
 from utils.errors import UsageError, run_script
 from utils.files import write_json
-from utils.parallel import available_cores
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "timm", "efficientnet-pytorch")
 COLUMNS = dict(
@@ -39,13 +38,7 @@ def parse_args() -> argparse.Namespace:
     add("--certify", type=Path, metavar="JSON", help="compare with such a file: PASS, or why not")
     add("--allow_training_clips", action="store_true", help="score them too, with a warning")
     add("--batch_size", default=8, type=ranged(int, 1), help="clips at once")
-    add(
-        "--num_workers",
-        default=min(8, available_cores()),
-        type=ranged(int, 0),
-        help="loading processes",
-    )
-    add("--device", default="auto", help="auto, cpu, cuda")
+    flags.add_machine()
     return flags.parse_args()
 
 

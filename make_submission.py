@@ -20,7 +20,6 @@ from typing import Any
 from utils.config import Flags, device_name, ranged
 from utils.errors import IntegrityError, UsageError, one_of, run_script
 from utils.files import write_atomic, write_bytes
-from utils.parallel import available_cores
 from utils.sheet import Sheet
 
 SHEETS = ("test1.csv", "test2.csv", "test3.csv")
@@ -46,13 +45,7 @@ def parse_args() -> argparse.Namespace:
     add("--missing", default="error", help="label for clips without features, or error")
     add("--out", default=Path(), type=Path, help="folder of the submissions")
     add("--batch_size", default=8, type=ranged(int, 1), help="clips at once")
-    add(
-        "--num_workers",
-        default=min(8, available_cores()),
-        type=ranged(int, 0),
-        help="loading processes",
-    )
-    add("--device", default="auto", help="auto, cpu, cuda")
+    flags.add_machine()
     return flags.parse_args()
 
 

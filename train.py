@@ -24,7 +24,6 @@ from utils.config import Flags, device_name, ranged
 from utils.distributed import only_writer
 from utils.errors import IntegrityError, UsageError, run_script
 from utils.files import read_json, write_json
-from utils.parallel import available_cores
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,18 +46,12 @@ def parse_args() -> argparse.Namespace:
     add("--features_dir", default=Path("features"), type=Path, help="what preprocess.py wrote")
     add("--logs_dir", default=Path("logs"), type=Path, help="where runs are kept")
     add(
-        "--num_workers",
-        default=min(8, available_cores()),
-        type=ranged(int, 0),
-        help="loading processes",
-    )
-    add(
         "--save_minutes",
         default=10.0,
         type=ranged(float, 0),
         help="between saves within an epoch; one follows every epoch and every stop anyway",
     )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    flags.add_machine()
     add("--config", type=Path, help="JSON of settings, as config.json of a run; flags go first")
     add("--resume", default=False, action="store_true", help="go on where the run stopped")
     add("--overwrite", default=False, action="store_true", help="throw the run of that name away")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from utils.errors import UsageError
+from utils.parallel import available_cores
 
 
 def boolean(text: str) -> bool:
@@ -43,6 +44,12 @@ class Flags(argparse.ArgumentParser):
         default = options.get("default")
         shown = "" if default in (None, argparse.SUPPRESS) else f" (default: {default})"
         self.add_argument(*names, help=help + shown, **options)
+
+    def add_machine(self) -> None:
+        """The flags of every script that loads features: who loads, and what computes."""
+        workers, read = min(8, available_cores()), ranged(int, 0)
+        self.add("--num_workers", default=workers, type=read, help="loading processes")
+        self.add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (--help explains every flag)\n")
