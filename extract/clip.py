@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -188,10 +189,14 @@ def _is_there(job: Job, clip: Clip, stage: str) -> bool:
     return feature_path(job.features_dir, clip, stage).is_file()
 
 
+@lru_cache(maxsize=1)  # once per process, its libraries are loaded by then
 def _limit_threads(threads: int) -> None:
+    """Without it every worker's BLAS and OpenMP wait in busy loops for all cores."""
     import cv2
     import torch
+    from threadpoolctl import threadpool_limits
 
+    threadpool_limits(threads)
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
 
