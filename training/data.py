@@ -76,7 +76,10 @@ class Features:
         rows = self.manifest[self.manifest["split"] == split].reset_index(drop=True)
         if rows.empty:
             have = dict(Counter(self.manifest["split"])) or "no clips at all"
-            raise UsageError(f"{self.folder} has no usable clip in split {split!r}; it has {have}")
+            hint = f" and the folds {', '.join(self.folds())}: try --fold" if self.folds() else ""
+            raise UsageError(
+                f"{self.folder} has no usable clip in split {split!r}; it has {have}{hint}"
+            )
         return rows
 
     def folds(self) -> list[str]:
