@@ -35,15 +35,15 @@ def check_data(train_set: Any, val_set: Any, dist: Alone) -> None:
 
 
 def class_weights(train_set: Any) -> dict[str, torch.Tensor]:
-    """{head: (K,)} clips / (classes that occur x clips of the class): 1 on average over the clips.
-
-    Empty with class_weights=none.
+    """{head: (K,)} the inverse of the class's share of the clips, or its root (sqrt): 1 on average
+    over the clips. Empty with class_weights=none.
     """
-    weights = {}
-    for head in train_set.task.heads if train_set.config["class_weights"] == "balanced" else ():
+    kind, weights = train_set.config["class_weights"], {}
+    for head in train_set.task.heads if kind != "none" else ():
         labels = torch.tensor([each[head] for each in train_set.labels])
         counts = labels.bincount(minlength=len(train_set.features.classes))
-        weights[head] = len(labels) / (counts.count_nonzero() * counts.clamp(min=1))
+        weight = counts.clamp(min=1) ** (-0.5 if kind == "sqrt" else -1.0)
+        weights[head] = weight * len(labels) / (weight * counts).sum()
     return weights
 
 

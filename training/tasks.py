@@ -42,7 +42,7 @@ SETTINGS = {
     "speech_frames": Setting(400, ranged(int, 32), "columns of the log-mel, 62.5 a second"),
     "face_frames": Setting(16, ranged(int, 1), "face crops per clip"),
     "max_words": Setting(38, ranged(int, 1), "words per clip; further ones are not read"),
-    "feature_frames": Setting(64, ranged(int, 1), "rows of an own feature (T, D), evenly chosen"),
+    "feature_frames": Setting(64, ranged(int, 1), "rows of an own feature (T, D); 1: any one"),
     "text_layers": Setting(12, ranged(int, 1, 100), "layers of the Transformer"),
     "text_heads": Setting(8, ranged(int, 1, 100), "attention heads of the Transformer"),
     "pretrained": Setting("none", str, "trunk weights: none, hub (ImageNet), FILE or FOLDER"),
@@ -55,7 +55,9 @@ SETTINGS = {
     "modality_dropout": Setting(
         0.0, ranged(float, 0, 0.99), "share of the inputs left out of fusion, per clip"
     ),
-    "class_weights": Setting("none", ("none", "balanced"), "balanced: rare classes count more"),
+    "class_weights": Setting(
+        "none", ("none", "sqrt", "balanced"), "balanced: classes count alike; sqrt: half way there"
+    ),
     "label_smoothing": Setting(0.1, ranged(float, 0, 0.999), "probability spread over all classes"),
     "lam": Setting(0.0, ranged(float, 0), "weight of the other heads' mean loss"),
     "clip_norm": Setting(0.0, ranged(float, 0), "longest gradient (its norm); 0: any"),
@@ -152,7 +154,8 @@ def model_arch(
         "face": {"type": "CLSTM", "backbone": face},
     }
     for name, shape in shapes.items():
-        own = {"type": "VectorEncoder" if len(shape) == 1 else "SequenceEncoder", "dim": shape[-1]}
+        vector = len(shape) == 1 or config["feature_frames"] == 1
+        own = {"type": "VectorEncoder" if vector else "SequenceEncoder", "dim": shape[-1]}
         encoders[name] = own
     if "text" in shapes:
         encoders["text"] = {"type": "TextTransformer", "word_dim": shapes["text"][-1], **text}

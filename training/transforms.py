@@ -1,7 +1,7 @@
 """One clip's feature -> the array that a model sees. Augmentation draws from the given generator.
 
 speech (F, T) -> (1, F, T'); face (T, S, S, 3) uint8 -> (T', 3, S, S) uint8;
-text (L, D) -> (L', D) and its mask (L',); own features (D,) -> (D,) or (T, D) -> (T', D).
+text (L, D) -> (L', D) and its mask (L',); own features (D,) -> (D,) or (T, D) -> (T', D) or (D,).
 """
 
 from __future__ import annotations
@@ -106,10 +106,16 @@ def choose_frames(
 def feature_view(
     feature: np.ndarray, frames: int, rng: np.random.Generator, augment: bool
 ) -> np.ndarray:
-    """An own feature: (D,) as it is, (T, D) -> (frames, D), chosen like face crops."""
-    if feature.ndim == 2:
+    """An own feature: (D,) as it is, (T, D) -> (frames, D), chosen like face crops.
+
+    One frame is a vector, (T, D) -> (D,): a random row in training, the mean of all rows else. So
+    the rows may be the same clip made in several ways (faster, slower, noisier).
+    """
+    if feature.ndim == 2 and frames == 1:
+        feature = feature[rng.integers(len(feature))] if augment else feature.mean(axis=0)
+    elif feature.ndim == 2:
         feature = feature[choose_frames(len(feature), frames, rng, augment)]
-    return np.ascontiguousarray(feature, dtype=np.float32)
+    return np.array(feature, dtype=np.float32)  # a copy: the file is mapped, and not to be written
 
 
 def text_view(word_embed: np.ndarray, max_words: int) -> tuple[np.ndarray, np.ndarray]:

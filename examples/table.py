@@ -1,0 +1,91 @@
+"""Numbers of a CSV, one row per clip, as an own feature (D,) for train.py.
+
+    python examples/table.py openface.csv --columns 'AU*' --name au  # -> features/<split>/au/
+    python train.py --mode multimodal --inputs speech,au --exp_name first
+
+Most tools write such tables: openSMILE, OpenFace, py-feat, statistics of one's own. The column
+--id holds the names of the clips; with --skip N the first N characters of both names are ignored
+(RAVDESS: --skip 2, the picture 01-01-... belongs to the sound 03-01-...). Every number is
+standardized over all clips of its speaker, labels unseen; --raw leaves them as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from training.data import Features
+from training.tasks import FOLDERS, NAME
+from utils.errors import UsageError, run_script
+from utils.files import write_atomic
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("csv", type=Path)
+    parser.add_argument("--name", required=True, help="of the feature: letters, digits and _")
+    parser.add_argument("--id", default="clip", help="column with the clips' names")
+    parser.add_argument("--columns", default="*", help="pattern of the columns to take")
+    parser.add_argument("--skip", default=0, type=int, help="characters of the names to ignore")
+    parser.add_argument("--raw", action="store_true", help="do not standardize per speaker")
+    parser.add_argument("--features_dir", default=Path("features"), type=Path)
+    args = parser.parse_args()
+    if not NAME.fullmatch(args.name) or args.name in {*FOLDERS, *FOLDERS.values(), "records"}:
+        raise UsageError(f"--name {args.name}: expected a new name of letters, digits and _")
+    clips = Features.open(args.features_dir).manifest
+    values = values_of(clips, args)
+    if not args.raw:
+        values = by_speaker(values, clips)
+    for clip, value in zip(clips.itertuples(), values.astype(np.float32), strict=True):
+        path = args.features_dir / clip.split / args.name / f"{clip.clip_id}.npy"
+        write_atomic(path, partial(np.save, arr=value))
+    print(f"{len(values)} clips: {values.shape[1]} numbers each")
+
+
+def values_of(clips: pd.DataFrame, args: argparse.Namespace) -> np.ndarray:
+    """(N, D) in the order of the manifest; UsageError when a clip has no row, or no number."""
+    table = pd.read_csv(args.csv, dtype={args.id: str})
+    if args.id not in table:
+        raise UsageError(f"{args.csv} has no column {args.id!r}; --id names the clips' column")
+    table = table.set_index(table.pop(args.id).str[args.skip :])
+    table = table[[name for name in table if fnmatchcase(name, args.columns)]]
+    wanted = clips["clip_id"].str[args.skip :]
+    missing = [name for name in wanted if name not in table.index]
+    if missing or not table.index.is_unique:
+        twice = table.index[table.index.duplicated()].tolist()
+        raise UsageError(
+            f"{args.csv}: {len(missing)} of {len(clips)} clips have no row {missing[:1]}, "
+            f"{len(twice)} rows have the name of another {twice[:1]}; see --id and --skip"
+        )
+    chosen = table.loc[wanted]
+    try:
+        values = chosen.to_numpy(dtype=float)
+    except ValueError as error:
+        raise UsageError(f"{args.csv}: {error}; choose columns of numbers by --columns") from error
+    if not values.size or not np.isfinite(values).all():
+        raise UsageError(f"{args.csv}: {values.shape[1]} columns, not all of them finite numbers")
+    return values
+
+
+def by_speaker(values: np.ndarray, clips: pd.DataFrame) -> np.ndarray:
+    """(N, D) -> deviations from the mean of the clip's speaker, at most 4 (outliers)."""
+    if (clips["speaker"] == "").any():
+        raise UsageError("some clips have no speaker in the manifest: give --raw")
+    values = values.copy()
+    for rows in clips.groupby("speaker").indices.values():
+        own = values[rows]
+        values[rows] = (own - own.mean(axis=0)) / (own.std(axis=0) + 1e-6)
+    return values.clip(-4, 4)
+
+
+if __name__ == "__main__":
+    run_script(main)
