@@ -20,7 +20,7 @@ from corpora import CORPORA, list_corpus
 from corpora.manifest import keep_classes
 from utils.config import Flags, device_name, ranged
 from utils.errors import CLIP_CODES, UsageError, run_script
-from utils.files import lock_folder, write_bytes, write_csv, write_json
+from utils.files import lock_folder, read_json, write_bytes, write_csv, write_json
 from utils.parallel import BACKENDS, available_cores, parallel_map
 
 REJECTED = 3  # exit code: finished, but some clips were rejected
@@ -133,13 +133,24 @@ def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> d
         clip_seconds=args.clip_seconds,
         memory_mb=args.memory_mb,
     )
-    write_json(args.features_dir / "settings.json", settings_of(args, listing, job))
+    begin_tree(args.features_dir, settings_of(args, listing, job))
     work = [(clip, job) for clip in listing.clips]
     results = parallel_map(
         work_on, work, min(args.workers, len(work)), args.backend, args.scheduler
     )
     progress = tqdm(results, total=len(work), unit="clip", desc="extracting", smoothing=0.05)
     return dict(progress)
+
+
+def begin_tree(features_dir: Path, settings: dict) -> None:
+    """Write the settings; where they change the manifest goes: features of both kinds lie there.
+
+    It comes back when all clips are done, so nobody trains on a mixture.
+    """
+    path = features_dir / "settings.json"
+    if path.is_file() and read_json(path) != settings:
+        (features_dir / "manifest.csv").unlink(missing_ok=True)
+    write_json(path, settings)
 
 
 def word_settings(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> dict:

@@ -18,6 +18,7 @@ from corpora.manifest import Clip, Failure, Listing, check_listing
 from corpora.merc2020 import CLASSES
 from corpora.splits import assign_folds
 from utils.errors import UsageError
+from utils.files import is_file
 
 NEEDED = ("media", "split", "emotion")
 OPTIONAL = ("speaker", "transcript", "fold", "dialogue", "utterance")
@@ -59,7 +60,7 @@ def clip_from_row(row: dict[str, str], data_dir: Path) -> Clip:
         emotion=row["emotion"],
         speech_emotion=row.get("speech_emotion") or row["emotion"],
         face_emotion=row.get("face_emotion") or row["emotion"],
-        words=words if words.suffix == ".npz" and words.is_file() else None,
+        words=words if words.suffix == ".npz" and is_file(words) else None,
         **{column: row.get(column, "") for column in OPTIONAL},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -88,6 +89,8 @@ def _check_clip(clip: Clip, classes: tuple[str, ...], same_id: list[Clip]) -> No
     name = clip.clip_id
     if not name or name[0] in ".-" or re.search(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", name):
         raise ClipError("E_ID", f"clip id {name!r} cannot be a file name; rename the clip")
+    if "\0" in str(clip.media):
+        raise ClipError("E_ID", f"{str(clip.media)!r} cannot be the name of a file")
     if len(name.encode()) > MAX_ID_BYTES:
         raise ClipError("E_ID", f"clip id is longer than {MAX_ID_BYTES} bytes; shorten it")
     if not SPLIT_NAME.fullmatch(clip.split):
@@ -104,8 +107,9 @@ def keep_inside(listing: Listing, data_dir: Path) -> Listing:
     """Move every clip whose media or words lie elsewhere, behind their links, to failures."""
     root, inside = data_dir.resolve(), []
     for clip in listing.clips:
-        paths = filter(None, (clip.media, clip.words))
-        if all(path.resolve().is_relative_to(root) for path in paths):
+        # realpath: unlike Path.resolve it takes a link that leads to itself
+        paths = (Path(os.path.realpath(path)) for path in (clip.media, clip.words) if path)
+        if all(path.is_relative_to(root) for path in paths):
             inside.append(clip)
         else:
             reason = f"{clip.media} leaves the data folder {data_dir}: copy it, or --follow_links"

@@ -22,6 +22,7 @@ from corpora.csv_folder import read_manifest
 from corpora.manifest import Clip, Listing, check_listing
 from corpora.merc2020 import CLASSES
 from utils.errors import UsageError
+from utils.files import is_file
 
 PLACES = {  # split -> its table, the folder of its clips
     "train": ("train_sent_emo.csv", "train_splits"),
@@ -55,7 +56,7 @@ def list_clips(data_dir: Path) -> Listing:
             f"no MELD tables under {data_dir.resolve()}: expected {tables}; "
             "give their folder with --data_dir"
         )
-    watched = any(clip.media.is_file() for clip in clips)
+    watched = any(is_file(clip.media) for clip in clips)
     return check_listing(
         Listing(CLASSES, ("speech", "video", "text") if watched else ("text",), clips)
     )

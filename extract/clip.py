@@ -90,7 +90,7 @@ def make_video_embedding(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> d
     return {}
 
 
-SOUND = ("librosa.feature", "scipy.signal", "av")
+SOUND = ("librosa.feature.spectral", "scipy.signal", "av")
 PICTURE = ("torch", "facenet_pytorch", "cv2", "av")
 STAGES = {
     "speech": Stage(make_speech, lambda clip: clip.media, ".npy", libraries=SOUND),
@@ -152,9 +152,8 @@ def _make(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
     if not job.clip_seconds:
         return _write(name, clip, job, facts, key)
     libraries = [library for stage in job.modalities for library in STAGES[stage].libraries]
-    source = STAGES[name].source(clip)
-    is_file = isinstance(source, Path) and source.is_file()
-    megabytes = source.stat().st_size / 1e6 if is_file else 0
+    size = _identity(STAGES[name].source(clip))
+    megabytes = size[0] / 1e6 if isinstance(size, list) else 0
     limits = Limits(job.clip_seconds * (1 + megabytes / 10), job.memory_mb, tuple(libraries))
     return guarded(_write, name, clip, job, facts, key, limits=limits)
 
@@ -179,9 +178,10 @@ def _identity(source: Path | str | None) -> list | str | None:
     """Size and time of change: enough to see a replaced file without reading it. Text is itself."""
     if isinstance(source, str):
         return source
-    if source is None or not source.exists():
+    try:
+        status = source.stat()
+    except (AttributeError, OSError):  # none, or the stage will say why it cannot be read
         return None
-    status = source.stat()
     return [status.st_size, status.st_mtime_ns]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -29,6 +31,7 @@ FORMATS = {
 }
 MAX_PIXELS = 36_000_000  # of a frame: 8K
 TRUNCATED_BELOW = 0.9  # share of the frames that the file's index lists
+BOXES = (b"ftyp", b"free", b"skip", b"wide", b"uuid", b"moov", b"mdat", b"moof")  # of an .mp4
 
 
 @contextlib.contextmanager
@@ -43,11 +46,11 @@ def open_media(path: Path) -> Iterator[Any]:
     try:
         container = av.open(str(path), format=FORMATS[path.suffix.lower()])
     except (av.FFmpegError, *BROKEN_FILE) as error:
-        raise ClipError("E_OPEN", f"cannot open {path.name}: {describe(path, error)}") from error
+        raise broken("E_OPEN", path, error) from error
     try:
         yield container
     except (av.FFmpegError, *BROKEN_FILE) as error:
-        raise ClipError("E_CODEC", f"{path.name} does not decode: {error}") from error
+        raise broken("E_CODEC", path, error) from error
     finally:
         container.close()
 
@@ -60,10 +63,8 @@ def check_file(path: Path) -> None:
     """ClipError unless `path` is a regular, non-empty file of a known ending."""
     try:
         status = path.stat()
-    except PermissionError as error:
-        raise ClipError("E_PERM", f"no permission to read {path}") from error
     except OSError as error:
-        raise ClipError("E_MISSING", f"no file {path}") from error
+        raise unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):
         raise ClipError("E_OPEN", f"{path.name} is not a regular file")
     if path.suffix.lower() not in FORMATS:
@@ -72,16 +73,53 @@ def check_file(path: Path) -> None:
         raise ClipError("E_OPEN", f"{path.name} is empty (0 bytes)")
 
 
-def describe(path: Path, error: Exception) -> str:
-    """What a person would see in a file that does not open."""
-    with open(path, "rb") as file:
-        start = file.read(64)
-        is_mp4 = start[4:8] == b"ftyp"
-    if is_mp4:
-        return "its index (moov) is missing or damaged; the copy was cut short?"
-    if start.isascii() and start.strip():
-        return f"it starts with the text {start[:16]!r}"
-    return f"not a {FORMATS[path.suffix.lower()]} file ({error})"
+def broken(code: str, path: Path, error: Exception) -> ClipError:
+    """What a person would see in a file that does not open (E_OPEN) or decode (E_CODEC)."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+            while file.read(1 << 20):  # FFmpeg takes what cannot be read for damaged data
+                pass
+            there, promised = file.tell(), promised_bytes(file)
+    except OSError as fault:
+        return unreadable(path, fault)
+    if promised > there:
+        reason = f"{path.name} is cut short: {there} of {promised} bytes are there"
+        return ClipError("E_TRUNC", reason)
+    why = getattr(error, "strerror", None) or "its data is damaged"  # no names from inside
+    if code == "E_CODEC":
+        return ClipError(code, f"{path.name} does not decode: {why}")
+    if promised:
+        why = "its index (moov) is missing or damaged"
+    elif start.isascii() and start.strip():
+        why = f"it starts with the text {start[:16].decode()!r}"
+    else:
+        why = f"not a {FORMATS[path.suffix.lower()]} file ({why})"
+    return ClipError(code, f"cannot open {path.name}: {why}")
+
+
+def unreadable(path: Path, error: OSError) -> ClipError:
+    """The system's own answer: no permission, no such file, or a disc or network that fails."""
+    if isinstance(error, PermissionError):
+        return ClipError("E_PERM", f"no permission to read {path}")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+        return ClipError("E_MISSING", f"no file {path}")
+    reason = f"{path.name} cannot be read: {error.strerror} (errno {error.errno})"
+    return ClipError("E_READ", reason)
+
+
+def promised_bytes(file: BinaryIO) -> int:
+    """Where the last box of an .mp4 or .mov ends, or would if it were whole; 0 without boxes."""
+    end, there = 0, file.seek(0, 2)
+    while end < there:
+        file.seek(end)
+        head = file.read(16).ljust(16, b"\0")
+        size, kind, wide = struct.unpack(">I4sQ", head)
+        length = wide if size == 1 else size  # 0: to the end of the file
+        if kind not in BOXES or not length:
+            break
+        end += length
+    return end
 
 
 def check_complete(stream: Any, packets: int, path: Path) -> None:

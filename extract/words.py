@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from extract.media import unreadable
 from utils.errors import ClipError
+from utils.files import is_file
 
 Vectors = dict[str, np.ndarray]  # word -> (D,) float32
 TOKEN = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
@@ -28,7 +30,7 @@ SETTINGS = {"key": "word_embed", "max_words": 2000, "max_bytes": 16 << 20}
 
 def read_words(path: Path | None, word_dim: int | None, settings: dict = SETTINGS) -> np.ndarray:
     """Word vectors (L, D) float32, L >= 1; ClipError that says what the file holds instead."""
-    if path is None or not path.is_file():
+    if path is None or not is_file(path):
         raise ClipError(
             "E_MISSING", f"no word vectors: {path.name if path else 'no .npz'} is absent"
         )
@@ -61,6 +63,9 @@ def _read_member(path: Path, settings: dict) -> bytes:
             with archive.open(wanted) as member:
                 data = member.read(settings["max_bytes"] + 1)
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as error:
+        for cause in (error, error.__context__):  # zipfile takes what it cannot read for no zip
+            if isinstance(cause, OSError):
+                raise unreadable(path, cause) from error
         raise ClipError("E_NPZ", f"{path.name} is not a readable .npz: {error}") from error
     if len(data) > settings["max_bytes"]:
         raise ClipError("E_LIMIT", f"{path.name} unpacks to over {settings['max_bytes'] >> 20} MiB")

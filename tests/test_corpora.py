@@ -167,6 +167,14 @@ def test_rows_that_are_no_clips_have_a_code(tmp_path, rows, expected):
     assert not listing.clips and len(listing.failures) == 1 + rows.count("\n")
 
 
+def test_paths_that_lead_nowhere_stop_no_listing(tmp_path):
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    rows = f"loop.mp4,val,hap,a\n{'x' * 300}.mp4,val,hap,b\nx\0.mp4,val,hap,c\n"
+    listing = csv_corpus(tmp_path, f"media,split,emotion,clip_id\n{rows}")
+    assert [clip.clip_id for clip in listing.clips] == ["a", "b"]
+    assert codes(listing) == {"c": "E_ID"}
+
+
 def test_links_that_leave_the_folder_are_refused(tmp_path):
     (tmp_path / "secret.mp4").touch()
     (tmp_path / "data").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import signal
@@ -425,6 +426,10 @@ def _index_last(path: Path, whole: bytes) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
 
 
+def _index_damaged(path: Path, whole: bytes) -> None:
+    path.write_bytes(whole.replace(b"moov", b"voom"))
+
+
 def _ffconcat(path: Path, whole: bytes) -> None:
     (path.parent / "other.mp4").write_bytes(whole)
     path.write_text("ffconcat version 1.0\nfile other.mp4\n")
@@ -442,7 +447,8 @@ BAD_FILES = {
     "absent": (lambda path, whole: None, "E_MISSING", "no file"),
     "no bytes": (_write(b""), "E_OPEN", "0 bytes"),
     "html": (_write(b"<html>404 not found</html>"), "E_OPEN", "<html>"),
-    "index lost": (_index_last, "E_OPEN", "moov"),
+    "index lost": (_index_last, "E_TRUNC", " of "),
+    "index damaged": (_index_damaged, "E_OPEN", "moov"),
     "half": (lambda path, whole: path.write_bytes(whole[: len(whole) // 2]), "E_TRUNC", " of "),
     "ffconcat": (_ffconcat, "E_OPEN", "ffconcat"),
     "playlist": (_write(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hosts\n"), "E_OPEN", "EXTM3U"),
@@ -478,6 +484,39 @@ def test_files_that_are_no_clips_have_a_code(tmp_path, whole, deadline, fault, r
         reader(path)
     assert caught.value.code == code and why in caught.value.reason
     assert "clip.mp4" in caught.value.reason
+
+
+def test_a_clip_that_lost_its_last_bytes_says_so(tmp_path, whole):
+    (tmp_path / "a.mp4").write_bytes(whole[:-9])
+    with pytest.raises(ClipError, match=f"{len(whole) - 9} of {len(whole)} bytes") as caught:
+        extract_speech(tmp_path / "a.mp4")
+    assert caught.value.code == "E_TRUNC"
+
+
+def _npz_and_clip(folder: Path) -> tuple[Path, Path]:
+    for name in ("a.npz", "a.mp4"):
+        (folder / name).write_bytes(bytes(64))
+    return folder / "a.npz", folder / "a.mp4"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.EIO, "E_READ"),
+        (errno.ESTALE, "E_READ"),
+        (errno.EACCES, "E_PERM"),
+        (errno.ENOENT, "E_MISSING"),
+    ],
+)
+def test_what_the_system_cannot_read_is_no_damaged_file(tmp_path, monkeypatch, number, code):
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    words, clip = _npz_and_clip(tmp_path)
+    assert code_of(extract_speech, clip) == "E_OPEN" and code_of(read_words, words, 8) == "E_NPZ"
+    monkeypatch.setattr("extract.media.open", fails, raising=False)
+    monkeypatch.setattr("zipfile.io.open", fails)
+    assert code_of(extract_speech, clip) == code_of(read_words, words, 8) == code
 
 
 def test_an_unknown_ending_is_refused(tmp_path, whole):

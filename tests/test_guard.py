@@ -34,6 +34,13 @@ def die_once(marker: str) -> str:
     return "done"
 
 
+def read_twice(marker: str) -> str:
+    if not Path(marker).exists():
+        Path(marker).touch()
+        raise ClipError("E_READ", "stale")
+    return "done"
+
+
 def test_calls_have_one_process_of_their_own():
     first, second = (guarded(os.getpid, limits=FEW) for _ in range(2))
     assert first == second != os.getpid()
@@ -63,6 +70,10 @@ def test_faults_have_a_code_and_the_next_call_works(fault):
 
 def test_a_process_killed_by_another_is_tried_once_more(tmp_path):
     assert guarded(die_once, str(tmp_path / "marker"), limits=FEW) == "done"
+
+
+def test_a_network_that_comes_back_is_read(tmp_path):
+    assert guarded(read_twice, str(tmp_path / "marker"), limits=FEW) == "done"
 
 
 def test_what_stops_the_run_passes_through():

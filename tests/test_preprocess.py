@@ -37,7 +37,7 @@ from corpora import merc2020
 from extract import audio, faces, words
 from extract.clip import STAGES, Job, process_clip
 from utils import guard
-from utils.errors import CLIP_CODES, LockedError
+from utils.errors import CLIP_CODES, LockedError, UsageError
 from utils.files import lock_folder
 
 TRAIN, VAL, TEST = "qia2020/train", "qia2020/val", "qia2020/test"
@@ -263,6 +263,29 @@ def test_bad_clips_are_listed_and_harm_no_other(spoilt, made):
     preprocess(data, features, "--retry_failed", code=3)
     del expected["00015"]
     assert rejected() == expected
+
+
+def test_names_that_are_not_utf8_are_listed(copies):
+    data, features = copies
+    (data / VAL / os.fsdecode(b"\xff-a-hap-hap-hap.mp4")).touch()
+    preprocess(data, features, "--modalities", "text", code=3)
+    [row] = table(features / "failed.csv").to_dict("records")
+    assert (row["clip_id"], row["code"]) == ("\\udcff", "E_ID") and row["clip_id"] in row["media"]
+
+
+def test_until_all_clips_have_the_new_settings_there_is_no_manifest(copies, monkeypatch):
+    def stopped(*_):
+        raise UsageError("stopped")
+
+    data, features = copies
+    with monkeypatch.context() as patch:
+        patch.setattr("preprocess.parallel_map", stopped)
+        preprocess(data, features, code=2)
+        assert (features / "manifest.csv").is_file()
+        preprocess(data, features, "--modalities", "text", code=2)
+        assert not (features / "manifest.csv").exists()
+    preprocess(data, features, "--modalities", "text")
+    assert len(table(features / "manifest.csv")) == 4
 
 
 # --- crashes and company ------------------------------------------------------------------------

@@ -41,6 +41,7 @@ CLIP_CODES = {  # how the closing summary of preprocess.py names them
     "E_LABELS": "unknown label",
     "E_MISSING": "missing file",
     "E_PERM": "no permission",
+    "E_READ": "disc or network failed",
     "E_OPEN": "does not open",
     "E_TRUNC": "truncated",
     "E_CODEC": "does not decode",

@@ -37,7 +37,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+        reason = error.strerror or f"{error}; is the disc full?"
+        raise UsageError(f"cannot write {path}: {reason}") from error
     finally:
         with contextlib.suppress(OSError):  # nothing is left to remove, or there is no folder
             temporary.unlink()
@@ -75,7 +76,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
+    """UTF-8; a file name that is not, as Python holds it, is written with \\udcff escapes."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -95,6 +97,14 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{path} is not valid JSON: {error}") from error
+
+
+def is_file(path: Path) -> bool:
+    """False, too, where nobody can know: the name is too long, or the folder may not be read."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def sha256(path: Path) -> str:

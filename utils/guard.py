@@ -19,7 +19,7 @@ from utils.errors import ClipError, UsageError
 
 START = "forkserver"  # one process loads the libraries, children fork from it
 LOST = ("E_TIMEOUT", "E_CRASH", "E_MEMORY")  # after these the child is replaced
-TRY_AGAIN = ("E_CRASH", "E_MEMORY")  # a death can have causes outside, such as another's memory
+TRY_AGAIN = ("E_CRASH", "E_MEMORY", "E_READ")  # causes can lie outside: another's memory, a network
 _here = threading.local()  # each supervising thread keeps one child, which loads its libraries once
 
 
