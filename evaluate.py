@@ -18,7 +18,7 @@ from typing import Any
 
 from utils.config import Flags, device_name, ranged
 from utils.errors import UsageError, run_script
-from utils.files import write_json
+from utils.files import check_place, write_json
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "timm", "efficientnet-pytorch")
 COLUMNS = dict(
@@ -44,8 +44,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    if args.out.exists() and not args.out.is_dir():
-        raise UsageError(f"--out {args.out} is a file: give a folder")
+    check_place(args.out)
+    if args.certificate:
+        check_place(args.certificate.parent)
     if not (args.checkpoints or args.certify):
         raise UsageError("give --checkpoints, or --certify with a certificate that names some")
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from utils.config import Flags, device_name, ranged
 from utils.errors import IntegrityError, UsageError, one_of, run_script
-from utils.files import write_atomic, write_bytes
+from utils.files import check_place, write_atomic, write_bytes
 from utils.sheet import Sheet
 
 SHEETS = ("test1.csv", "test2.csv", "test3.csv")
@@ -51,8 +51,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if args.out.exists() and not args.out.is_dir():
-        raise UsageError(f"--out {args.out} is a file: give a folder")
+    check_place(args.out)
 
     import numpy as np
 

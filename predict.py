@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import Flags, device_name, ranged
-from utils.errors import UsageError, run_script
-from utils.files import write_bytes, write_csv, write_json
+from utils.errors import run_script
+from utils.files import check_place, write_bytes, write_csv, write_json
 
 REJECTED = 3  # exit code: finished, but some clips have no answer
 
@@ -50,8 +50,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    if args.out.exists() and not args.out.is_dir():
-        raise UsageError(f"--out {args.out} is a file: give a folder")
+    check_place(args.out)
 
     from inference.sources import find_sources
 

@@ -15,7 +15,8 @@ gpus=${SLURM_GPUS_ON_NODE:-1}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 # Five minutes before the time is over, or when the job is preempted: ask for a stop, which saves;
-# then the job goes back into the queue, and its next start goes on from there.
+# then the job goes back into the queue, and its next start goes on from there. torchrun ends a stop
+# with a traceback about the signal and exit code 1, like any failure: so this asks nobody for a code.
 stop() {
   trap '' USR1 TERM
   scancel --signal=TERM "$SLURM_JOB_ID.0"
@@ -27,7 +28,7 @@ trap stop USR1 TERM
 
 srun --kill-on-bad-exit=1 torchrun \
   --nnodes="$SLURM_NNODES" --nproc_per_node="$gpus" \
-  --rdzv_backend=c10d --rdzv_endpoint="$head:29500" --rdzv_id="$SLURM_JOB_ID" \
+  --rdzv_backend=c10d --rdzv_endpoint="$head:$((10000 + SLURM_JOB_ID % 20000))" --rdzv_id="$SLURM_JOB_ID" \
   train.py "$@" --resume --num_workers $((SLURM_CPUS_PER_TASK / gpus)) &
 training=$!
 wait "$training"

@@ -489,6 +489,8 @@ def test_verdicts_of_inputs():
         ("--checkpoints {tmp}/absent", 2, "no checkpoint at"),
         ("--checkpoints {one} {one}", 4, "same checkpoint"),
         ("--out {one}", 2, "is a file"),
+        ("--out {one}/deep/report --checkpoints {tmp}/absent", 2, "is a file"),
+        ("--certificate {one}/a.json --checkpoints {tmp}/absent", 2, "is a file"),
         ("--features_dir {tmp}", 2, "preprocess.py"),
     ],
 )

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from utils.errors import LockedError, UsageError
 from utils.files import (
+    check_place,
     digest,
     lock_folder,
     read_json,
@@ -116,6 +117,18 @@ def test_places_that_cannot_be_written_are_usage_errors(tmp_path):
     for attempt in (lambda: write_bytes(tmp_path / "file" / "a", b""), lambda: _lock(tmp_path)):
         with pytest.raises(UsageError, match=r"cannot write .*/file.*: \w+"):
             attempt()
+
+
+def test_a_place_is_looked_at_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    check_place(tmp_path / "new" / "folder")
+    for place in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(UsageError, match=r"file is a file"):
+            check_place(place)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UsageError, match=rf"no permission in {tmp_path}"):
+        check_place(tmp_path / "new" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def _lock(folder) -> None:

@@ -31,7 +31,8 @@ from training.checkpoint import load_checkpoint, load_last, save_best, save_chec
 from training.data import ClipDataset, EpochBatches, Features, make_loader
 from training.loop import Trainer
 from training.optim import Ema
-from training.run import StopSignal, class_weights
+from training.run import class_weights
+from training.stopping import StopSignal
 from training.tasks import TASKS, model_arch, recipe
 from utils.distributed import Alone
 from utils.errors import IntegrityError, UsageError

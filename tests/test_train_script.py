@@ -177,7 +177,7 @@ def test_weights_that_do_not_fit_are_refused(runs, start, tmp_path):
 def test_bad_flags_are_usage(start, flags, says):
     run = start("text", "--dry_run", *flags.split())
     assert run.code == (2 if says else 0) and says in run.err, run.err
-    assert "usage:" in run.err or len(run.err.splitlines()) <= 2
+    assert not says or "usage:" in run.err or len(run.err.splitlines()) <= 2
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_stopped_run_goes_on_as_if_it_never_stopped(features, start, tmp_path)
     rest = process.stderr.read()
     assert process.wait(60) == 143 and b"--resume" in rest
     state = load_checkpoint(tmp_path / "text" / "cut" / "last.pth")
-    assert 0 < state["step"] < 28
+    assert 0 <= state["step"] < 28  # 0 when the signal met the first step
     resumed = start("text", *long, "--resume", name="cut")
     assert resumed.code == 0 and f"after step {state['step']}" in resumed.out
     whole, cut = (tmp_path / "text" / name for name in ("whole", "cut"))

@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
+from training.loader import Loader
 from training.tasks import FOLDERS, Task
 from training.transforms import face_view, feature_view, speech_view, text_view
 from utils.distributed import ALONE, Alone
@@ -166,7 +167,11 @@ class ClipDataset(Dataset):
         row = self.rows[index]
         name = zlib.crc32(f"{row['split']}/{row['clip_id']}".encode())
         rng = np.random.default_rng([self.config["seed"], epoch, name])
-        inputs = {modality: self.view(row, modality, rng) for modality in self.task.inputs}
+        try:
+            inputs = {modality: self.view(row, modality, rng) for modality in self.task.inputs}
+        except Exception as error:
+            error.add_note(f"in clip {row['split']}/{row['clip_id']} of {self.features.folder}")
+            raise
         return {"inputs": inputs, "labels": self.labels[index], "clip_id": row["clip_id"]}
 
     def view(self, row: dict, modality: str, rng: np.random.Generator) -> tuple[Tensor, ...]:
@@ -175,7 +180,7 @@ class ClipDataset(Dataset):
             view = speech_view(feature, self.config["speech_frames"], rng, self.augment)
             return (torch.from_numpy(view),)
         if modality == "face":
-            valid = np.array([flag == "1" for flag in row["face_valid"]])
+            valid = self.faces(row)
             view = face_view(feature, valid, self.config["face_frames"], rng, self.augment)
             return (torch.from_numpy(view),)
         if modality == "text":
@@ -183,6 +188,15 @@ class ClipDataset(Dataset):
             return torch.from_numpy(words), torch.from_numpy(mask)
         view = feature_view(feature, self.config["feature_frames"], rng, self.augment)
         return (torch.from_numpy(view),)
+
+    def faces(self, row: dict) -> np.ndarray:
+        """(T,) which of the clip's frames show a face; IntegrityError when none does."""
+        valid = np.array([flag == "1" for flag in row["face_valid"]], bool)
+        if not valid.any():
+            shown = f"face_valid {row['face_valid']!r} of clip {row['clip_id']} has no frame to see"
+            path = self.features.path(row, "face")
+            raise IntegrityError(f"{shown}; delete {path} and run preprocess.py again")
+        return valid
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """{modality: the first clip's shape} of text and own features."""
@@ -209,6 +223,8 @@ class ClipDataset(Dataset):
                     f"{len(changed)} feature files are not as preprocess.py wrote them, the first "
                     f"is {changed[0]}; delete it and run preprocess.py again"
                 )
+        for row in self.rows if "face" in self.task.inputs else ():
+            self.faces(row)
         for name, expected in self.shapes().items():
             for row in self.rows if name not in FOLDERS else ():
                 self._check_own(name, row, expected)
@@ -282,10 +298,10 @@ class EpochBatches(Sampler):
 
 def make_loader(
     dataset: ClipDataset, batch_size: int, workers: int, device: str, dist: Alone = ALONE
-) -> DataLoader:
+) -> Loader:
     """Loader whose `batch_sampler` is an EpochBatches: shuffled for a training set."""
     seed = dataset.config["seed"] if dataset.training else None
-    return DataLoader(
+    return Loader(
         dataset,
         batch_sampler=EpochBatches(len(dataset), batch_size, seed, dist),
         num_workers=workers,

@@ -28,6 +28,7 @@ from training.optim import (
     lr_factor,
     make_optimizer,
 )
+from training.stopping import StepAbandoned, abandoned
 from training.tasks import Task
 from utils.distributed import ALONE, Alone
 from utils.errors import UsageError
@@ -69,6 +70,7 @@ class Trainer:
         self.dtype = half_precision(device)
         fp16 = config["amp"] and self.dtype is torch.float16
         self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=fp16)
+        self.asked: Callable[[], bool] = bool  # whether to stop, even within a step
         self.step = 0  # steps done since the start of the run
         self.sums = dict.fromkeys(SUMS, 0.0)  # of this epoch and process
 
@@ -104,22 +106,24 @@ class Trainer:
         return self.config["learning_rate"] * factor
 
     def train_epoch(self, loader: DataLoader, epoch: int, stop: Callable[[], bool]) -> bool:
-        """The rest of an epoch (counted from 1); False when `stop`, asked after every step, said
-        so before its end."""
+        """The rest of an epoch (counted from 1); False when `stop`, called after every step, said
+        so before its end, or a step was abandoned."""
         done = self.step - (epoch - 1) * self.steps_per_epoch
         if done == 0:
             self.sums = dict.fromkeys(SUMS, 0.0)
         set_training(self.model, self.config["freeze_backbone"])
         loader.batch_sampler.set_epoch(epoch, first=done)
         title = f"epoch {epoch}/{self.config['n_epoch']}"
-        with progress(total=self.steps_per_epoch, initial=done, desc=title, unit="step") as bar:
+        bar = progress(total=self.steps_per_epoch, initial=done, desc=title, unit="step")
+        with bar, contextlib.suppress(StepAbandoned):
             for batch in loader:
                 loss = self.train_step(batch)
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 bar.update()
                 if stop():
                     return False
-        return True
+            return True
+        return False
 
     def train_step(self, batch: dict[str, Any]) -> float:
         seed = [self.config["seed"], self.step, self.dist.rank][: 3 if self.dist.rank else 2]
@@ -127,10 +131,11 @@ class Trainer:
         inputs = to_device(without_padding(batch["inputs"]), self.device)
         rng = np.random.default_rng(seed)
         inputs, targets = self.mixer(inputs, self.targets(batch), rng)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
-        loss, right = self.gradients(inputs, targets, self.left_out(batch, rng))
+        # several processes end a step together; on a GPU it is shorter than the asking is worth
+        alone = self.dist.world == 1 and self.device == "cpu"
+        with abandoned(self.model, self.asked) if alone else contextlib.nullcontext():
+            loss, right = self.gradients(inputs, targets, self.left_out(batch, rng))
         self.scaler.unscale_(self.optimizer)
         longest = self.config["clip_norm"] or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.weights, longest, foreach=True)
@@ -175,6 +180,8 @@ class Trainer:
         overflow = math.isfinite(loss) and not finite and self.scaler.get_scale() > 1
         if not finite and not overflow:
             self.stop_not_finite(loss, norm, batch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
         if self.config["optim"] == "ranger":
             centralize_gradients(self.optimizer)
         self.scaler.step(self.optimizer)

@@ -11,9 +11,10 @@ import torch
 from models import build_model
 from models.backbone import Backbone, load_pretrained
 from training.checkpoint import transfer_weights
+from training.tasks import FOLDERS
 from utils.distributed import Alone
 from utils.errors import IntegrityError, UsageError
-from utils.files import digest
+from utils.files import digest, sha256
 
 
 def check_data(train_set: Any, val_set: Any, dist: Alone) -> None:
@@ -45,6 +46,15 @@ def class_weights(train_set: Any) -> dict[str, torch.Tensor]:
         weight = counts.clamp(min=1) ** (-0.5 if kind == "sqrt" else -1.0)
         weights[head] = weight * len(labels) / (weight * counts).sum()
     return weights
+
+
+def data_of(train_set: Any, val_set: Any) -> dict[str, str]:
+    """What a run learns from, to be compared when it goes on; by name also the content of own
+    features, which have no records."""
+    rows = [(each.features, row) for each in (train_set, val_set) for row in each.rows]
+    own = (name for name in train_set.task.inputs if name not in FOLDERS)
+    files = {n: digest([sha256(folder.path(row, n)) for folder, row in rows]) for n in own}
+    return {"training": names(train_set), "validation": names(val_set), **files}
 
 
 def names(dataset: Any) -> str:

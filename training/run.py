@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,16 +12,16 @@ import torch
 
 from training.checkpoint import LAST, PREVIOUS, best_checkpoint, load_last, save_best, save_last
 from training.data import ClipDataset, Features, make_loader, training_rows
+from training.loader import LoaderError
 from training.loop import Trainer
-from training.prepare import check_data, class_weights, create_model, describe, names
+from training.prepare import check_data, class_weights, create_model, data_of, describe
+from training.stopping import StopSignal
 from training.tasks import model_arch, task_of
-from utils.distributed import Silent, join
+from utils.distributed import Silent, join, launched
 from utils.errors import IntegrityError, Interrupted, UsageError
 from utils.files import write_json
 from utils.plots import plot_confusion
 from utils.run_log import RunLog
-
-STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 def train_run(
@@ -62,9 +60,9 @@ def train_run(
         "features_config": features.config_for(task.inputs),
         "config": config,
         "leaks": options.leaks,
-        "data": {"training": names(train_set), "validation": names(val_set), "steps": steps},
+        "data": {**data_of(train_set, val_set), "steps": steps},
     }
-    with StopSignal(grace=dist.world > 1) as stop:
+    with StopSignal(grace=launched()) as stop:
         run = Run(folder, trainer, identity, options, stop)
         run.train(train_loader, val_loader)
         return run.finish()
@@ -79,6 +77,7 @@ class Run:
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.stop, self.pause = stop, 60 * options.save_minutes
+        trainer.asked = lambda: bool(stop.signum)
         found = None if options.overwrite else load_last(folder)
         if found:
             place, state = found
@@ -91,7 +90,17 @@ class Run:
         self.record = Record(self, found and found[0], options.overwrite) if writes else Silent()
 
     def train(self, train_loader: Any, val_loader: Any) -> None:
-        """The epochs that are left; Interrupted, after saving, when a signal asks for a stop."""
+        """The epochs that are left; after saving Interrupted when a signal asks for a stop, or
+        LoaderError when clips cannot be read."""
+        try:
+            self.train_epochs(train_loader, val_loader)
+        except LoaderError as error:
+            if self.dist.world > 1:  # saving takes all of them, and the others are in a step
+                raise
+            self.save_last()
+            raise LoaderError(f"{error}; {self.saved_where()}", error.exit_code) from error
+
+    def train_epochs(self, train_loader: Any, val_loader: Any) -> None:
         epochs = self.config["n_epoch"]
         while len(self.rows) < epochs and not self.out_of_patience():
             epoch = len(self.rows) + 1
@@ -128,12 +137,16 @@ class Run:
     def leave(self, where: str) -> NoReturn:
         self.save_last()
         (signum, _) = self.asked()
-        saved = f"saved in {self.folder / LAST}, the same command with --resume goes on"
-        raise Interrupted(signum, f"stopped {where}; {saved}")
+        raise Interrupted(signum, f"stopped {where}; {self.saved_where()}")
+
+    def saved_where(self) -> str:
+        said = f"saved in {self.folder / LAST}, the same command with --resume goes on"
+        launcher = "; torchrun itself ends with a traceback about the signal and exit code 1"
+        return said + launcher * launched()
 
     def validate(self, loader: Any, epoch: int) -> dict[str, float]:
         """Measure on the validation clips; keep the model when its loss is the lowest so far."""
-        metrics = self.trainer.evaluate(loader, lambda: bool(self.stop.signum))
+        metrics = self.trainer.evaluate(loader, self.trainer.asked)
         if metrics is None:
             self.leave(f"while validating after epoch {epoch}")
         answer = metrics[self.task.answer]
@@ -244,29 +257,3 @@ def epoch_line(row: dict[str, Any], epochs: int, best: dict[str, Any] | None) ->
     if "val_loss" in row:
         line += f"; validation {measures(row, 'val_')}"
     return line + " *" * bool(best and best["epoch"] == row["epoch"])
-
-
-class StopSignal:
-    """SIGTERM and SIGINT ask for a stop at the next step; a second one stops at once.
-
-    `grace`: the same signal can come twice within a second, from a launcher and to its group.
-    """
-
-    def __init__(self, grace: bool = False):
-        self.signum, self.came, self.grace = 0, 0.0, float(grace)
-
-    def __enter__(self) -> StopSignal:
-        self.before = {each: signal.signal(each, self._ask) for each in STOPS}
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for each, handler in self.before.items():
-            signal.signal(each, handler)
-
-    def _ask(self, signum: int, frame: Any) -> None:
-        if self.signum and time.monotonic() - self.came >= self.grace:
-            signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
-        if not self.signum:
-            self.signum, self.came = signum, time.monotonic()
-            os.write(2, b"stopping after this step ...\n")  # print could be in the middle of one

@@ -85,6 +85,11 @@ class Group(Alone):
         return tensor.tolist()
 
 
+def launched() -> bool:
+    """Whether torchrun, which passes signals on, started this process."""
+    return "WORLD_SIZE" in os.environ
+
+
 def join(device: str) -> tuple[Alone, str]:
     """This process's place among those of torchrun, and its own device."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:

@@ -107,6 +107,15 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def check_place(folder: Path) -> None:
+    """UsageError unless files can be written in `folder`, or it can be made; makes nothing."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise UsageError(f"cannot write in {folder}: {there} is a file, give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write in {folder}: no permission in {there}")
+
+
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,228 @@
+"""What ends a training in the middle of something: signals, readers that die, data that changes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import QUIET, ROOT, write_features
+from inside import run_main
+from kill_training import leaves
+from test_long_training import TINY, remains, trainer_of
+from test_train_script import add_feature
+
+import training.data
+import training.loop
+import training.run
+from training.checkpoint import load_checkpoint
+from training.loop import Trainer
+from training.stopping import StepAbandoned
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return write_features(tmp_path_factory.mktemp("features"))
+
+
+@pytest.fixture
+def start(features, tmp_path):
+    def run(name, *args, mode="text", folder=features):
+        places = ["--features_dir", folder, "--logs_dir", tmp_path]
+        return run_main("train", "--mode", mode, "--exp_name", name, *TINY, *places, *args)
+
+    return run
+
+
+# Signals within a step
+
+
+def asking(answers: int) -> tuple[list, object]:
+    """A question that is answered with yes after that many noes, and the noes so far."""
+    said = []
+
+    def asked() -> bool:
+        said.append(len(said) >= answers)
+        return said[-1]
+
+    return said, asked
+
+
+@pytest.mark.parametrize("mode", ["text", "multimodal"])
+def test_a_step_that_is_left_half_way_has_never_begun(features, mode):
+    """Left anywhere on its way forward or back; weights, statistics and all are those before it."""
+    extras = {"grad_accumulation": 2, "ema": 0.5, "optim": "ranger"}
+    trainer, loader = trainer_of(features, mode, **extras)
+    other, _ = trainer_of(features, mode, **extras)
+    first, second = list(loader)
+    for each in (trainer, other):
+        each.train_step(first)
+    said, trainer.asked = asking(10**9)
+    trainer.train_step(second)
+    other.train_step(second)
+    assert leaves(trainer.state()) == leaves(other.state()), "asking changes a step"
+    before, questions = leaves(trainer.state()), len(said)
+    assert questions > 2 * len(trainer.weights)
+    for answers in (0, questions // 3, questions * 2 // 3, questions - 1):
+        said, trainer.asked = asking(answers)
+        with pytest.raises(StepAbandoned):
+            trainer.train_step(first)
+        assert len(said) == answers + 1, "it went on after the answer"
+        assert leaves(trainer.state()) == before
+    trainer.asked = bool
+    for each in (trainer, other):
+        each.train_step(first)
+    assert leaves(trainer.state()) == leaves(other.state())
+
+
+@pytest.mark.parametrize(("signum", "times"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_a_signal_within_a_step_leaves_it_out(start, tmp_path, monkeypatch, signum, times):
+    """It comes between the way forward and the way back of the fifth step; from a launcher it
+    comes twice, also to a process that is the only one."""
+    assert start("whole").code == 0
+    real, calls = training.loop.multi_task_loss, []
+    if times == 2:
+        monkeypatch.setenv("WORLD_SIZE", "1")
+
+    def loss(*args):
+        calls.append(args)
+        for _ in range(times if len(calls) == 5 else 0):
+            os.kill(os.getpid(), signum)
+        return real(*args)
+
+    monkeypatch.setattr(training.loop, "multi_task_loss", loss)
+    cut = start("cut")
+    assert cut.code == 128 + signum and "in epoch 2 after step 4; saved" in cut.err, cut.err
+    assert len(calls) == 5
+    assert start("cut", "--resume").code == 0
+    assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")
+
+
+SLURM = {  # what the recipe calls: a job step of its own process group, signals to that, a queue
+    "srun": 'while [[ $1 == -* ]]; do shift; done; setsid "$@" & echo $! > "$JOB/step"; wait $!',
+    "scancel": 'echo "$@" > "$JOB/asked"; kill -TERM -- "-$(cat "$JOB/step")"',
+    "scontrol": 'if [[ $1 == show ]]; then echo localhost; else echo "$@" > "$JOB/requeued"; fi',
+}
+
+
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_the_recipe_for_slurm_requeues_until_it_is_done(features, tmp_path, processes):
+    """SIGUSR1 to the job: the step is asked to stop, has saved, and the next start ends the run."""
+    for name, script in SLURM.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    job = {"JOB_ID": os.getpid(), "JOB_NODELIST": "here", "NNODES": 1, "CPUS_PER_TASK": 0}
+    job |= {"GPUS_ON_NODE": processes}
+    env = {**os.environ, **QUIET, "PATH": path, "JOB": str(tmp_path)} | {
+        f"SLURM_{k}": str(v) for k, v in job.items()
+    }
+    args = ["--mode", "text", "--exp_name", "a", *TINY, "--n_epoch", 25, "--batch_size", 14]
+    args += ["--features_dir", features, "--logs_dir", tmp_path, "--device", "cpu"]
+
+    def submit(log: Path) -> subprocess.Popen:
+        command = ["bash", "recipes/slurm.sh", *map(str, args)]
+        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=open(log, "w"))
+
+    first = submit(tmp_path / "first.txt")
+    while "epoch 2/" not in (tmp_path / "first.txt").read_text():
+        assert first.poll() is None
+        time.sleep(0.1)
+    first.send_signal(signal.SIGUSR1)
+    assert first.wait(120) == 0
+    assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
+    assert (tmp_path / "asked").read_text() == f"--signal=TERM {os.getpid()}.0\n"
+    rows = load_checkpoint(tmp_path / "text" / "a" / "last.pth")["rows"]
+    assert 2 <= len(rows) < 25, "it was not stopped, or not saved"
+    assert submit(tmp_path / "second.txt").wait(120) == 0
+    said = (tmp_path / "second.txt").read_text()
+    assert "resumed" in said and f"epoch {len(rows) + 1}/25" in said, said
+    table = pd.read_csv(tmp_path / "text" / "a" / "metrics.csv")
+    assert list(table["epoch"]) == list(range(1, 26))
+
+
+# Readers that die, files that change
+
+
+def test_a_killed_reader_costs_nothing(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
+    assert start("whole", "--seed", 7).code == 0
+    real = training.run.Run.after_step
+
+    def after_step(run):
+        if run.trainer.step == 2:
+            multiprocessing.active_children()[0].kill()
+        return real(run)
+
+    monkeypatch.setattr(training.run.Run, "after_step", after_step)
+    run = start("cut", "--seed", 7, "--num_workers", 2)
+    assert run.code == 2 and "clips was killed" in run.err and "--num_workers" in run.err, run.err
+    said = run.err.split("clips were being read: ")[1].split("; saved in ")[0].split(", ")
+    ids = {f"{number:05d}" for number in range(14)}
+    assert len(set(said) & ids) == 8 and said[8:] in ([], ["..."]), said
+    monkeypatch.undo()
+    assert start("cut", "--seed", 7, "--resume").code == 0
+    assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_is_damaged_while_training(start, tmp_path, monkeypatch, workers):
+    """One line names it, no reader stays behind; with the file back the run ends as ever."""
+    folder = write_features(tmp_path / "features", modalities=("text",))
+    assert start("whole", folder=folder).code == 0
+    path = folder / "train" / "text" / "00003.npz"
+    content, real = path.read_bytes(), Trainer.train_step
+
+    def train_step(trainer, batch):
+        if trainer.step == 2:
+            path.write_bytes(content[:100])
+        return real(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    run = start("cut", "--num_workers", workers, folder=folder)
+    assert run.code == 4 and f"{path} is missing or damaged" in run.err, run.err
+    assert "Traceback" not in run.err and "saved in" in run.err.splitlines()[-1]
+    path.write_bytes(content)
+    monkeypatch.undo()
+    assert start("cut", "--resume", folder=folder).code == 0
+    assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bug_names_the_clip(start, monkeypatch, workers):
+    monkeypatch.setattr(training.data, "text_view", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError) as bug:
+        start("a", "--num_workers", workers)
+    told = str(bug.value) + str(getattr(bug.value, "__notes__", ""))
+    assert "in clip train/000" in told, told
+
+
+@pytest.mark.parametrize("flags", ["00000000", ""])
+def test_a_clip_without_any_face_is_named_before_training(start, tmp_path, flags):
+    folder = write_features(tmp_path / "features", 1, modalities=("video",))
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    table.loc[table["clip_id"] == "00009", "face_valid"] = flags
+    table.to_csv(folder / "manifest.csv", index=False)
+    run = start("a", "--dry_run", mode="face", folder=folder)
+    assert run.code == 4 and "clip 00009" in run.err and "00009.npy" in run.err, run.err
+
+
+def test_own_features_that_changed_are_not_resumed(start, tmp_path):
+    folder = write_features(tmp_path / "features", modalities=("text",))
+    add_feature(folder, "au", (12,))
+    inputs = ["--inputs", "au,text", "--n_epoch", 1]
+    assert start("a", *inputs, mode="multimodal", folder=folder).code == 0
+    again = start("a", *inputs, "--resume", mode="multimodal", folder=folder)
+    assert again.code == 0, again.err
+    path = folder / "val" / "au" / "00014.npy"
+    np.save(path, np.load(path) + 1)
+    run = start("a", *inputs, "--resume", mode="multimodal", folder=folder)
+    assert run.code == 4 and "its run differs: au: " in run.err and " now" in run.err, run.err

@@ -1,0 +1,55 @@
+"""A loader of batches that fails in one line, and only between two batches."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from utils.errors import UsageError
+
+
+class LoaderError(UsageError):
+    """The next batch cannot be read; all before it were. Exit code 2, or that of the reason."""
+
+    def __init__(self, message: str, exit_code: int = 2):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Loader(DataLoader):
+    """DataLoader of a ClipDataset by EpochBatches; LoaderError says what it could not read."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        ahead = iter(list(self.batch_sampler))
+        try:
+            batches = super().__iter__()
+            if self.num_workers:
+                # torch's handler of a worker's death raises anywhere, also within an update
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for batch in batches:
+                next(ahead)
+                yield batch
+        except Exception as error:
+            for worker in multiprocessing.active_children() if self.num_workers else ():
+                worker.kill()  # they ignore SIGTERM, and the end of this process waits for them
+            if isinstance(error, UsageError):  # of a worker: behind its traceback
+                reason = str(error).rpartition(f"{type(error).__name__}: ")[2].splitlines()[0]
+                raise LoaderError(reason, error.exit_code) from error
+            if str(error).startswith("DataLoader worker"):
+                raise LoaderError(self.killed(ahead)) from error
+            raise
+
+    def killed(self, ahead: Iterator[list[tuple[int, int]]]) -> str:
+        """What to say of a worker's death, with the clips that all of them were reading."""
+        flight = chain(*islice(ahead, self.num_workers * self.prefetch_factor))
+        clips = [self.dataset.rows[index]["clip_id"] for _, index in flight]
+        return (
+            "a process that reads clips was killed: by the system, if memory or /dev/shm was full "
+            f"(fewer --num_workers need less). {len(clips)} clips were being read: "
+            f"{', '.join(clips[:8])}{', ...' * (len(clips) > 8)}"
+        )

@@ -1,0 +1,71 @@
+"""Stops by a signal: asked for at any time, obeyed where nothing is lost, also within a step."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+STOPS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignal:
+    """SIGTERM and SIGINT ask for a stop where nothing is lost; a second one stops at once.
+
+    `grace`: the same signal can come twice within a second, from a launcher and to its group.
+    """
+
+    def __init__(self, grace: bool = False):
+        self.signum, self.came, self.grace = 0, 0.0, float(grace)
+
+    def __enter__(self) -> StopSignal:
+        self.before = {each: signal.signal(each, self._ask) for each in STOPS}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for each, handler in self.before.items():
+            signal.signal(each, handler)
+
+    def _ask(self, signum: int, frame: Any) -> None:
+        if self.signum and time.monotonic() - self.came >= self.grace:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        if not self.signum:
+            self.signum, self.came = signum, time.monotonic()
+            os.write(2, b"stopping ...\n")  # print could be in the middle of one
+
+
+class StepAbandoned(Exception):
+    """A step was left half-way for a stop; it has changed nothing."""
+
+
+@contextlib.contextmanager
+def abandoned(model: torch.nn.Module, asked: Callable[[], bool]) -> Iterator[None]:
+    """Passes through `model` inside end with StepAbandoned as soon as `asked` says so.
+
+    Asked before every module of the way forward and behind every weight's gradient on the way back:
+    the longest wait is that of one layer. All that a forward pass changes are the buffers (the
+    statistics of batch norm), and they are put back.
+    """
+
+    def leave(*_: Any) -> None:
+        if asked():
+            raise StepAbandoned
+
+    before = [each.clone() for each in model.buffers()]
+    with contextlib.ExitStack() as hooks:
+        hooks.enter_context(register_module_forward_pre_hook(leave))
+        for weight in filter(lambda each: each.requires_grad, model.parameters()):
+            hooks.enter_context(weight.register_post_accumulate_grad_hook(leave))
+        try:
+            yield
+        except StepAbandoned:
+            for each, old in zip(model.buffers(), before, strict=True):
+                each.copy_(old)
+            raise
