@@ -92,7 +92,7 @@ def answers(model: Pipeline, clips: pd.DataFrame, train: np.ndarray) -> np.ndarr
     )
     if not train.all():
         values[~train] = model.fit(known, labels).predict_log_proba(clips[~train])
-    return values
+    return values.clip(-20, 0)  # a part of the training clips may lack a class
 
 
 if __name__ == "__main__":

@@ -462,6 +462,9 @@ def test_balanced_weights_count_every_class_alike(features):
     expected = torch.tensor([10 / (7 * count) for count in (2, 2, 2, 1, 1, 1, 1)])
     assert weights.keys() == {"integrated", "speech", "face"}
     torch.testing.assert_close(weights["integrated"], expected)
+    some.config = some.config | {"class_weights": "sqrt"}
+    root = expected.sqrt() / (expected.sqrt() / expected).sum() * 7
+    torch.testing.assert_close(class_weights(some)["integrated"], root)
     assert class_weights(dataset_of(opened, "train")) == {}
     some.labels = some.labels[:3]
     assert class_weights(some)["face"].isfinite().all()

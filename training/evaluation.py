@@ -143,7 +143,8 @@ def warnings_of(
     speakers = set(clips["speaker"]) - {""}
     if shared := speakers & set(trained_on["speaker"]):
         found.append(f"{len(shared)} of {len(speakers)} speakers are in the training clips too")
-    if clips.index.isin(chosen_on.index).any():
+    one_of_many = member.config["eval_step"] < member.config["n_epoch"]
+    if one_of_many and clips.index.isin(chosen_on.index).any():
         found.append("the training chose its epoch by the loss on these clips: new ones are harder")
     return found
 

@@ -1,0 +1,181 @@
+"""The scripts that make own features: from sound, from words, from a table."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import tone, write_features
+from inside import run_main
+
+from examples import functionals
+
+
+def own_of(folder: Path, name: str) -> np.ndarray:
+    table = pd.read_csv(folder / "manifest.csv", dtype=str)
+    paths = [
+        folder / row.split / name / f"{row.clip_id}.npy" for row in table.itertuples(name="Row")
+    ]
+    return np.stack([np.load(path) for path in paths])
+
+
+def change(folder: Path, **columns: list | str) -> None:
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    table.assign(**columns).to_csv(folder / "manifest.csv", index=False)
+
+
+def test_functionals_are_by_speaker_and_speed(tmp_path):
+    folder = write_features(tmp_path / "f", 1, splits=("train",), modalities=("speech",))
+    for index in range(7):
+        path = tmp_path / "train" / f"{index:05d}.wav"
+        path.parent.mkdir(exist_ok=True)
+        beat = 1 + 0.5 * np.sin(np.arange(12_000) / 500)
+        samples = tone(0.75, 150 + 20 * index) * beat * (1 + index) / 12
+        with wave.open(str(path), "wb") as file:
+            file.setparams((1, 2, 16_000, 0, "NONE", ""))
+            file.writeframes((32_000 * samples).astype("<i2").tobytes())
+    media = [f"train/{index:05d}.wav" for index in range(7)]
+    change(folder, media=media, speaker=list("aaaabbb"))
+    run = run_main("examples.functionals", "--data_dir", tmp_path, "--features_dir", folder)
+    assert run.code == 0 and "7 clips: 2144 numbers at 3 speeds each" in run.out, run.err
+    values = own_of(folder, "functionals")
+    assert values.shape == (7, 3, 2144) and values.dtype == np.float32
+    for rows in (slice(0, 4), slice(4, 7)):
+        np.testing.assert_allclose(values[rows].mean(axis=0), 0, atol=1e-3)
+        assert values[rows].std(axis=0).max() < 1.001
+    change(folder, media=media, speaker="")
+    run = run_main("examples.functionals", "--data_dir", tmp_path, "--features_dir", folder)
+    assert run.code == 2 and "7 clips" in run.err and "no speaker" in run.err
+
+
+def test_a_sound_is_described():
+    slow = functionals.describe(tone(1.0, 220), 0.5)
+    fast = functionals.describe(tone(0.5, 440), 0.5)
+    assert len(slow.values) == len(fast.values) == 2144 - 46 * 47 // 2
+    assert len(slow.tracks) == len(fast.tracks) == 46
+    np.testing.assert_allclose(np.median(slow.tracks[20]), np.log2(220), atol=0.05)
+    np.testing.assert_allclose(np.median(fast.tracks[20]), np.log2(440), atol=0.05)
+    assert np.isfinite(functionals.describe(np.zeros(3000, "f4") + 1e-3, 0).values).all()
+
+
+def test_a_beat_is_in_its_band():
+    time = np.arange(125) / 62.5  # 2 s
+    powers = functionals.beats(np.stack([np.sin(2 * np.pi * hertz * time) for hertz in (3, 6, 14)]))
+    edges = functionals.BEATS
+    found = powers.argmax(axis=1)
+    for hertz, band in zip((3, 6, 14), found, strict=True):
+        assert edges[band] <= hertz < edges[band + 1]
+
+
+def test_parts_are_means_whatever_the_length():
+    np.testing.assert_allclose(functionals.in_parts(np.arange(8), 4), [[0.5, 2.5, 4.5, 6.5]])
+    for length in (3, 7, 100):
+        np.testing.assert_allclose(functionals.in_parts(np.full(length, 5), 12), 5)
+
+
+def words(folder: Path) -> tuple[list[str], list[str]]:
+    """Transcripts whose one telling word is the class, in train with a word of their dialogue."""
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    dialogues = [f"{split}{index // 4}" for index, split in enumerate(table["split"])]
+    true = dict(zip(table["clip_id"], table["emotion"], strict=True))
+    texts = [
+        f"well {label or 'hap'} {dialogue}, {label or 'hap'}!"
+        for label, dialogue in zip(true.values(), dialogues, strict=True)
+    ]
+    return texts, dialogues
+
+
+def test_ngrams_learn_from_train_and_answer_each_clip_from_elsewhere(tmp_path):
+    folder = write_features(tmp_path / "f", 20, word_dim=4, modalities=("text",))
+    texts, dialogues = words(folder)
+    change(folder, transcript=texts, dialogue=dialogues, utterance=list(map(str, range(420))))
+    run = run_main("examples.ngrams", "--features_dir", folder)
+    assert run.code == 0 and "420 clips: 14 numbers each, learned from 140" in run.out, run.err
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    classes = sorted(set(table["emotion"]) - {""})
+    values = own_of(folder, "ngrams")
+    answers = np.array(classes)[values[:, :7].argmax(axis=1)]
+    known = table["emotion"] != ""
+    assert (answers == table["emotion"])[known].all(), "the telling word was not learnt"
+    np.testing.assert_allclose(np.exp(values[:, :7]).sum(axis=1), 1, atol=1e-5)
+    # a word that only the clip's own dialogue has tells its label, and must not be believed
+    labels = np.random.default_rng(0).permutation(np.repeat(classes, 20))
+    alone = [f"{'abcdefghijklmnopqrstuvwxyz'[k % 26]}{'qwxz'[k // 26]}ooz" for k in range(35)]
+    train = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    train = train[train["split"] == "train"]
+    train = train.assign(emotion=labels, dialogue=[f"d{k // 4}" for k in range(140)])
+    label_of = train.groupby("dialogue")["emotion"].transform("first")
+    train = train.assign(emotion=label_of, transcript=[alone[k // 4] for k in range(140)])
+    train.to_csv(folder / "manifest.csv", index=False)
+    assert run_main("examples.ngrams", "--features_dir", folder).code == 0
+    answers = np.array(sorted(set(label_of)))[own_of(folder, "ngrams")[:, :7].argmax(axis=1)]
+    assert (answers == label_of.to_numpy()).mean() < 0.5
+
+
+def test_ngrams_need_words(tmp_path):
+    folder = write_features(tmp_path / "f", 20, splits=("train",), modalities=("text",))
+    run = run_main("examples.ngrams", "--features_dir", folder)
+    assert run.code == 2 and "100 or more training clips with words" in run.err
+
+
+@pytest.fixture
+def table(tmp_path) -> tuple[Path, pd.DataFrame]:
+    """Features of the clips y-00000 ..., and a table of the clips x-00000 ... in another order."""
+    write_features(tmp_path / "f", 2, splits=("train", "val"), modalities=("speech",))
+    ids = [f"{k:05d}" for k in range(28)]
+    change(tmp_path / "f", clip_id=[f"y-{name}" for name in ids])
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame(rng.normal(5, 3, (28, 3)), columns=["AU01", "AU02", "speech"])
+    return tmp_path, rows.assign(clip=[f"x-{name}" for name in ids]).sample(frac=1, random_state=0)
+
+
+def start_table(place: Path, rows: pd.DataFrame, *args: object):
+    rows.to_csv(place / "t.csv", index=False)
+    places = [place / "t.csv", "--features_dir", place / "f", "--name", "au"]
+    return run_main("examples.table", *places, *args)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_table_becomes_a_feature(table, raw):
+    place, rows = table
+    run = start_table(place, rows, "--columns", "AU*", "--skip", 2, *["--raw"] * raw)
+    assert run.code == 0 and "28 clips: 2 numbers each" in run.out, run.err
+    values, wanted = own_of(place / "f", "au"), rows.sort_values("clip")[["AU01", "AU02"]]
+    if raw:
+        np.testing.assert_allclose(values, wanted, rtol=1e-6)
+        return
+    clips = pd.read_csv(place / "f" / "manifest.csv", dtype=str)
+    for _, own in clips.groupby("speaker").indices.items():
+        np.testing.assert_allclose(values[own].mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_allclose(values[own].std(axis=0), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "args, spoil, says",
+    [
+        ([], lambda rows: rows[:-3], "28 of 28 clips have no row"),
+        (["--skip", 2], lambda rows: rows[:-3], "3 of 28 clips have no row"),
+        (["--skip", 2], lambda rows: pd.concat([rows, rows[:1]]), "1 rows have the name"),
+        (["--skip", 2], lambda rows: rows.assign(AU01="high"), "could not convert"),
+        (["--skip", 2], lambda rows: rows.assign(AU01=np.nan), "finite numbers"),
+        (["--skip", 2, "--columns", "zz*"], lambda rows: rows, "0 columns"),
+        (["--id", "name"], lambda rows: rows, "no column 'name'"),
+        (["--name", "../up"], lambda rows: rows, "expected a new name"),
+        (["--name", "video"], lambda rows: rows, "expected a new name"),
+    ],
+)
+def test_a_faulty_table_is_refused(table, args, spoil, says):
+    place, rows = table
+    spoilt = spoil(rows)
+    run = start_table(place, spoilt, "--columns", "AU*", *args)
+    assert run.code == 2 and says in run.err and len(run.err.splitlines()) < 3, run.err
+    assert not (place / "f" / "train" / "au").exists()
+
+
+def test_the_scripts_say_what_they_do():
+    for name in ("functionals", "ngrams", "table"):
+        run = run_main(f"examples.{name}", "--help")
+        assert run.code == 0 and "own feature" in run.out
