@@ -13,7 +13,7 @@ class VectorEncoder(nn.Module):
     Batch norm first: features such as openSMILE's differ in scale by orders of magnitude.
     """
 
-    def __init__(self, dim: int, hidden: int = 256, dropout: float = 0.5):
+    def __init__(self, dim: int, hidden: int = 256, dropout: float = 0.2):
         super().__init__()
         self.norm = nn.BatchNorm1d(dim)
         self.hidden = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, hidden), nn.GELU())
