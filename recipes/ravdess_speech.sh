@@ -8,7 +8,8 @@ set -eu
 data=${1:?the folder with Actor_01 ... Actor_24}
 features=${FEATURES_DIR:-features/ravdess}
 python preprocess.py --corpus ravdess --data_dir "$data" --features_dir "$features" --modalities speech
-python examples/functionals.py --data_dir "$data" --features_dir "$features"
+[ -d "$features/train/functionals" ] || # an interrupted run goes on behind them
+  python examples/functionals.py --data_dir "$data" --features_dir "$features"
 # RAVDESS holds one recording twice (actor 07), in one fold: no leak.
 for seed in 1 2 3; do
   python train.py --mode multimodal --inputs functionals --feature_frames 1 --fold all --resume \
