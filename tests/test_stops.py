@@ -113,7 +113,7 @@ SLURM = {  # what the recipe calls: a job step of its own process group, signals
 }
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_recipe_for_slurm_requeues_until_it_is_done(features, tmp_path, processes):
     """SIGUSR1 to the job: the step is asked to stop, has saved, and the next start ends the run."""
     for name, script in SLURM.items():
@@ -137,12 +137,12 @@ def test_the_recipe_for_slurm_requeues_until_it_is_done(features, tmp_path, proc
         assert first.poll() is None
         time.sleep(0.1)
     first.send_signal(signal.SIGUSR1)
-    assert first.wait(120) == 0
+    assert first.wait(300) == 0
     assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n"
     assert (tmp_path / "asked").read_text() == f"--signal=TERM {os.getpid()}.0\n"
     rows = load_checkpoint(tmp_path / "text" / "a" / "last.pth")["rows"]
     assert 2 <= len(rows) < 25, "it was not stopped, or not saved"
-    assert submit(tmp_path / "second.txt").wait(120) == 0
+    assert submit(tmp_path / "second.txt").wait(300) == 0
     said = (tmp_path / "second.txt").read_text()
     assert "resumed" in said and f"epoch {len(rows) + 1}/25" in said, said
     table = pd.read_csv(tmp_path / "text" / "a" / "metrics.csv")
