@@ -26,7 +26,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from extract.audio import SETTINGS, denoise, heard, read_mono
 from training.data import Features
-from utils.errors import UsageError, run_script
+from utils.errors import ClipError, UsageError, run_script
 from utils.files import write_atomic
 from utils.parallel import available_cores
 
@@ -83,7 +83,11 @@ def views(media: Path) -> list[Sound]:
     """A clip at every speed."""
     from scipy.signal import resample_poly
 
-    wave, _ = read_mono(media)
+    try:
+        wave, _ = read_mono(media)
+    except ClipError as error:
+        reason = f"{error.reason}; --data_dir is the folder that preprocess.py had"
+        raise UsageError(reason) from error
     first, last = heard(wave)
     wave = denoise(wave[first:last])
     views = (resample_poly(wave, new, old) for new, old in SPEEDS)

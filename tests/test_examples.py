@@ -46,6 +46,8 @@ def test_functionals_are_by_speaker_and_speed(tmp_path):
     for rows in (slice(0, 4), slice(4, 7)):
         np.testing.assert_allclose(values[rows].mean(axis=0), 0, atol=1e-3)
         assert values[rows].std(axis=0).max() < 1.001
+    run = run_main("examples.functionals", "--data_dir", folder, "--features_dir", folder)
+    assert run.code == 2 and "no file" in run.err and "--data_dir" in run.err, run.err
     change(folder, media=media, speaker="")
     run = run_main("examples.functionals", "--data_dir", tmp_path, "--features_dir", folder)
     assert run.code == 2 and "7 clips" in run.err and "no speaker" in run.err
