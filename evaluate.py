@@ -122,17 +122,18 @@ def predictions(systems: list, classes: list[str]) -> Any:
 def print_table(report: dict[str, Any]) -> None:
     import pandas as pd
 
-    rows, first = {}, report["systems"][0]
+    rows, first = [], report["systems"][0]
     for each in report["systems"]:
         values, ranges, parts = each["measures"], each["intervals"], each["parts"]
         cells = ("{:.4f} [{:.3f}, {:.3f}]".format(values[n], *ranges[n]) for n in COLUMNS)
-        rows[each["name"]] = [*cells, f"{each['calibration']['before']['ece']:.4f}"]
+        rows.append([each["name"], *cells, f"{each['calibration']['before']['ece']:.4f}"])
         if parts:
             cells = (f"{parts[n]['mean']:.4f} ± {parts[n]['deviation']:.4f}" for n in COLUMNS)
-            rows[f"  mean ± deviation of its {parts['count']}"] = [*cells, ""]
+            rows.append([f"  mean ± deviation of its {parts['count']}", *cells, ""])
     over = f"95 % intervals over {first['groups']} {first['unit']}"
     print(f"{first['clips']} clips of {report['clips_of']} in {report['features_dir']}, {over}")
-    print(pd.DataFrame(rows.values(), rows, [*COLUMNS.values(), "ECE"]).to_string())
+    table = pd.DataFrame(rows, columns=["", *COLUMNS.values(), "ECE"]).set_index("")
+    print(table.rename_axis(None).to_string())
     for text in report["systems"][-1]["warnings"]:
         print(f"note: {text}")
 

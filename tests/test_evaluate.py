@@ -290,6 +290,12 @@ def test_each_fold_answers_the_clips_that_it_held_out(evaluate, features, tmp_pa
     parts = run.report["systems"][0]["parts"]
     assert parts["count"] == 2 and parts["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
     assert "mean ± deviation of its 2" in run.out
+    for k in (0, 1):
+        save_member(tmp_path / "z" / f"fold_{k}" / "1_best_1.0000.pth", features, 5 + k, fold=str(k))
+    run = evaluate(checkpoints=[tmp_path / "x", tmp_path / "z"])  # the ensemble has a line, too
+    lines = [line for line in run.out.splitlines() if "mean ± deviation of its 2" in line]
+    means = [each["parts"]["accuracy"]["mean"] for each in run.report["systems"]]
+    assert [float(line.split()[6]) for line in lines] == pytest.approx(means, abs=1e-4)
     assert evaluate("--split", "val", checkpoints=folds).code == 4, "the other fold's clips"
     run = evaluate(checkpoints=[folds[0], save_member(tmp_path / "y.pth", features)])
     assert run.code == 4 and "different clips" in run.err
