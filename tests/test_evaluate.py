@@ -291,7 +291,9 @@ def test_each_fold_answers_the_clips_that_it_held_out(evaluate, features, tmp_pa
     assert parts["count"] == 2 and parts["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
     assert "mean ± deviation of its 2" in run.out
     for k in (0, 1):
-        save_member(tmp_path / "z" / f"fold_{k}" / "1_best_1.0000.pth", features, 5 + k, fold=str(k))
+        save_member(
+            tmp_path / "z" / f"fold_{k}" / "1_best_1.0000.pth", features, 5 + k, fold=str(k)
+        )
     run = evaluate(checkpoints=[tmp_path / "x", tmp_path / "z"])  # the ensemble has a line, too
     lines = [line for line in run.out.splitlines() if "mean ± deviation of its 2" in line]
     means = [each["parts"]["accuracy"]["mean"] for each in run.report["systems"]]
