@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -35,8 +34,9 @@ class Loader(DataLoader):
                 next(ahead)
                 yield batch
         except Exception as error:
-            for worker in multiprocessing.active_children() if self.num_workers else ():
+            for worker in getattr(self._iterator, "_workers", ()):
                 worker.kill()  # they ignore SIGTERM, and the end of this process waits for them
+                worker.join()  # until then they hold the lock of the run's folder, too
             if isinstance(error, UsageError):  # of a worker: behind its traceback
                 reason = str(error).rpartition(f"{type(error).__name__}: ")[2].splitlines()[0]
                 raise LoaderError(reason, error.exit_code) from error

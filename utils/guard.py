@@ -13,6 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from utils.errors import ClipError, UsageError
@@ -84,19 +85,28 @@ def _serve(pipe: Any) -> None:
     """The child: answer calls until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    held = _data()
     while True:
         try:
             function, args, memory_mb = pipe.recv()
         except EOFError:
             return
-        _limit_memory(memory_mb)
+        _limit_memory(memory_mb, held)
         pipe.send(_answer(function, args))
 
 
-def _limit_memory(megabytes: int) -> None:
+def _data() -> int:
+    """Bytes that this process has for data, as the system counts them; 0 where nobody can tell."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("VmData"))) << 10
+    return 0
+
+
+def _limit_memory(megabytes: int, held: int) -> None:
     """Of written data: a limit of the address space would count what torch only reserves."""
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = megabytes << 20 if megabytes else most
+    wanted = held + (megabytes << 20) if megabytes else most
     with contextlib.suppress(ValueError):  # a lower limit is in force already
         resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
 
