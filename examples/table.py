@@ -53,7 +53,10 @@ def main() -> None:
 
 def values_of(clips: pd.DataFrame, args: argparse.Namespace) -> np.ndarray:
     """(N, D) in the order of the manifest; UsageError when a clip has no row, or no number."""
-    table = pd.read_csv(args.csv, dtype={args.id: str})
+    try:
+        table = pd.read_csv(args.csv, dtype={args.id: str})
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {args.csv} as a CSV: {error}") from error
     if args.id not in table:
         raise UsageError(f"{args.csv} has no column {args.id!r}; --id names the clips' column")
     table = table.set_index(table.pop(args.id).str[args.skip :])

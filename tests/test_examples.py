@@ -177,6 +177,17 @@ def test_a_faulty_table_is_refused(table, args, spoil, says):
     assert not (place / "f" / "train" / "au").exists()
 
 
+@pytest.mark.parametrize("content", [None, "a,b\n1\n1,2,3,4\n", ""])
+def test_what_is_no_table_is_refused(table, content):
+    place, _ = table
+    if content is not None:
+        (place / "no.csv").write_text(content)
+    run = run_main(
+        "examples.table", place / "no.csv", "--name", "au", "--features_dir", place / "f"
+    )
+    assert run.code == 2 and "no.csv as a CSV" in run.err, run.err
+
+
 def test_the_scripts_say_what_they_do():
     for name in ("functionals", "ngrams", "table"):
         run = run_main(f"examples.{name}", "--help")
