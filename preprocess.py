@@ -10,9 +10,12 @@ or has changed. Formats: features/README.md.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import signal
 import sys
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,9 +75,22 @@ def main() -> int:
     modalities = chosen_modalities(args, listing)
     print(describe(args, listing, modalities), file=sys.stderr)
     with lock_folder(args.features_dir):
+        end_at_signals()
         records = extract(args, listing, modalities)
         rejected = write_tables(args, listing, modalities, records)
     return REJECTED if rejected else 0
+
+
+def end_at_signals() -> None:
+    """SIGTERM and Ctrl-C end the run at once; the workers see it and remove what they write."""
+
+    def end(number: int, frame: object) -> None:
+        name = signal.Signals(number).name
+        print(f"\npreprocess.py: ended by {name}; the same command goes on", file=sys.stderr)
+        os._exit(128 + number)  # an exception would wait for the clips at hand
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
 
 
 def chosen_modalities(args: argparse.Namespace, listing) -> tuple[str, ...]:
@@ -106,7 +122,21 @@ def describe(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> 
         f"{args.corpus}: {total} clips ({counts}) -> {', '.join(modalities)} "
         f"in {args.features_dir}, {args.workers} workers"
     )
-    return "\n".join([first, *(f"left out: {note}" for note in listing.notes)])
+    left_out = (f"left out: {note}" for note in listing.notes)
+    return "\n".join([first, *left_out, *twins(listing.clips)])
+
+
+def twins(clips: list) -> list[str]:
+    """A warning for each group of ids that other systems take for the same file name."""
+    groups = defaultdict(list)
+    for clip in clips:
+        groups[clip.split, unicodedata.normalize("NFC", clip.clip_id).casefold()].append(clip)
+    return [
+        f"warning: clips {', '.join(ascii(clip.clip_id) for clip in group)} have names that are "
+        "one file where capitals or Unicode forms do not count: do not copy features/ there"
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
 def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> dict:

@@ -24,6 +24,7 @@ from utils.config import Flags, device_name, ranged
 from utils.distributed import only_writer
 from utils.errors import IntegrityError, UsageError, run_script
 from utils.files import read_json, write_json
+from utils.parallel import set_memory
 
 
 def parse_args() -> argparse.Namespace:
@@ -111,6 +112,7 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
     from training.run import train_run
 
     device = device_name(args.device)
+    set_memory()
     if "amp" not in args and device == "cpu":
         config["amp"] = False  # without hardware for it, half precision takes twice the time
     features = Features.open(args.features_dir)

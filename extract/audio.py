@@ -24,14 +24,17 @@ SETTINGS = {
     "min_frames": 10,  # 0.16 s of speech
     "max_seconds": 1200,  # of sound: 20 minutes are filtered in 1 GB
 }
+FULL_SCALE = 0.999  # of the largest sample that a file of integers can hold
 
 
 class Speech(NamedTuple):
-    """`log_mel` (F, T) float32; start and end of the speech in seconds on the clip's clock."""
+    """`log_mel` (F, T) float32; start and end of the speech in seconds on the clip's clock; the
+    share of its samples that are at full scale or beyond: the recording was too loud."""
 
     log_mel: np.ndarray
     start: float
     end: float
+    clipped: float
 
 
 def extract_speech(path: Path, settings: dict = SETTINGS) -> Speech:
@@ -44,7 +47,8 @@ def extract_speech(path: Path, settings: dict = SETTINGS) -> Speech:
     if log_mel.shape[1] < settings["min_frames"]:
         seconds = (last - first) / rate
         raise ClipError("E_SHORT", f"only {seconds:.2f} s of sound in {path.name}")
-    return Speech(log_mel, offset + first / rate, offset + last / rate)
+    clipped = float((np.abs(wave[first:last]) >= FULL_SCALE).mean())
+    return Speech(log_mel, offset + first / rate, offset + last / rate, clipped)
 
 
 def heard(wave: np.ndarray, settings: dict = SETTINGS) -> tuple[int, int]:

@@ -53,7 +53,11 @@ def make_speech(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
     speech = audio.extract_speech(clip.media, job.settings["speech"])
     np.save(file, speech.log_mel)
     times = {"speech_start": round(speech.start, 4), "speech_end": round(speech.end, 4)}
-    return {**times, "speech_frames": speech.log_mel.shape[1]}
+    return {
+        **times,
+        "speech_frames": speech.log_mel.shape[1],
+        "clipped_ratio": round(speech.clipped, 6),
+    }
 
 
 def make_video(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
@@ -163,7 +167,9 @@ def _write(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
     if STAGES[name].libraries:
         _limit_threads(job.threads)
     write_atomic(path, lambda file: new.update(STAGES[name].make(clip, job, facts, file)))
-    return {"key": key, "sha256": sha256(path), "facts": new}
+    source = STAGES[name].source(clip)
+    read = {"source_sha256": sha256(source)} if isinstance(source, Path) else {}
+    return {"key": key, "sha256": sha256(path), **read, "facts": new}
 
 
 def _stage_key(name: str, clip: Clip, job: Job, keys: dict[str, str]) -> str:
@@ -191,12 +197,15 @@ def _is_there(job: Job, clip: Clip, stage: str) -> bool:
 
 @lru_cache(maxsize=1)  # once per process, its libraries are loaded by then
 def _limit_threads(threads: int) -> None:
-    """Without it every worker's BLAS and OpenMP wait in busy loops for all cores."""
+    """Without it every worker's BLAS and OpenMP wait in busy loops for all cores.
+
+    BLAS gets one thread: its matrices are small here, a second one makes a clip slower.
+    """
     import cv2
     import torch
     from threadpoolctl import threadpool_limits
 
-    threadpool_limits(threads)
+    threadpool_limits(1)
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
 

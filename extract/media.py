@@ -190,20 +190,21 @@ def frames_at(
             if frame.time is None:
                 continue
             if shown is not None:
-                yield from _on_screen(times, shown, frame.time)
+                yield from _on_screen(times, shown, frame.time, threads)
             shown = frame
             if frame.time > times[-1]:
                 return
         if shown is None:
             raise ClipError("E_NOVIDEO", f"{path.name} has a video track without any frame")
-        yield from _on_screen(times, shown, shown.time + frame_seconds(stream, shown))
+        end = shown.time + frame_seconds(stream, shown)
+        yield from _on_screen(times, shown, end, threads)
 
 
-def _on_screen(times: np.ndarray, frame: Any, until: float) -> Iterator:
+def _on_screen(times: np.ndarray, frame: Any, until: float, threads: int) -> Iterator:
     """The frame with the indices of the times in [frame.time, until), if there are any."""
     indices = np.flatnonzero((times >= frame.time) & (times < until))
     if len(indices):
-        yield indices.tolist(), upright(frame)
+        yield indices.tolist(), upright(frame, threads)
 
 
 def frame_seconds(stream: Any, frame: Any) -> float:
@@ -213,6 +214,7 @@ def frame_seconds(stream: Any, frame: Any) -> float:
     return 1 / float(stream.average_rate or 25)
 
 
-def upright(frame: Any) -> np.ndarray:
+def upright(frame: Any, threads: int) -> np.ndarray:
     """RGB (H, W, 3) as a player shows it: the rotation that the file asks for is applied."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90) % 4)
+    picture = frame.reformat(format="rgb24", threads=threads).to_ndarray()
+    return np.rot90(picture, k=round(frame.rotation / 90) % 4)

@@ -32,6 +32,7 @@ class Backbone(nn.Module):
             self.trunk.set_swish(memory_efficient=False)  # same values, 1.7x as fast in training
             self.out_channels = self.trunk._fc.in_features
             self.trunk._fc = nn.Identity()  # a layer without a gradient would stop DDP
+            _pad_within_convolutions(self.trunk)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -39,6 +40,14 @@ class Backbone(nn.Module):
         if isinstance(self.trunk, EfficientNet):
             return self.trunk.extract_features(images)  # (B, D, H', W')
         return self.trunk.forward_features(images)
+
+
+def _pad_within_convolutions(trunk: EfficientNet) -> None:
+    """The library copies each input into a larger one of zeros; at stride 1 no copy is needed."""
+    for layer in trunk.modules():
+        if isinstance(layer, nn.Conv2d) and layer.stride == (1, 1):
+            layer.__class__ = nn.Conv2d
+            layer.padding = tuple(side // 2 for side in layer.kernel_size)  # all are odd
 
 
 def load_pretrained(backbone: Backbone, source: str) -> str:

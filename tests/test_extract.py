@@ -21,7 +21,7 @@ from extract import audio, detector, faces
 from extract.audio import denoise, extract_speech, log_mel_spectrogram, read_mono
 from extract.detector import Track, detect, overlap, square
 from extract.faces import extract_faces, sample_times
-from extract.media import frames_at
+from extract.media import frames_at, upright
 from extract.words import read_words
 from utils import guard
 from utils.errors import CLIP_CODES, ClipError
@@ -61,6 +61,13 @@ def test_the_level_of_the_recording_does_not_matter(level):
     np.testing.assert_allclose(
         log_mel_spectrogram(level * wave), log_mel_spectrogram(wave), atol=2e-3
     )
+
+
+def test_the_share_of_samples_at_full_scale_is_told(tmp_path):
+    loud = make_clip(tmp_path / "loud.mp4", moving_picture(), np.sign(tone(0.6)))
+    good = make_clip(tmp_path / "good.mp4", moving_picture(), tone(0.6))
+    assert extract_speech(loud).clipped > 0.05  # the coded square wave swings around full scale
+    assert extract_speech(good).clipped == 0
 
 
 @pytest.mark.parametrize("late", [0.0, 0.5, 2.0])
@@ -236,6 +243,24 @@ def test_times_without_a_picture_are_black_and_flagged(tmp_path, fake, start, co
     assert flags(found) == seen
     assert [crop.max() > 0 for crop in found.crops] == [flag == "1" for flag in seen]
     assert np.isnan(found.boxes[~found.valid]).all()
+
+
+def test_colours_are_converted_on_the_threads_of_the_worker():
+    """The library's own choice, a thread per core and frame, makes other workers wait."""
+    asked = []
+
+    class Frame:
+        rotation = 0
+
+        def reformat(self, format, threads):
+            asked.append(threads)
+            return self
+
+        def to_ndarray(self):
+            return flat((0, 0, 0))
+
+    upright(Frame(), 3)
+    assert asked == [3]
 
 
 @pytest.mark.parametrize("turn", [90, 180, 270])

@@ -36,6 +36,7 @@ from inside import run_main
 from corpora import merc2020
 from extract import audio, faces, words
 from extract.clip import STAGES, Job, process_clip
+from preprocess import twins
 from utils import guard
 from utils.errors import CLIP_CODES, LockedError, UsageError
 from utils.files import lock_folder
@@ -319,10 +320,12 @@ def wait_for_lock(folder: Path) -> None:
 
 
 KILLS = 200 if os.environ.get("RELEASE") else 20
+ENDS = [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
 
 
 def test_killed_runs_leave_nothing_that_the_next_run_does_not_mend(corpus, made, tmp_path):
-    """Runs die at random instants after a new file; whenever one ends, they begin anew."""
+    """Runs are killed, or told to end, at random instants after a new file; whenever one is done,
+    they begin anew."""
     features, rng, whole, killed = tmp_path / "features", random.Random(0), content(made), 0
     command = [sys.executable, "-c", FORKS, "--workers", "1", "--face_size", "64"]
     command += ["--data_dir", str(corpus), "--features_dir", str(features)]
@@ -334,15 +337,19 @@ def test_killed_runs_leave_nothing_that_the_next_run_does_not_mend(corpus, made,
             last = killed >= KILLS  # this one may end
             print(file=parent.stdin, flush=True)
             child, began = int(parent.stdout.readline()), time.perf_counter()
+            number, ends = rng.choice(ENDS)
             there = len(list(features.glob("*/*/*")))
             while not last and len(list(features.glob("*/*/*"))) <= there < len(whole) - 4:
                 time.sleep(0.001)
                 assert time.perf_counter() - began < 60
             if not last:
                 time.sleep(rng.uniform(0, 0.03))
-                os.kill(child, signal.SIGKILL)
+                began = time.perf_counter()
+                os.kill(child, number)
                 wait_for_lock(features)  # the dead run's worker, a fork, holds it for moments
-            died = parent.stdout.readline() == f"ended {-signal.SIGKILL}\n"
+                left = list(features.rglob(".*.part"))
+            died = parent.stdout.readline() == f"ended {ends}\n"
+            assert not died or (time.perf_counter() - began < 5 and not left)
             killed += died
             for name, value in content(features).items():
                 if Path(name).suffix in (".npy", ".npz"):
@@ -389,6 +396,15 @@ def test_death_after_any_step_of_a_clip_is_mended(corpus, tmp_path):
             pass
         assert process(f"step{step}") == whole
     assert step == 3 * len(whole) + 1  # sync, rename, sync of each file, then none is left
+
+
+def test_ids_that_other_systems_take_for_one_are_named():
+    clips = [
+        SimpleNamespace(split="val", clip_id=each)
+        for each in ("A1", "a1", "b", "\u00e9", "e\u0301")
+    ]
+    first, second = twins([*clips, SimpleNamespace(split="train", clip_id="B")])
+    assert "'A1', 'a1'" in first and "'\\xe9', 'e\\u0301'" in second
 
 
 def test_every_code_is_explained_and_named():

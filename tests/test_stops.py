@@ -83,6 +83,18 @@ def test_a_step_that_is_left_half_way_has_never_begun(features, mode):
     assert leaves(trainer.state()) == leaves(other.state())
 
 
+def test_a_validation_is_left_within_a_batch(features):
+    trainer, loader = trainer_of(features, "speech")
+    before, (whole, no) = leaves(trainer.state()), (trainer.evaluate(loader), asking(10**9))
+    again = trainer.evaluate(loader, no[1])
+    assert {head: again[head].summary() for head in again} == {h: whole[h].summary() for h in whole}
+    questions = len(no[0])
+    assert questions > 20 * len(loader)  # one before each layer
+    said, stop = asking(questions // 3)
+    assert trainer.evaluate(loader, stop) is None and len(said) == questions // 3 + 1
+    assert leaves(trainer.state()) == before
+
+
 @pytest.mark.parametrize(("signum", "times"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
 def test_a_signal_within_a_step_leaves_it_out(start, tmp_path, monkeypatch, signum, times):
     """It comes between the way forward and the way back of the fifth step; from a launcher it
@@ -104,6 +116,40 @@ def test_a_signal_within_a_step_leaves_it_out(start, tmp_path, monkeypatch, sign
     assert len(calls) == 5
     assert start("cut", "--resume").code == 0
     assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both(features, tmp_path):
+    """The other one is at the same step: both leave behind it, one has saved."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["train.py", "--mode", "text", "--exp_name", "run", *TINY, "--n_epoch", "5000"]
+    command += ["--features_dir", features, "--logs_dir", tmp_path, "--batch_size", "10"]
+    options = dict(cwd=ROOT, env={**os.environ, **QUIET}, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen([*map(str, command)], **options) as launcher:
+        metrics = tmp_path / "text" / "run" / "metrics.csv"
+        wait_until(metrics.exists, 120)
+        [second] = [each for each in children(launcher.pid) if variable(each, "RANK") == "1"]
+        os.kill(second, signal.SIGTERM)
+        began, (_, said) = time.monotonic(), launcher.communicate(timeout=60)
+    assert time.monotonic() - began < 10 and "; saved" in said, said
+    assert load_checkpoint(tmp_path / "text" / "run" / "last.pth")["rows"]
+
+
+def wait_until(what, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"waited {seconds} s"
+        time.sleep(0.05)
+
+
+def children(parent: int) -> list[int]:
+    folders = Path(f"/proc/{parent}/task").iterdir()
+    return [int(each) for folder in folders for each in (folder / "children").read_text().split()]
+
+
+def variable(process: int, name: str) -> str | None:
+    entries = Path(f"/proc/{process}/environ").read_bytes().decode().split("\0")
+    return dict(each.split("=", 1) for each in entries if "=" in each).get(name)
 
 
 SLURM = {  # what the recipe calls: a job step of its own process group, signals to that, a queue

@@ -132,9 +132,7 @@ class Trainer:
         rng = np.random.default_rng(seed)
         inputs, targets = self.mixer(inputs, self.targets(batch), rng)
         self.optimizer.zero_grad(set_to_none=True)
-        # several processes end a step together; on a GPU it is shorter than the asking is worth
-        alone = self.dist.world == 1 and self.device == "cpu"
-        with abandoned(self.model, self.asked) if alone else contextlib.nullcontext():
+        with self.stoppable(self.model, self.asked):
             loss, right = self.gradients(inputs, targets, self.left_out(batch, rng))
         self.scaler.unscale_(self.optimizer)
         longest = self.config["clip_norm"] or math.inf
@@ -148,6 +146,12 @@ class Trainer:
         for name, value in zip(SUMS, (loss * clips, right, clips, skipped), strict=True):
             self.sums[name] += value
         return loss
+
+    def stoppable(self, model: Any, stop: Callable[[], bool]) -> contextlib.AbstractContextManager:
+        """Passes inside end with StepAbandoned when `stop` says so; on one CPU process only:
+        several end a step together, and on a GPU it is shorter than the asking is worth."""
+        alone = self.dist.world == 1 and self.device == "cpu"
+        return abandoned(model, stop) if alone else contextlib.nullcontext()
 
     def gradients(
         self, inputs: dict, targets: dict[str, Tensor], left_out: dict[str, Tensor]
@@ -234,13 +238,16 @@ class Trainer:
         model, stopped = self.ema.model.eval(), False
         self.dist.align(model)
         metrics = {head: Metrics(self.model.n_classes) for head in self.task.heads}
-        for batch in progress(loader, desc="validating", unit="batch"):
-            with self.autocast():
-                logits = model(to_device(without_padding(batch["inputs"]), self.device))
-            for head, labels in batch["labels"].items():
-                metrics[head].update(logits[head], labels)
-            if stopped := stop():
-                break
+        try:
+            for batch in progress(loader, desc="validating", unit="batch"):
+                with self.autocast(), self.stoppable(model, stop):
+                    logits = model(to_device(without_padding(batch["inputs"]), self.device))
+                for head, labels in batch["labels"].items():
+                    metrics[head].update(logits[head], labels)
+                if stopped := stop():
+                    break
+        except StepAbandoned:
+            stopped = True
         if any(self.dist.most([stopped])):
             return None
         for each in metrics.values():

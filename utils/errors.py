@@ -72,8 +72,9 @@ class ClipError(Exception):
 def run_script(main: Callable[[], int | None]) -> None:
     """Run a script's main; one line and an exit code for what a user can mend, a traceback else."""
     script = Path(sys.argv[0]).name
-    # Waiting threads of torch sleep instead of spinning: on a busy machine that is twice as fast.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Waiting threads of torch spin only briefly before they sleep: a training takes an eighth less
+    # time than with sleep alone; beside other work a step takes two thirds of what long spins cost.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         sys.exit(main() or 0)
     except UsageError as error:

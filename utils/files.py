@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from utils.errors import IntegrityError, LockedError, UsageError
 
 SEAL, SEAL_LENGTH = b"sha256:", 7 + 64  # and 64 hex digits end a sealed file
 PART = ".part"  # unfinished files are named .<random>.part, so no glob for *.npy ever meets one
+_unfinished: set[Path] = set()  # of this process
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -30,6 +33,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     temporary = path.parent / f".{secrets.token_hex(8)}{PART}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _unfinished.add(temporary)
         with open(temporary, "xb") as file:
             write(file)
             file.flush()
@@ -38,10 +42,19 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or f"{error}; is the disc full?"
+        if error.errno == errno.ENOSPC:
+            reason += f", {shutil.disk_usage(path.parent).free >> 20} MB are free: make room, go on"
         raise UsageError(f"cannot write {path}: {reason}") from error
     finally:
         with contextlib.suppress(OSError):  # nothing is left to remove, or there is no folder
             temporary.unlink()
+        _unfinished.discard(temporary)
+
+
+def discard_unfinished() -> None:
+    """Remove what this process is writing: it ends before it is done."""
+    for path in tuple(_unfinished):
+        path.unlink(missing_ok=True)
 
 
 def write_sealed(path: Path, write: Callable[[BinaryIO], Any]) -> None:

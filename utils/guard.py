@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import ClipError, UsageError
+from utils.files import discard_unfinished
 
 START = "forkserver"  # one process loads the libraries, children fork from it
 LOST = ("E_TIMEOUT", "E_CRASH", "E_MEMORY")  # after these the child is replaced
@@ -86,13 +87,11 @@ def _serve(pipe: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     held = _data()
-    while True:
-        try:
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
             function, args, memory_mb = pipe.recv()
-        except EOFError:
-            return
-        _limit_memory(memory_mb, held)
-        pipe.send(_answer(function, args))
+            _limit_memory(memory_mb, held)
+            pipe.send(_answer(function, args))
 
 
 def _data() -> int:
@@ -125,6 +124,7 @@ def _answer(function: Callable, args: tuple) -> Any:
 
 def _end_with_parent() -> None:
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    discard_unfinished()
     os._exit(1)
 
 

@@ -1,7 +1,9 @@
-"""Run one function over many items on this machine's cores or on a cluster, through joblib."""
+"""The machine: its cores and its memory; one function over many items, here or on a cluster."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,11 +11,26 @@ from typing import Any
 from utils.errors import UsageError, one_of
 
 BACKENDS = ("loky", "dask", "ray")  # "loky" is this machine
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # of mallopt(3)
+GLIBC = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20}  # what it comes to
+KEEP = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1}
 
 
 def available_cores() -> int:
     """Cores that this process may use (a container or `taskset` can allow fewer than exist)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_memory(options: dict[int, int] = KEEP) -> None:
+    """Let the C library keep what is freed: training on a CPU asks for the same sizes at each step.
+
+    glibc gives large blocks back and gets them anew, as zeros that the system has to write: a
+    sixth of a step's time. Systems without glibc are left as they are.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in options.items():
+            libc.mallopt(option, value)
 
 
 def parallel_map(
