@@ -76,8 +76,8 @@ def main() -> int:
     print(describe(args, listing, modalities), file=sys.stderr)
     with lock_folder(args.features_dir):
         end_at_signals()
-        records = extract(args, listing, modalities)
-        rejected = write_tables(args, listing, modalities, records)
+        outcomes = extract(args, listing, modalities)
+        rejected = write_tables(args, listing, outcomes)
     return REJECTED if rejected else 0
 
 
@@ -140,7 +140,7 @@ def twins(clips: list) -> list[str]:
 
 
 def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> dict:
-    """Records of all clips by (split, id); the work itself runs in parallel."""
+    """(failure, facts) of all clips by (split, id); the work itself runs in parallel."""
     from tqdm import tqdm
 
     from extract.clip import SETTINGS, Job
@@ -195,11 +195,12 @@ def word_settings(args: argparse.Namespace, listing, modalities: tuple[str, ...]
     return {"text": words.SETTINGS | {"vectors": origin, "rule": words.RULE}}
 
 
-def work_on(item: tuple) -> tuple[tuple[str, str], dict]:
-    from extract.clip import process_clip
+def work_on(item: tuple) -> tuple[tuple[str, str], tuple[dict | None, dict]]:
+    from extract.clip import facts_of, process_clip
 
     clip, job = item
-    return (clip.split, clip.clip_id), process_clip(clip, job)
+    record = process_clip(clip, job)
+    return (clip.split, clip.clip_id), (record["failure"], facts_of(record))
 
 
 def settings_of(args: argparse.Namespace, listing, job) -> dict:
@@ -219,7 +220,7 @@ def settings_of(args: argparse.Namespace, listing, job) -> dict:
     }
 
 
-def write_tables(args: argparse.Namespace, listing, modalities, records: dict) -> int:
+def write_tables(args: argparse.Namespace, listing, outcomes: dict) -> int:
     """Write manifest.csv, failed.csv and the sheets; report; return how many were rejected."""
     import pandas as pd
 
@@ -228,12 +229,12 @@ def write_tables(args: argparse.Namespace, listing, modalities, records: dict) -
 
     failures, rows = list(listing.failures), []
     for clip in listing.clips:
-        record = records[clip.split, clip.clip_id]
-        if failure := record["failure"]:
+        failure, facts = outcomes[clip.split, clip.clip_id]
+        if failure:
             why = (failure["stage"], failure["code"], failure["reason"])
             failures.append(Failure(clip.clip_id, clip.media, *why))
         else:
-            rows.append(manifest_row(clip, record, args.data_dir))
+            rows.append(manifest_row(clip, facts, args.data_dir))
     columns = ["clip_id", "media", "stage", "code", "reason"]
     failures.sort(key=lambda failure: (str(failure.media), failure.clip_id))
     failed = pd.DataFrame(failures, columns=columns)

@@ -122,7 +122,7 @@ def plant(features_dir: Path, data_dir: Path) -> None:
     fine = [fine_structure(mel) for mel in mels]
     outlines = np.stack([outline(mel) for mel in mels])
     for place in range(0, len(rows), 30):
-        wave, _ = read_mono(data_dir / rows["media"][place], RATE)
+        wave = read_mono(data_dir / rows["media"][place], RATE).wave
         for kind in KINDS:
             with tempfile.TemporaryDirectory() as folder:
                 copy = extract_speech(make_copy(wave, Path(folder), kind)).log_mel[:, :LONGEST]

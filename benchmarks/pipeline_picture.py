@@ -51,7 +51,7 @@ def main() -> None:
         return axis
 
     panel((0.01, 0.68, 0.27, 0.2), "raw clip: picture", frames, aspect="equal")
-    wave, _ = read_mono(media)
+    wave = read_mono(media).wave
     panel((0.01, 0.37, 0.27, 0.2), "sound").plot(wave, color=SOFT, linewidth=0.5)
     text = panel((0.01, 0.09, 0.27, 0.17), "words")
     text.text(0.5, 0.5, f"“{answers.loc[row['clip_id'], 'transcript']}”", ha="center", fontsize=11)

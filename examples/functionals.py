@@ -84,7 +84,7 @@ def views(media: Path) -> list[Sound]:
     from scipy.signal import resample_poly
 
     try:
-        wave, _ = read_mono(media)
+        wave = read_mono(media).wave
     except ClipError as error:
         reason = f"{error.reason}; --data_dir is the folder that preprocess.py had"
         raise UsageError(reason) from error

@@ -29,17 +29,28 @@ FULL_SCALE = 0.999  # of the largest sample that a file of integers can hold
 
 class Speech(NamedTuple):
     """`log_mel` (F, T) float32; start and end of the speech in seconds on the clip's clock; the
-    share of its samples that are at full scale or beyond: the recording was too loud."""
+    share of its samples that are at full scale or beyond (recorded too loud); which of the file's
+    tracks it is."""
 
     log_mel: np.ndarray
     start: float
     end: float
     clipped: float
+    track: int
+
+
+class Sound(NamedTuple):
+    """Samples (N,) float32 as the mean of all channels, the time of the first one in seconds, and
+    which of the file's tracks they are from."""
+
+    wave: np.ndarray
+    offset: float
+    track: int
 
 
 def extract_speech(path: Path, settings: dict = SETTINGS) -> Speech:
     """Mono mix, silence trimmed at both ends, Wiener filter, log-mel. ClipError without speech."""
-    wave, offset = read_mono(path, settings)
+    wave, offset, track = read_mono(path, settings)
     check_wave(wave, path, settings)
     first, last = heard(wave, settings)
     log_mel = log_mel_spectrogram(denoise(wave[first:last]), settings)
@@ -48,7 +59,7 @@ def extract_speech(path: Path, settings: dict = SETTINGS) -> Speech:
         seconds = (last - first) / rate
         raise ClipError("E_SHORT", f"only {seconds:.2f} s of sound in {path.name}")
     clipped = float((np.abs(wave[first:last]) >= FULL_SCALE).mean())
-    return Speech(log_mel, offset + first / rate, offset + last / rate, clipped)
+    return Speech(log_mel, offset + first / rate, offset + last / rate, clipped, track)
 
 
 def heard(wave: np.ndarray, settings: dict = SETTINGS) -> tuple[int, int]:
@@ -64,11 +75,8 @@ def heard(wave: np.ndarray, settings: dict = SETTINGS) -> tuple[int, int]:
     return int(loud[0]) * hop, min(len(wave), (int(loud[-1]) + 1) * hop)
 
 
-def read_mono(path: Path, settings: dict = SETTINGS) -> tuple[np.ndarray, float]:
-    """Samples (N,) float32 as the mean of all channels, and the time of the first one in seconds.
-
-    Of several sound tracks the first is read.
-    """
+def read_mono(path: Path, settings: dict = SETTINGS) -> Sound:
+    """The sound of a clip; of several tracks the first. ClipError where there is none."""
     import av
 
     rate = settings["sample_rate"]
@@ -76,6 +84,7 @@ def read_mono(path: Path, settings: dict = SETTINGS) -> tuple[np.ndarray, float]
         if not container.streams.audio:
             raise ClipError("E_NOAUDIO", f"{path.name} has no sound track")
         stream = container.streams.audio[0]
+        track = stream.index  # behind the block it is gone
         resampler = av.AudioResampler(format="fltp", rate=rate)  # keeps the channels
         blocks, offset, packets, samples = [], 0.0, 0, 0
         for packet in container.demux(stream):
@@ -93,7 +102,7 @@ def read_mono(path: Path, settings: dict = SETTINGS) -> tuple[np.ndarray, float]
         check_complete(stream, packets, path)
     if not blocks:
         raise ClipError("E_NOAUDIO", f"{path.name} has a sound track without any samples")
-    return np.concatenate(blocks), offset
+    return Sound(np.concatenate(blocks), offset, track)
 
 
 def mono(part: Any) -> np.ndarray:

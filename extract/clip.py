@@ -57,6 +57,7 @@ def make_speech(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
         **times,
         "speech_frames": speech.log_mel.shape[1],
         "clipped_ratio": round(speech.clipped, 6),
+        "sound_track": speech.track,
     }
 
 
@@ -218,11 +219,15 @@ MANIFEST_COLUMNS = (
 )
 
 
-def manifest_row(clip: Clip, record: dict, data_dir: Path) -> dict[str, Any]:
+def manifest_row(clip: Clip, facts: dict[str, Any], data_dir: Path) -> dict[str, Any]:
     """One row of manifest.csv: the clip as listed, then the facts of its features."""
-    row = {**asdict(clip), "words": ""}
+    row = {**asdict(clip), "words": ""} | facts
     if clip.media.is_relative_to(data_dir):
         row["media"] = clip.media.relative_to(data_dir)
-    for stage in record["stages"].values():
-        row |= stage["facts"]
     return row
+
+
+def facts_of(record: dict) -> dict[str, Any]:
+    """Those of all stages that stand in manifest.csv."""
+    facts = {k: v for stage in record["stages"].values() for k, v in stage["facts"].items()}
+    return {name: value for name, value in facts.items() if name in MANIFEST_COLUMNS}

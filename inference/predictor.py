@@ -21,7 +21,7 @@ import pandas as pd
 
 from corpora.manifest import Clip
 from extract import audio, detector, vectors, words
-from extract.clip import SETTINGS, Job, manifest_row, process_clip
+from extract.clip import SETTINGS, Job, facts_of, manifest_row, process_clip
 from inference.answer import FUSED, Answer, Look, in_order
 from inference.sources import Source
 from models.attention import FrameAttention
@@ -108,7 +108,7 @@ class Predictor:
             record = process_clip(clip, self.job_of(clip, missing, wanted))
             failure = record["failure"]
             if not failure:
-                return manifest_row(clip, record, self.job.features_dir), missing
+                return manifest_row(clip, facts_of(record), self.job.features_dir), missing
             name = next(name for name, stage in wanted.items() if stage == failure["stage"])
             missing[name] = f"{failure['code']}: {failure['reason']}"
 

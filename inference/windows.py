@@ -52,7 +52,7 @@ def find_spans(path: Path) -> list[Span]:
     """Utterances by voice activity; equal parts of the whole when there is nothing to hear."""
     rate = SETTINGS["sample_rate"]
     try:
-        wave, offset = read_mono(path, SETTINGS | {"max_seconds": math.inf})
+        wave, offset, _ = read_mono(path, SETTINGS | {"max_seconds": math.inf})
         check_wave(wave, path, SETTINGS)
     except ClipError:
         return evenly(*whole(path))

@@ -85,7 +85,7 @@ def test_silence_is_trimmed_and_the_times_are_the_clips_own(tmp_path, late):
 def test_sound_on_the_right_channel_alone_is_heard(tmp_path):
     sound = np.stack([np.zeros(9600), tone(0.6, 1000)])
     clip = make_clip(tmp_path / "a.mp4", None, sound)
-    wave, _ = read_mono(clip)
+    wave = read_mono(clip).wave
     assert np.abs(wave).max() == pytest.approx(0.15, rel=0.2)  # the mean of 0 and 0.3
     assert extract_speech(clip).log_mel.shape[1] > 30
 
@@ -157,7 +157,7 @@ def test_hours_of_sound_are_refused_before_they_fill_the_memory(tmp_path):
 
 def test_uncompressed_sound_is_read(tmp_path):
     clip = make_clip(tmp_path / "a.mov", moving_picture(), tone(0.5), sound_codec="pcm_f32le")
-    assert len(read_mono(clip)[0]) == 8000
+    assert len(read_mono(clip).wave) == 8000
 
 
 # --- picture ------------------------------------------------------------------------------------
