@@ -10,6 +10,7 @@ or has changed. Formats: features/README.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -86,7 +87,9 @@ def end_at_signals() -> None:
 
     def end(number: int, frame: object) -> None:
         name = signal.Signals(number).name
-        print(f"\npreprocess.py: ended by {name}; the same command goes on", file=sys.stderr)
+        with contextlib.suppress(RuntimeError):  # it could be in the middle of a print
+            sys.stdout.flush()
+        os.write(2, f"\npreprocess.py: ended by {name}; the same command goes on\n".encode())
         os._exit(128 + number)  # an exception would wait for the clips at hand
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -169,8 +169,15 @@ def _write(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
         _limit_threads(job.threads)
     write_atomic(path, lambda file: new.update(STAGES[name].make(clip, job, facts, file)))
     source = STAGES[name].source(clip)
-    read = {"source_sha256": sha256(source)} if isinstance(source, Path) else {}
+    read = {}
+    if isinstance(source, Path):
+        read["source_sha256"] = _digest_of(source, tuple(_identity(source)))
     return {"key": key, "sha256": sha256(path), **read, "facts": new}
+
+
+@lru_cache(maxsize=1)  # the stages of a clip come one after the other
+def _digest_of(source: Path, identity: tuple) -> str:
+    return sha256(source)
 
 
 def _stage_key(name: str, clip: Clip, job: Job, keys: dict[str, str]) -> str:

@@ -24,6 +24,7 @@ import training.data
 import training.loop
 import training.run
 from training.checkpoint import load_checkpoint
+from training.loader import LoaderError
 from training.loop import Trainer
 from training.stopping import StepAbandoned
 
@@ -85,10 +86,11 @@ def test_a_step_that_is_left_half_way_has_never_begun(features, mode):
 
 def test_a_validation_is_left_within_a_batch(features):
     trainer, loader = trainer_of(features, "speech")
-    before, (whole, no) = leaves(trainer.state()), (trainer.evaluate(loader), asking(10**9))
-    again = trainer.evaluate(loader, no[1])
+    before, whole = leaves(trainer.state()), trainer.evaluate(loader)
+    said, stop = asking(10**9)
+    again = trainer.evaluate(loader, stop)
     assert {head: again[head].summary() for head in again} == {h: whole[h].summary() for h in whole}
-    questions = len(no[0])
+    questions = len(said)
     assert questions > 20 * len(loader)  # one before each layer
     said, stop = asking(questions // 3)
     assert trainer.evaluate(loader, stop) is None and len(said) == questions // 3 + 1
@@ -217,6 +219,20 @@ def test_a_killed_reader_costs_nothing(start, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert start("cut", "--seed", 7, "--resume").code == 0
     assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()])
+def test_a_reader_that_dies_while_it_hands_a_batch_over(features, monkeypatch, error):
+    _, loader = trainer_of(features, "text")
+    loader.num_workers, loader.prefetch_factor = 2, 2
+
+    def breaks(self):
+        yield {}
+        raise error
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", breaks)
+    with pytest.raises(LoaderError, match=r"that reads clips was killed.* clips were being read"):
+        list(loader)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
