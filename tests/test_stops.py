@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -215,7 +216,8 @@ def test_a_killed_reader_costs_nothing(start, tmp_path, monkeypatch):
     assert run.code == 2 and "clips was killed" in run.err and "--num_workers" in run.err, run.err
     said = run.err.split("clips were being read: ")[1].split("; saved in ")[0].split(", ")
     ids = {f"{number:05d}" for number in range(14)}
-    assert len(set(said) & ids) == 8 and said[8:] in ([], ["..."]), said
+    # the last batch of an epoch has 4, if the reader had not handed it over
+    assert set(said[:8]) <= ids and len(said[:8]) in (4, 8) and said[8:] in ([], ["..."]), said
     monkeypatch.undo()
     assert start("cut", "--seed", 7, "--resume").code == 0
     assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")
@@ -256,6 +258,44 @@ def test_a_file_that_is_damaged_while_training(start, tmp_path, monkeypatch, wor
     monkeypatch.undo()
     assert start("cut", "--resume", folder=folder).code == 0
     assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")
+
+
+KEEPS_ITS_CALLER = """
+import gc, sys
+from pathlib import Path
+from test_training import dataset
+from training.data import Features, make_loader
+
+def read():
+    loader = make_loader(dataset(Features.open(Path(sys.argv[1])), "text"), 5, 2, "cpu")
+    next(iter(loader))
+    try:
+        raise ValueError
+    except ValueError as error:
+        kept.append(error)
+
+gc.disable()
+kept = []
+read()
+"""
+
+
+def test_readers_are_gone_when_a_run_is(start):
+    """Although something, as matplotlib does, keeps an exception and thereby the run's loaders."""
+    others = set(multiprocessing.active_children())
+    gc.disable()
+    try:
+        assert start("a", "--num_workers", 2).code == 0
+        assert set(multiprocessing.active_children()) == others
+    finally:
+        gc.enable()
+
+
+def test_a_process_ends_with_its_readers(features):
+    command = [sys.executable, "-c", KEEPS_ITS_CALLER, str(features)]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, **QUIET, "PYTHONPATH": paths}
+    assert subprocess.run(command, env=environment, timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
+import weakref
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
@@ -21,10 +23,16 @@ class LoaderError(UsageError):
 
 
 class Loader(DataLoader):
-    """DataLoader of a ClipDataset by EpochBatches; LoaderError says what it could not read."""
+    """DataLoader of a ClipDataset by EpochBatches; LoaderError says what it could not read.
+
+    Its workers ignore SIGTERM, so a process that ends without `close` would wait for them forever.
+    Freeing the loader is not enough: whoever keeps an exception keeps its caller's variables.
+    """
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         ahead = iter(list(self.batch_sampler))
+        if self.num_workers and self._iterator is None:
+            atexit.register(_close, weakref.ref(self))
         try:
             batches = super().__iter__()
             if self.num_workers:
@@ -34,9 +42,7 @@ class Loader(DataLoader):
                 next(ahead)
                 yield batch
         except Exception as error:
-            for worker in getattr(self._iterator, "_workers", ()):
-                worker.kill()  # they ignore SIGTERM, and the end of this process waits for them
-                worker.join()  # until then they hold the lock of the run's folder, too
+            self.kill_workers()
             if isinstance(error, UsageError):  # of a worker: behind its traceback
                 reason = str(error).rpartition(f"{type(error).__name__}: ")[2].splitlines()[0]
                 raise LoaderError(reason, error.exit_code) from error
@@ -45,6 +51,18 @@ class Loader(DataLoader):
             if handing_over or str(error).startswith("DataLoader worker"):
                 raise LoaderError(self.killed(ahead)) from error
             raise
+
+    def close(self) -> None:
+        """End the workers; the next epoch starts new ones."""
+        if self._iterator is not None:
+            self._iterator._shutdown_workers()
+            self.kill_workers()  # those that hang in a read
+            self._iterator = None
+
+    def kill_workers(self) -> None:
+        for worker in getattr(self._iterator, "_workers", ()):
+            worker.kill()
+            worker.join()  # until then they hold the lock of the run's folder, too
 
     def killed(self, ahead: Iterator[list[tuple[int, int]]]) -> str:
         """What to say of a worker's death, with the clips that all of them were reading."""
@@ -55,3 +73,8 @@ class Loader(DataLoader):
             f"(fewer --num_workers need less). {len(clips)} clips were being read: "
             f"{', '.join(clips[:8])}{', ...' * (len(clips) > 8)}"
         )
+
+
+def _close(loader: weakref.ref[Loader]) -> None:
+    if there := loader():
+        there.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -62,7 +63,7 @@ def train_run(
         "leaks": options.leaks,
         "data": {**data_of(train_set, val_set), "steps": steps},
     }
-    with StopSignal(grace=launched()) as stop:
+    with StopSignal(grace=launched()) as stop, closing(train_loader), closing(val_loader):
         run = Run(folder, trainer, identity, options, stop)
         run.train(train_loader, val_loader)
         return run.finish()
