@@ -9,6 +9,8 @@ from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import url_map
 from torch import Tensor, nn
 
+from models.depthwise import quicken
+
 
 class Backbone(nn.Module):
     """A trunk by name: `efficientnet-b0` to `-b7`, or `timm:NAME` for any model of timm.
@@ -33,6 +35,7 @@ class Backbone(nn.Module):
             self.out_channels = self.trunk._fc.in_features
             self.trunk._fc = nn.Identity()  # a layer without a gradient would stop DDP
             _pad_within_convolutions(self.trunk)
+        quicken(self.trunk)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -45,7 +48,7 @@ class Backbone(nn.Module):
 def _pad_within_convolutions(trunk: EfficientNet) -> None:
     """The library copies each input into a larger one of zeros; at stride 1 no copy is needed."""
     for layer in trunk.modules():
-        if isinstance(layer, nn.Conv2d) and layer.stride == (1, 1):
+        if isinstance(layer, nn.Conv2d) and tuple(layer.stride) == (1, 1):
             layer.__class__ = nn.Conv2d
             layer.padding = tuple(side // 2 for side in layer.kernel_size)  # all are odd
 

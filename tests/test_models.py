@@ -11,6 +11,7 @@ import torch
 from models import build_model
 from models.attention import FrameAttention
 from models.backbone import Backbone, load_pretrained, set_batchnorm_momentum
+from models.depthwise import DepthwiseConv2d
 from training.losses import multi_task_loss, smooth_one_hot
 from training.tasks import TASKS, model_arch, recipe
 
@@ -94,6 +95,44 @@ def test_padding_does_not_matter(mode):
     fewer = inputs | {"text": (words, mask & (torch.arange(10) < 2))}
     answer = TASKS[mode].answer
     assert (model(fewer)[answer] - model(inputs)[answer])[1:].abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 16, 25), (3, 5, 4, 7), (1, 8, 1, 1), (2, 3, 2, 9)])
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_depthwise_convolution_has_its_gradients(shape, order):
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(shape[1], shape[1], 5, padding=2, groups=shape[1], bias=False)
+    quick = DepthwiseConv2d(shape[1], shape[1], 5, padding=2, groups=shape[1], bias=False)
+    quick.load_state_dict(plain.state_dict())
+    images, weights = torch.randn(shape).contiguous(memory_format=order), torch.randn(shape)
+    results = []
+    for layer in (plain, quick):
+        given = images.clone().requires_grad_()
+        made = layer(given)
+        (made * weights).sum().backward()
+        results.append([made, given.grad, layer.weight.grad])
+    assert "Depthwise" in type(made.grad_fn).__name__
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert quick(images).dtype == torch.bfloat16
+    assert "Depthwise" not in type(quick.eval()(images).grad_fn).__name__
+
+
+@pytest.mark.parametrize(
+    "name, layers", [("efficientnet-b0", 7), ("timm:mobilenetv3_small_100", 6)]
+)
+def test_wide_depthwise_filters_are_quick(name, layers):
+    """All but those of stride 2, with gradients for every weight, or for none when frozen."""
+    backbone = Backbone(name, 1)
+    made = [each for each in backbone.modules() if type(each) is DepthwiseConv2d]
+    assert len(made) == layers
+    wide = [each for each in backbone.modules() if getattr(each, "kernel_size", 0) == (5, 5)]
+    assert all(tuple(each.stride) == (2, 2) for each in wide if each not in made)
+    images = torch.randn(2, 1, 64, 64)
+    made[0].weight.requires_grad_(False)
+    backbone(images).sum().backward()
+    assert made[0].weight.grad is None and all(each.weight.grad is not None for each in made[1:])
 
 
 @pytest.mark.parametrize("relation", [False, True])
