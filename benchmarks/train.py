@@ -9,9 +9,10 @@ a  the original's way: float32, NCHW, its swish and padding, memory given back t
 b  ours, as train.py runs it
 c  our model and optimizer on one ready batch, nothing checked or read: the ceiling
 
-The ways take turns, so that a busy machine slows all of them; each figure is the median of the
-turns. `--clock process` counts the training process's own CPU seconds: on a CPU that others use
-too, what a step costs when the loader keeps up (benchmarks/loader.py says whether it does).
+The ways take turns, so that a busy machine slows all of them; figures are medians of the turns,
+with the ratios' range. `--clock process` counts the training process's own CPU seconds: on a CPU
+that others use too, what a step costs when the loader keeps up (benchmarks/loader.py says whether
+it does).
 On a GPU also the share of its peak in dense bfloat16 that b reaches (FLOPs counted by torch).
 """
 
@@ -63,7 +64,7 @@ def main() -> None:
     args = flags.parse_args()
     workers = f"{args.workers} loading processes, {args.clock} clock"
     print(f"{machine(args.device)}; {args.size} sizes, {workers}\n", flush=True)
-    header = "mode         a clips/s  b clips/s  c clips/s    b/a    b/c"
+    header = "mode         a clips/s  b clips/s  c clips/s  b/a (turns)          b/c (turns)       "
     print(header + "  of the peak" * (args.device != "cpu"), flush=True)
     for mode in args.modes.split(","):
         measure_mode(mode, args)
@@ -79,27 +80,38 @@ def measure_mode(mode: str, args: argparse.Namespace) -> None:
             "b": ours(mode, config, features, args),
             "c": ready(mode, config, features, args),
         }
-        rows = take_turns(ways, args)
-        a, b, c = (rows[name] for name in "abc")
-        line = f"{mode:<12}{a:>10.1f}{b:>11.1f}{c:>11.1f}{b / a:>7.2f}{b / c:>7.2f}"
+        rates = take_turns(ways, args)
+        line = f"{mode:<12}" + "".join(f"{statistics.median(rates[way]):>11.1f}" for way in "abc")
+        line += "  " + "  ".join(f"{ratios(rates['b'], rates[way]):<19}" for way in "ac")
         if args.device != "cpu":
+            b = statistics.median(rates["b"])
             line += f"{share_of_peak(mode, config, features, args, b):>12.1%}"
         print(line, flush=True)
         if args.levers:
             levers = LEVERS + GPU_LEVERS * (args.device != "cpu")
             changed = {each: original(mode, config, features, args, (each,)) for each in levers}
-            for name, rate in take_turns({"a": ways["a"], **changed}, args).items():
-                print(f"    {'a' if name == 'a' else 'a with ' + name:<20}{rate:>8.1f}", flush=True)
+            turns = take_turns({"a": ways["a"], **changed}, args)
+            for name in levers:
+                print(f"    a with {name:<20}{ratios(turns[name], turns['a'])} of a", flush=True)
 
 
-def take_turns(ways: dict[str, Callable[[], int]], args: argparse.Namespace) -> dict[str, float]:
+def ratios(rates: list[float], others: list[float]) -> str:
+    """Median of the turns' ratios, and the least and the greatest."""
+    each = [rate / other for rate, other in zip(rates, others, strict=True)]
+    return f"{statistics.median(each):.2f} ({min(each):.2f} - {max(each):.2f})"
+
+
+def take_turns(
+    ways: dict[str, Callable[[], int]], args: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Clips per second of each way in each turn."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(args.turns + 1):
         for name, step in ways.items():
             rate = rate_of(step, args.seconds if turn else 0.0, args.device, CLOCKS[args.clock])
             if turn:  # the first is to warm up
                 rates[name].append(rate)
-    return {name: statistics.median(each) for name, each in rates.items()}
+    return rates
 
 
 def rate_of(

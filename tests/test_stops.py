@@ -260,6 +260,17 @@ def test_a_file_that_is_damaged_while_training(start, tmp_path, monkeypatch, wor
     assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")
 
 
+def run_code(code: str, features: Path) -> subprocess.CompletedProcess:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.run(
+        [sys.executable, "-c", code, str(features)],
+        env={**os.environ, **QUIET, "PYTHONPATH": paths},
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+
+
 KEEPS_ITS_CALLER = """
 import gc, sys
 from pathlib import Path
@@ -292,10 +303,34 @@ def test_readers_are_gone_when_a_run_is(start):
 
 
 def test_a_process_ends_with_its_readers(features):
-    command = [sys.executable, "-c", KEEPS_ITS_CALLER, str(features)]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, **QUIET, "PYTHONPATH": paths}
-    assert subprocess.run(command, env=environment, timeout=60).returncode == 0
+    assert run_code(KEEPS_ITS_CALLER, features).returncode == 0
+
+
+KEEPS_ITS_MEMORY = """
+import sys
+from pathlib import Path
+import torch
+from test_training import dataset
+from training.data import Features, make_loader
+from utils.parallel import set_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+loader = make_loader(dataset(Features.open(Path(sys.argv[1])), "text"), 5, 1, "cpu")
+set_memory()
+torch.ones(300, 2**18)
+full = resident()
+next(iter(loader))
+print(full - resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told to keep memory")
+def test_readers_hold_no_memory_that_is_free(features):
+    """300 MiB that a step used would be doubled by each new reader: forked, it holds them too."""
+    given = run_code(KEEPS_ITS_MEMORY, features)
+    assert float(given.stdout) > 250, given
 
 
 @pytest.mark.parametrize("workers", [0, 1])

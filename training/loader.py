@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from utils.errors import UsageError
+from utils.parallel import trim_memory
 
 
 class LoaderError(UsageError):
@@ -33,6 +34,7 @@ class Loader(DataLoader):
         ahead = iter(list(self.batch_sampler))
         if self.num_workers and self._iterator is None:
             atexit.register(_close, weakref.ref(self))
+            trim_memory()
         try:
             batches = super().__iter__()
             if self.num_workers:

@@ -33,6 +33,12 @@ def set_memory(options: dict[int, int] = KEEP) -> None:
             libc.mallopt(option, value)
 
 
+def trim_memory() -> None:
+    """Give the kept memory back once: before a process is forked, which would keep it too."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def parallel_map(
     function: Callable,
     items: list,
