@@ -40,7 +40,7 @@ def main() -> None:
 def line(mode: str, counts: list[int], args: argparse.Namespace) -> str:
     config = settings_of(mode, args.size, "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        features = write_features(Path(folder), 4 * config["batch_size"])
+        features = write_features(Path(folder), mode, 4 * config["batch_size"])
         _, clips = make_trainer(mode, config, features, "cpu")
         rates = []
         for count in counts:

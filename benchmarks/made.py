@@ -28,19 +28,20 @@ SIZES = {  # the recipe, for a GPU; its inputs with fewer clips a batch and the 
 }
 
 
-def write_features(folder: Path, clips: int, seed: int = 0) -> Features:
-    """Log-mels of 2 to 4 s, 20 to 40 crops of 224 px, 4 to 12 word vectors: as the original made
-    of clips of MERC2020."""
-    rng, rows = np.random.default_rng(seed), []
+def write_features(folder: Path, mode: str, clips: int, seed: int = 0) -> Features:
+    """Log-mels of 2 to 4 s, 4 to 12 word vectors and, for modes that see faces, 20 to 40 crops of
+    224 px: as the original made of clips of MERC2020."""
+    rng, rows, inputs = np.random.default_rng(seed), [], TASKS[mode].inputs
     for name in ("speech", "video", "text"):
         (folder / "train" / name).mkdir(parents=True, exist_ok=True)
     for number in range(clips):
         frames, name = int(rng.integers(20, 41)), f"{number:05d}"
         speech = rng.random((128, int(rng.integers(125, 250))), np.float32)
-        faces = rng.integers(0, 256, (frames, 224, 224, 3), np.uint8)
         words = rng.normal(size=(int(rng.integers(4, 13)), 200)).astype(np.float32)
         np.save(folder / "train" / "speech" / f"{name}.npy", speech)
-        np.save(folder / "train" / "video" / f"{name}.npy", faces)
+        if "face" in inputs:
+            faces = rng.integers(0, 256, (frames, 224, 224, 3), np.uint8)
+            np.save(folder / "train" / "video" / f"{name}.npy", faces)
         np.savez(folder / "train" / "text" / f"{name}.npz", word_embed=words)
         label = dict.fromkeys(("emotion", "speech_emotion", "face_emotion"), CLASSES[number % 7])
         row = {"clip_id": name, "split": "train", "fold": "", "face_valid": "1" * frames}

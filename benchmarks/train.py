@@ -74,7 +74,7 @@ def measure_mode(mode: str, args: argparse.Namespace) -> None:
     config = settings_of(mode, args.size, args.device)
     clips = 4 * config["batch_size"]
     with tempfile.TemporaryDirectory() as folder:
-        features = write_features(Path(folder), clips)
+        features = write_features(Path(folder), mode, clips)
         ways: dict[str, Callable[[], int]] = {
             "a": original(mode, config, features, args, ()),
             "b": ours(mode, config, features, args),
