@@ -19,7 +19,7 @@ def test_an_earlier_version_is_understood(tmp_path, path):
     save_checkpoint(place, golden.checkpoint_of(known))
     model = restore_model(load_checkpoint(place), place)
     for head, logits in golden.answers(model).items():
-        np.testing.assert_allclose(logits, known["answers"][head], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(logits, known["answers"][head], rtol=1e-6, atol=1e-6)
     features = write_features(tmp_path / "features", 1)
     settings = json.loads((features / "settings.json").read_text())
     settings["features"] = known["features_config"]
