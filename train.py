@@ -114,7 +114,7 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
     device = device_name(args.device)
     set_memory()
     if "amp" not in args and device == "cpu":
-        config["amp"] = False  # without hardware for it, half precision takes twice the time
+        config["amp"] = False  # half precision takes 1.5 to 2 times as long there
     features = Features.open(args.features_dir)
     args.leaks = leak_stamp(args, config)
     if config["fold"] != "all":

@@ -23,19 +23,19 @@ import statistics
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import Conv2dDynamicSamePadding
 from torch.utils.data import DataLoader
 
 from benchmarks.made import SIZES, machine, make_trainer, settings_of, write_features
 from models.backbone import Backbone
-from models.depthwise import DepthwiseConv2d
+from models.convolutions import DepthwiseConv2d, MirroredConv2d, MirroredDepthwiseConv2d
 from training.data import make_loader, to_device
 from training.loop import without_padding
 from training.losses import multi_task_loss
@@ -173,9 +173,9 @@ def original(
                 slow_down(module.trunk)
             if "padding" not in levers:
                 pad_before_convolutions(module.trunk)
-            if "channels_last" not in levers:
-                module.to(memory_format=torch.contiguous_format)
-                module.forward = types.MethodType(nchw, module)
+            order = torch.channels_last if "channels_last" in levers else torch.contiguous_format
+            module.to(memory_format=order)
+            module.forward = forward_of(module.trunk, order, mirrored="padding" in levers)
     optimizer = trainer.optimizer
     model = torch.compile(trainer.model) if "compile" in levers else trainer.model
     data = clips if "bytes" in levers else Floats(clips)
@@ -199,19 +199,28 @@ def original(
 def slow_down(trunk: torch.nn.Module) -> None:
     """The gradient of wide depthwise filters as torch computes it."""
     for layer in trunk.modules():
-        if type(layer) is DepthwiseConv2d:
-            layer.__class__ = torch.nn.Conv2d
+        if type(layer) is MirroredDepthwiseConv2d:
+            layer.__class__ = MirroredConv2d
 
 
 def pad_before_convolutions(trunk: torch.nn.Module) -> None:
-    """As the library has it."""
+    """As the library has it, on pictures that are not mirrored."""
     for layer in trunk.modules():
-        if type(layer) is torch.nn.Conv2d:
+        if type(layer) is MirroredDepthwiseConv2d:
+            layer.__class__ = DepthwiseConv2d
+        elif isinstance(layer, torch.nn.Conv2d):
             layer.__class__, layer.padding = Conv2dDynamicSamePadding, (0, 0)
 
 
-def nchw(backbone: Backbone, images: torch.Tensor) -> torch.Tensor:
-    return backbone.trunk.extract_features(images.contiguous())
+def forward_of(
+    trunk: EfficientNet, order: torch.memory_format, mirrored: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        images = images.flip(2, 3) if mirrored else images
+        features = trunk.extract_features(images.contiguous(memory_format=order))
+        return features.flip(2, 3) if mirrored else features
+
+    return forward
 
 
 def descend(trainer: Any, model: Any, optimizer: Any, inputs: Any, targets: Any) -> Any:

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import warnings
 
 import numpy as np
 import torch
-from efficientnet_pytorch.utils import Conv2dDynamicSamePadding
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.fusion import EmotionClassifier
 from training.ensemble import Member
-
-
-class SamePadding(nn.Module):
-    """EfficientNet's convolution; its padding is arithmetic on shapes that a graph can keep."""
-
-    def __init__(self, convolution: nn.Conv2d):
-        super().__init__()
-        self.convolution = convolution
-
-    def forward(self, x: Tensor) -> Tensor:
-        own, pads = self.convolution, []
-        for size, kernel, stride in zip(x.shape[2:], own.kernel_size, own.stride, strict=True):
-            total = ((size + stride - 1) // stride - 1) * stride + kernel - size  # kernel >= stride
-            pads = [total // 2, total - total // 2, *pads]
-        x = functional.pad(x, pads)
-        return functional.conv2d(x, own.weight, own.bias, own.stride, 0, own.dilation, own.groups)
 
 
 class Portable(nn.Module):
@@ -37,7 +18,7 @@ class Portable(nn.Module):
 
     def __init__(self, model: EmotionClassifier):
         super().__init__()
-        self.model = keep_padding(copy.deepcopy(model))
+        self.model = model
 
     def forward(
         self, inputs: dict[str, tuple[Tensor, ...]], left_out: Tensor | None
@@ -50,14 +31,6 @@ def probabilities(
 ) -> tuple[Tensor, ...]:
     columns = () if left_out is None else zip(model.encoders, left_out.unbind(1), strict=True)
     return tuple(logits.softmax(dim=1) for logits in model(inputs, dict(columns)).values())
-
-
-def keep_padding(module: nn.Module) -> nn.Module:
-    """The same module with every EfficientNet convolution replaced, in place."""
-    for name, child in module.named_children():
-        fixed = isinstance(child, Conv2dDynamicSamePadding)
-        setattr(module, name, SamePadding(child) if fixed else keep_padding(child))
-    return module
 
 
 def example_inputs(member: Member, batch: int, length: int) -> tuple[dict, Tensor | None]:
