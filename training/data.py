@@ -125,10 +125,9 @@ def training_rows(
         val_fold = known[(known.index(fold) + 1) % len(known)]
     for name in (fold, val_fold or fold):
         if name not in known or len(known) < 2 + (val_fold is not None) or fold == val_fold:
-            raise UsageError(
-                f"--fold {fold}{f' --val_fold {val_fold}' * bool(val_fold)}: the manifest has "
-                f"the folds {', '.join(known) or 'none'}"
-            )
+            have = f"the folds {', '.join(known)}" if known else "no folds"
+            asked = f"--fold {fold}{f' --val_fold {val_fold}' * bool(val_fold)}"
+            raise UsageError(f"{asked}: the manifest has {have}")
     training = table[~table["fold"].isin((fold, val_fold))]
     held_out = table[table["fold"] == (val_fold or fold)]
     return in_order(training), in_order(held_out)
