@@ -46,6 +46,9 @@ def main() -> None:
     clips = Features.open(args.features_dir).manifest
     if unknown := (clips["speaker"] == "").sum():
         raise UsageError(f"{unknown} clips of {args.features_dir} have no speaker in the manifest")
+    # librosa compiles as it is imported, once for all; two processes at once would spoil its cache
+    import librosa.core.pitch  # noqa: F401
+
     jobs = [delayed(views)(args.data_dir / media) for media in clips["media"]]
     made = Parallel(available_cores(), return_as="generator")(jobs)
     made = list(tqdm(made, "functionals", len(clips), unit="clip"))
