@@ -31,13 +31,13 @@ import numpy as np
 import torch
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import Conv2dDynamicSamePadding
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from benchmarks.made import SIZES, machine, make_trainer, settings_of, write_features
 from models.backbone import Backbone
 from models.convolutions import DepthwiseConv2d, MirroredConv2d, MirroredDepthwiseConv2d
 from training.data import make_loader, to_device
-from training.loop import without_padding
 from training.losses import multi_task_loss
 from training.optim import centralize_gradients
 from training.tasks import TASKS
@@ -185,7 +185,7 @@ def original(
     def step() -> int:
         set_memory(KEEP if "memory" in levers else GLIBC)
         batch = next(stream)
-        inputs = without_padding(batch["inputs"]) if "words" in levers else batch["inputs"]
+        inputs = batch["inputs"] if "words" in levers else padded(batch["inputs"], config)
         rng = np.random.default_rng(0)
         inputs, targets = trainer.mixer(to_device(inputs, args.device), trainer.targets(batch), rng)
         loss, logits = descend(trainer, model, optimizer, inputs, targets)
@@ -195,6 +195,15 @@ def original(
         return len(batch["clip_id"])
 
     return step
+
+
+def padded(inputs: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """To `max_words` whatever the text, as the original's loading processes do."""
+    if "text" not in inputs:
+        return inputs
+    words, mask = inputs["text"]
+    more = config["max_words"] - words.shape[1]
+    return inputs | {"text": [pad(words, (0, 0, 0, more)), pad(mask, (0, more))]}
 
 
 def slow_down(trunk: torch.nn.Module) -> None:
@@ -253,7 +262,7 @@ def ours(mode: str, config: dict[str, Any], features: Any, args: Any) -> Callabl
 def ready(mode: str, config: dict[str, Any], features: Any, args: Any) -> Callable[[], int]:
     trainer, clips = make_trainer(mode, config, features, args.device)
     batch = next(batches(make_loader(clips, config["batch_size"], 0, args.device)))
-    inputs = to_device(without_padding(batch["inputs"]), args.device)
+    inputs = to_device(batch["inputs"], args.device)
     targets = trainer.targets(batch)
 
     def step() -> int:

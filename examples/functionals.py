@@ -13,7 +13,11 @@ clips of its speaker, whose clips must therefore be at hand, labels not: (x - me
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -46,12 +50,11 @@ def main() -> None:
     clips = Features.open(args.features_dir).manifest
     if unknown := (clips["speaker"] == "").sum():
         raise UsageError(f"{unknown} clips of {args.features_dir} have no speaker in the manifest")
-    # librosa compiles as it is imported, once for all; two processes at once would spoil its cache
-    import librosa.core.pitch  # noqa: F401
-
     jobs = [delayed(views)(args.data_dir / media) for media in clips["media"]]
-    made = Parallel(available_cores(), return_as="generator")(jobs)
-    made = list(tqdm(made, "functionals", len(clips), unit="clip"))
+    work = Parallel(available_cores(), return_as="generator")
+    with own_compilations():
+        made = (each for some in (jobs[:1], jobs[1:]) for each in work(some))
+        made = list(tqdm(made, "functionals", len(clips), unit="clip"))
     values = [None] * len(clips)
     for rows in clips.groupby("speaker").indices.values():
         for row, value in zip(rows, of_speaker([made[row] for row in rows]), strict=True):
@@ -60,6 +63,18 @@ def main() -> None:
         path = args.features_dir / clip.split / "functionals" / f"{clip.clip_id}.npy"
         write_atomic(path, partial(np.save, arr=value))
     print(f"{len(values)} clips: {values[0].shape[1]} numbers at {len(SPEEDS)} speeds each")
+
+
+@contextlib.contextmanager
+def own_compilations() -> Iterator[None]:
+    """What librosa compiles is kept for this run alone; its first clip must be done by itself.
+
+    The usual place serves all processes of the environment, in files that belong together. Two that
+    compile at once can mix theirs, and from then on every call of pyin there is a crash.
+    """
+    with tempfile.TemporaryDirectory(prefix="librosa-") as folder:
+        os.environ["NUMBA_CACHE_DIR"] = folder
+        yield
 
 
 def of_speaker(clips: list[list[Sound]]) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import signal
 import sys
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from utils import errors
 
 def run_main(script: str, *args: object) -> SimpleNamespace:
     """`code`, `out` and `err` of `python <script>.py ARGS`; a bug raises."""
-    argv, out, err = sys.argv, io.StringIO(), io.StringIO()
+    argv, environment, out, err = sys.argv, dict(os.environ), io.StringIO(), io.StringIO()
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     sys.argv = [f"{script}.py", *map(str, args)]
     try:
@@ -24,5 +25,7 @@ def run_main(script: str, *args: object) -> SimpleNamespace:
         return SimpleNamespace(code=stop.code, out=out.getvalue(), err=err.getvalue())
     finally:
         sys.argv = argv
+        os.environ.clear()
+        os.environ.update(environment)
         for each, handler in handlers.items():
             signal.signal(each, handler)

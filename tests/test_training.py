@@ -15,7 +15,15 @@ from models import build_model
 from models.attn_cnn import AttnCNN
 from models.backbone import set_batchnorm_momentum
 from training import transforms
-from training.data import ClipDataset, EpochBatches, Features, make_loader, to_device, training_rows
+from training.data import (
+    ClipDataset,
+    EpochBatches,
+    Features,
+    collate,
+    make_loader,
+    to_device,
+    training_rows,
+)
 from training.loop import Trainer
 from training.losses import multi_task_loss, smooth_one_hot, soft_cross_entropy
 from training.metrics import Metrics
@@ -134,12 +142,19 @@ def test_frames_are_ascending_and_only_real_faces(available, augment):
         assert abs(parts[0] - parts[1]) <= 16 / available + 1, "one half of the clip is neglected"
 
 
-def test_words_are_padded_cut_and_masked():
-    words, mask = transforms.text_view(np.ones((3, 5), "f4"), 4)
-    assert words.shape == (4, 5) and mask.tolist() == [True, True, True, False]
-    assert words.dtype == np.float32 and words[3].sum() == 0 and words[:3].all()
-    words, mask = transforms.text_view(np.arange(12.0).reshape(6, 2), 4)
-    assert words[:, 0].tolist() == [0, 2, 4, 6] and mask.all()
+def test_words_are_cut_padded_and_masked():
+    texts = [np.ones((3, 5), "f4"), np.arange(30.0).reshape(6, 5), np.ones((1, 5), "f4")]
+    views = [transforms.text_view(text, 4) for text in texts]
+    assert views[1][0][:, 0].tolist() == [0, 5, 10, 15] and views[1][0].dtype == np.float32
+    items = [
+        {"inputs": {"text": tuple(map(torch.from_numpy, view))}, "clip_id": str(clip)}
+        for clip, view in enumerate(views)
+    ]
+    batch = collate([items[0], items[2]])
+    words, mask = batch["inputs"]["text"]
+    assert words.shape == (2, 3, 5), "padded to more than the longest text"
+    assert mask.tolist() == [[True, True, True], [True, False, False]]
+    assert words[1, 1:].abs().sum() == 0 and words[0].all() and batch["clip_id"] == ["0", "2"]
 
 
 # Mixing
@@ -388,11 +403,13 @@ def loaded(features, workers: int, epochs=(1, 2), **changes) -> list[dict]:
 
 
 def flat(batches: list[dict]) -> dict[str, list[bytes]]:
-    """{clip id: its view in each epoch}"""
+    """{clip id: its view in each epoch}; of the words those that are there, whatever the padding"""
     views = {}
     for batch in batches:
+        words, mask = batch["inputs"]["text"]
         for place, clip_id in enumerate(batch["clip_id"]):
-            tensors = [tensor[place] for given in batch["inputs"].values() for tensor in given]
+            pictures = [tensors[0][place] for tensors in batch["inputs"].values()][:2]
+            tensors = [*pictures, words[place][mask[place]]]
             view = b"".join(tensor.numpy().tobytes() for tensor in tensors)
             views.setdefault(clip_id, []).append(view)
     return views
@@ -421,7 +438,7 @@ def test_items_carry_labels_and_pictures_as_bytes(features):
         item["labels"] == {"integrated": 3, "speech": 3, "face": 3} and item["clip_id"] == "00003"
     )
     shapes = {name: [tuple(t.shape) for t in given] for name, given in item["inputs"].items()}
-    assert shapes == {"speech": [(1, 128, 48)], "face": [(2, 3, 32, 32)], "text": [(38, 16), (38,)]}
+    assert shapes == {"speech": [(1, 128, 48)], "face": [(2, 3, 32, 32)], "text": [(4, 16), (4,)]}
     face, mask = item["inputs"]["face"][0], item["inputs"]["text"][1]
     ready = to_device({"face": [face], "text": [mask]}, "cpu")
     torch.testing.assert_close(ready["face"][0], face.float() / 255)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import zlib
@@ -17,7 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, Sampler, default_collate
 from tqdm import tqdm
 
 from training.loader import Loader
@@ -90,14 +92,15 @@ class Features:
 
     def path(self, row: dict, modality: str) -> Path:
         name = f"{row['clip_id']}{ENDINGS.get(modality, '.npy')}"
-        return self.folder / row["split"] / folder_of(modality) / name
+        return self.folder.joinpath(row["split"], folder_of(modality), name)
 
     def load(self, row: dict, modality: str) -> np.ndarray:
         """A clip's feature; IntegrityError names the file when it is missing or damaged."""
         path = self.path(row, modality)
         try:
             if modality == "text":
-                with np.load(path, allow_pickle=False) as archive:
+                # read at once: zipfile reads from the disk in small pieces
+                with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
                     return archive["word_embed"]
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
@@ -307,7 +310,19 @@ def make_loader(
         pin_memory=device.startswith("cuda"),
         persistent_workers=workers > 0,
         worker_init_fn=_start_worker,
+        collate_fn=collate,
     )
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Items of a dataset -> a batch; words are padded to its longest text, not to `max_words`:
+    what every clip masks only costs time."""
+    texts = [item["inputs"].pop("text") for item in items if "text" in item["inputs"]]
+    batch = default_collate(items)
+    if texts:
+        words_and_mask = zip(*texts, strict=True)
+        batch["inputs"]["text"] = [pad_sequence(each, batch_first=True) for each in words_and_mask]
+    return batch
 
 
 def _start_worker(worker: int) -> None:

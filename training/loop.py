@@ -128,7 +128,7 @@ class Trainer:
     def train_step(self, batch: dict[str, Any]) -> float:
         seed = [self.config["seed"], self.step, self.dist.rank][: 3 if self.dist.rank else 2]
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))  # dropout
-        inputs = to_device(without_padding(batch["inputs"]), self.device)
+        inputs = to_device(batch["inputs"], self.device)
         rng = np.random.default_rng(seed)
         inputs, targets = self.mixer(inputs, self.targets(batch), rng)
         self.optimizer.zero_grad(set_to_none=True)
@@ -241,7 +241,7 @@ class Trainer:
         try:
             for batch in progress(loader, desc="validating", unit="batch"):
                 with self.autocast(), self.stoppable(model, stop):
-                    logits = model(to_device(without_padding(batch["inputs"]), self.device))
+                    logits = model(to_device(batch["inputs"], self.device))
                 for head, labels in batch["labels"].items():
                     metrics[head].update(logits[head], labels)
                 if stopped := stop():
@@ -255,15 +255,6 @@ class Trainer:
             each.loss_sum, *counts = self.dist.sum(sums).tolist()
             each.confusion[:] = np.reshape(counts, each.confusion.shape)
         return metrics
-
-
-def without_padding(inputs: dict[str, Any]) -> dict[str, Any]:
-    """As many words as the batch's longest text has: what every clip masks only costs time."""
-    if "text" not in inputs:
-        return inputs
-    words, mask = inputs["text"]
-    longest = int(mask.any(dim=0).sum())
-    return inputs | {"text": (words[:, :longest], mask[:, :longest])}
 
 
 def statistics(tensor: Tensor) -> str:

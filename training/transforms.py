@@ -1,7 +1,8 @@
 """One clip's feature -> the array that a model sees. Augmentation draws from the given generator.
 
 speech (F, T) -> (1, F, T'); face (T, S, S, 3) uint8 -> (T', 3, S, S) uint8;
-text (L, D) -> (L', D) and its mask (L',); own features (D,) -> (D,) or (T, D) -> (T', D) or (D,).
+text (L, D) -> (L', D), L' <= L, and its mask (L',);
+own features (D,) -> (D,) or (T, D) -> (T', D) or (D,).
 """
 
 from __future__ import annotations
@@ -119,11 +120,10 @@ def feature_view(
 
 
 def text_view(word_embed: np.ndarray, max_words: int) -> tuple[np.ndarray, np.ndarray]:
-    """(L, D) -> (max_words, D) with zeros behind the words, and the mask (max_words,) of words."""
-    words = word_embed[:max_words]
-    view = np.zeros((max_words, word_embed.shape[1]), np.float32)
-    view[: len(words)] = words
-    return view, np.arange(max_words) < len(words)
+    """(L, D) -> the first words (L', D), L' <= max_words, and their mask (L',), all true: batches
+    pad both."""
+    words = word_embed[:max_words].astype(np.float32, copy=False)
+    return words, np.ones(len(words), bool)
 
 
 def _seeded(pipeline: Any, rng: np.random.Generator) -> Any:

@@ -42,8 +42,10 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or f"{error}; is the disc full?"
-        if error.errno == errno.ENOSPC:
-            reason += f", {shutil.disk_usage(path.parent).free >> 20} MB are free: make room, go on"
+        if error.errno in (None, errno.ENOSPC, errno.EDQUOT):
+            part = temporary.stat().st_size if temporary.exists() else 0
+            most = (part + shutil.disk_usage(existing(path.parent)).free) / 1e6
+            reason += f": it needs more than the {most:.1f} MB that are free; make room and go on"
         raise UsageError(f"cannot write {path}: {reason}") from error
     finally:
         with contextlib.suppress(OSError):  # nothing is left to remove, or there is no folder
@@ -122,11 +124,16 @@ def is_file(path: Path) -> bool:
 
 def check_place(folder: Path) -> None:
     """UsageError unless files can be written in `folder`, or it can be made; makes nothing."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    there = existing(folder)
     if not there.is_dir():
         raise UsageError(f"cannot write in {folder}: {there} is a file, give a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UsageError(f"cannot write in {folder}: no permission in {there}")
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(each for each in (folder, *folder.absolute().parents) if each.exists())
 
 
 def sha256(path: Path) -> str:

@@ -85,6 +85,7 @@ def _stop() -> None:
 def _serve(pipe: Any) -> None:
     """The child: answer calls until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    signal.signal(signal.SIGTERM, lambda *_: _end())  # so does a parent that ends with an error
     threading.Thread(target=_end_with_parent, daemon=True).start()
     held = _data()
     with contextlib.suppress(EOFError, BrokenPipeError):
@@ -124,6 +125,10 @@ def _answer(function: Callable, args: tuple) -> Any:
 
 def _end_with_parent() -> None:
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    _end()
+
+
+def _end() -> None:
     discard_unfinished()
     os._exit(1)
 
