@@ -171,8 +171,12 @@ def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> d
     results = parallel_map(
         work_on, work, min(args.workers, len(work)), args.backend, args.scheduler
     )
-    progress = tqdm(results, total=len(work), unit="clip", desc="extracting", smoothing=0.05)
-    return dict(progress)
+    progress = tqdm(results, "loading libraries", len(work), unit="clip", smoothing=0.05)
+    outcomes = {}
+    for name, outcome in progress:
+        progress.set_description("extracting", refresh=False)
+        outcomes[name] = outcome
+    return outcomes
 
 
 def begin_tree(features_dir: Path, settings: dict) -> None:
@@ -227,7 +231,7 @@ def write_tables(args: argparse.Namespace, listing, outcomes: dict) -> int:
     """Write manifest.csv, failed.csv and the sheets; report; return how many were rejected."""
     import pandas as pd
 
-    from corpora.manifest import Failure
+    from corpora.manifest import Failure, relative
     from extract.clip import MANIFEST_COLUMNS, manifest_row
 
     failures, rows = list(listing.failures), []
@@ -239,6 +243,7 @@ def write_tables(args: argparse.Namespace, listing, outcomes: dict) -> int:
         else:
             rows.append(manifest_row(clip, facts, args.data_dir))
     columns = ["clip_id", "media", "stage", "code", "reason"]
+    failures = [replace(each, media=relative(each.media, args.data_dir)) for each in failures]
     failures.sort(key=lambda failure: (str(failure.media), failure.clip_id))
     failed = pd.DataFrame(failures, columns=columns)
     write_csv(args.features_dir / "failed.csv", failed)

@@ -54,6 +54,11 @@ class Failure:
     reason: str
 
 
+def relative(media: Path, data_dir: Path) -> Path:
+    """As the tables name a clip's file: from the data folder on, where it lies in there."""
+    return media.relative_to(data_dir) if media.is_relative_to(data_dir) else media
+
+
 @dataclass
 class Listing:
     """What a corpus adapter returns. `clips` and `failures` together are all that was found."""

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from corpora.manifest import Clip
+from corpora.manifest import Clip, relative
 from extract import audio, faces, vectors, words
 from extract.media import scan_pictures
 from utils.config import device_name
@@ -229,9 +229,7 @@ MANIFEST_COLUMNS = (
 def manifest_row(clip: Clip, facts: dict[str, Any], data_dir: Path) -> dict[str, Any]:
     """One row of manifest.csv: the clip as listed, then the facts of its features."""
     row = {**asdict(clip), "words": ""} | facts
-    if clip.media.is_relative_to(data_dir):
-        row["media"] = clip.media.relative_to(data_dir)
-    return row
+    return row | {"media": relative(clip.media, data_dir)}
 
 
 def facts_of(record: dict) -> dict[str, Any]:
