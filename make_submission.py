@@ -126,8 +126,11 @@ def check_missing(args: argparse.Namespace, sheets: list, found: list, features:
         missing = [clip_id for clip_id in sheet.ids if clip_id not in each]
         if missing and args.missing == "error":
             listed = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
+            rows = features.manifest[features.manifest["clip_id"].isin(missing)].itertuples()
+            where = [f"; {row.clip_id} is in {row.split}: see --split" for row in rows][:1]
             raise IntegrityError(
                 f"{sheet.path}: {len(missing)} of {len(sheet.ids)} clips have no features: {listed}"
+                f"{''.join(where)}"
                 f"; see {args.features_dir / 'failed.csv'}, or answer them all with --missing LABEL"
             )
     if args.missing != "error":

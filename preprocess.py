@@ -21,12 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from corpora import CORPORA, list_corpus
-from corpora.manifest import keep_classes
+from corpora.manifest import LABELLED_SPLITS, keep_classes
 from utils.config import Flags, device_name, ranged
 from utils.errors import CLIP_CODES, UsageError, run_script
 from utils.files import lock_folder, read_json, write_bytes, write_csv, write_json
 from utils.parallel import BACKENDS, available_cores, parallel_map
 
+ODD = ("train", "training", "val", "valid", "validation", "dev")  # what train and val are called
 REJECTED = 3  # exit code: finished, but some clips were rejected
 
 
@@ -99,7 +100,8 @@ def end_at_signals() -> None:
 def chosen_modalities(args: argparse.Namespace, listing) -> tuple[str, ...]:
     """Every clip must provide all of these; a clip that lacks one is rejected with its reason."""
     words = ("text",) * bool(args.word_vectors and "text" not in listing.modalities)
-    wanted = tuple(args.modalities.split(",")) if args.modalities else listing.modalities + words
+    given = tuple(name.strip() for name in (args.modalities or "").split(","))
+    wanted = given if args.modalities else listing.modalities + words
     unknown = set(wanted) - {"speech", "video", "text"}
     if unknown or not wanted:
         raise UsageError(
@@ -125,7 +127,11 @@ def describe(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> 
         f"{args.corpus}: {total} clips ({counts}) -> {', '.join(modalities)} "
         f"in {args.features_dir}, {args.workers} workers"
     )
-    left_out = (f"left out: {note}" for note in listing.notes)
+    left_out = [f"left out: {note}" for note in listing.notes]
+    if "text" not in modalities and any(clip.transcript for clip in listing.clips):
+        left_out.append("transcripts are not used: --word_vectors FILE makes text of them")
+    if odd := {name for name in splits if name.lower() in ODD and name not in LABELLED_SPLITS}:
+        left_out.append(f"warning: train.py takes the splits train and val, not {', '.join(odd)}")
     return "\n".join([first, *left_out, *twins(listing.clips)])
 
 
@@ -169,7 +175,7 @@ def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> d
     begin_tree(args.features_dir, settings_of(args, listing, job))
     work = [(clip, job) for clip in listing.clips]
     results = parallel_map(
-        work_on, work, min(args.workers, len(work)), args.backend, args.scheduler
+        work_on, work, max(1, min(args.workers, len(work))), args.backend, args.scheduler
     )
     progress = tqdm(results, "loading libraries", len(work), unit="clip", smoothing=0.05)
     outcomes = {}
@@ -185,8 +191,13 @@ def begin_tree(features_dir: Path, settings: dict) -> None:
     It comes back when all clips are done, so nobody trains on a mixture.
     """
     path = features_dir / "settings.json"
-    if path.is_file() and read_json(path) != settings:
+    before = read_json(path) if path.is_file() else settings
+    if before != settings:
         (features_dir / "manifest.csv").unlink(missing_ok=True)
+        for name in ("corpus", "classes", "modalities"):
+            then, now = before.get(name), settings[name]
+            if then != now:
+                print(f"{features_dir} had {name} {then}, it gets {now}", file=sys.stderr)
     write_json(path, settings)
 
 
@@ -255,6 +266,9 @@ def write_tables(args: argparse.Namespace, listing, outcomes: dict) -> int:
     return len(failures)
 
 
+LACKS = {"E_NOAUDIO": "sound", "E_SILENT": "sound", "E_NOFACE": "a face", "E_NOVIDEO": "a face"}
+
+
 def report(features_dir: Path, usable: int, failures: list) -> None:
     for failure in failures[:20]:
         print(f"rejected {failure.clip_id}: {failure.code}: {failure.reason}", file=sys.stderr)
@@ -266,6 +280,8 @@ def report(features_dir: Path, usable: int, failures: list) -> None:
         kinds = Counter(failure.code for failure in failures)
         listed = ", ".join(f"{count} {CLIP_CODES[code]}" for code, count in kinds.most_common())
         print(f"{len(failures)} rejected ({listed}): see {features_dir / 'failed.csv'}")
+        if lost := {LACKS[code] for code in kinds if code in LACKS}:
+            print(f"clips without {' or '.join(sorted(lost))} can still be used: --modalities")
 
 
 if __name__ == "__main__":

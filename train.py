@@ -21,10 +21,10 @@ from typing import Any
 
 from training.tasks import FOLDERS, SETTINGS, TASKS, recipe
 from utils.config import Flags, device_name, ranged
-from utils.distributed import only_writer
+from utils.distributed import only_writer, writes
 from utils.errors import IntegrityError, UsageError, run_script
 from utils.files import read_json, write_json
-from utils.parallel import set_memory
+from utils.parallel import set_memory, use_tensor_cores
 
 
 def parse_args() -> argparse.Namespace:
@@ -113,6 +113,7 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
 
     device = device_name(args.device)
     set_memory()
+    use_tensor_cores(device)
     if "amp" not in args and device == "cpu":
         config["amp"] = False  # half precision takes 1.5 to 2 times as long there
     features = Features.open(args.features_dir)
@@ -127,7 +128,7 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
         results[fold] = train_run(config_of_fold(config, fold), features, run, device, args)
     if not results:
         raise UsageError(f"--fold all: {args.features_dir / 'manifest.csv'} names no folds")
-    if not args.dry_run:
+    if not args.dry_run and writes():
         write_json(folder / "folds.json", results)
         print(fold_line(results))
 
@@ -136,6 +137,8 @@ def leak_stamp(args: argparse.Namespace, config: dict[str, Any]) -> str:
     """What the audit finds in two splits, or in two folds; IntegrityError unless it is allowed."""
     from corpora.audit import audited, describe, leaks
 
+    if not writes():  # of several processes one asks, and ends all of them
+        return ""
     found = leaks(audited(args.features_dir), folds=config["fold"] is not None)
     if not found:
         return ""

@@ -28,7 +28,7 @@ from utils.config import Flags
 from utils.errors import IntegrityError, UsageError, run_script
 from utils.files import digest, read_json, sha256, write_json
 
-VERSION = 1  # raise it when the findings change
+VERSION = 2  # raise it when the findings change
 SHOWN = 10  # findings of a kind that are printed
 LEAKS = ("speaker", "dialogue", "duplicate")
 LOUD = 0.5  # the part of a log-mel above it, 40 dB below the maximum, survives low bitrates
@@ -42,7 +42,7 @@ Link = tuple[int, int, str]  # rows of two clips, and what they share
 
 def audit(features_dir: Path, data_dir: Path | None = None) -> list[dict]:
     """Findings: `kind`, `name`, of a duplicate its `clips` and the `label_conflict`, and `crosses`:
-    split and fold -> clips on each side, where there are two sides.
+    split, fold and test -> clips on each side, where there are two sides.
     """
     rows, modalities = _open(features_dir)
     findings = [*shared(rows, "speaker"), *shared(rows, "dialogue"), *shared(rows, "sentence")]
@@ -70,8 +70,8 @@ def audited(features_dir: Path) -> list[dict]:
 
 def leaks(findings: list[dict], folds: bool) -> list[dict]:
     """Those that make a score too good: across splits, or across the folds of a `--fold` run."""
-    across = "fold" if folds else "split"
-    return [one for one in findings if one["kind"] in LEAKS and across in one["crosses"]]
+    across = {"fold", "test"} if folds else {"split"}
+    return [one for one in findings if one["kind"] in LEAKS and across & one["crosses"].keys()]
 
 
 def _open(features_dir: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -90,10 +90,13 @@ def _open(features_dir: Path) -> tuple[pd.DataFrame, list[str]]:
 
 
 def crossing(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Clips per split and per fold of these rows, where there are two or more."""
+    """Clips per split and per fold of these rows, where there are two or more; `test`: of all folds
+    together against each split that has none."""
     sides = {
         column: Counter(value for value in rows[column] if value) for column in ("split", "fold")
     }
+    tests = rows["split"][~rows["split"].isin(LABELLED_SPLITS)]
+    sides["test"] = Counter(["folds"] * (rows["fold"] != "").sum() + tests.tolist())
     return {column: dict(sorted(side.items())) for column, side in sides.items() if len(side) > 1}
 
 
@@ -241,13 +244,14 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 def size(finding: dict) -> int:
     """How many clips it is about: the largest are printed."""
-    return sum(count for side in finding["crosses"].values() for count in side.values())
+    return sum(finding["crosses"].get("split", {}).values())
 
 
 def describe(finding: dict) -> str:
     sides = [
         f"{column}s " + ", ".join(f"{name} ({count})" for name, count in side.items())
         for column, side in finding["crosses"].items()
+        if column != "test"  # as the splits say
     ]
     text = f"{finding['kind']} {finding['name']}: in {'; '.join(sides) or 'one split'}"
     if finding["kind"] == "duplicate":

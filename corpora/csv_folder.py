@@ -1,15 +1,19 @@
 """Your own clips: a folder with a `manifest.csv` -> clips.
 
 `manifest.csv` needs three columns: `media` (path below the folder), `split` (train, val, test...)
-and `emotion`. Used when present: `clip_id` (default: the file's name without its ending),
-`speaker`, `transcript`, `speech_emotion`, `face_emotion` (default: `emotion`), `dialogue`,
-`utterance`, `fold` (default: by speaker, corpora/splits.py). Word vectors are read from an .npz of
-the same name beside the clip (key `word_embed`), or looked up with --word_vectors. The classes are
-the seven of the challenge unless the folder holds a `classes.txt`, one a line, in their order.
+and `emotion`. Used when present: `clip_id` (default: the file's name without its ending, with its
+folder where a split has several of that name), `speaker`, `transcript`, `speech_emotion`,
+`face_emotion` (default: `emotion`), `dialogue`, `utterance`, `fold` (default: by speaker,
+corpora/splits.py). Word vectors are read from an .npz of the same name beside the clip (key
+`word_embed`), or looked up with --word_vectors. The classes are the seven of the challenge unless
+the folder holds a `classes.txt`, one a line, in their order.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -34,6 +38,8 @@ def list_clips(data_dir: Path) -> Listing:
             failures.append(Failure("", data_dir, "list", "E_MISSING", "a row without media"))
         else:
             clips.append(clip)
+    if "clip_id" not in table.columns:
+        clips = by_place(clips, data_dir)
     has_words = any(clip.words for clip in clips)
     listing = check_listing(
         Listing(
@@ -47,6 +53,21 @@ def list_clips(data_dir: Path) -> Listing:
     if "fold" not in table.columns:
         listing.clips = assign_folds(listing.clips)
     return listing
+
+
+def by_place(clips: list[Clip], data_dir: Path) -> list[Clip]:
+    """Clips of one name in several folders are named with these: anna/001.mp4 is anna_001."""
+    places: dict[tuple[str, str], set[Path]] = {}
+    for clip in clips:
+        places.setdefault((clip.split, clip.clip_id), set()).add(clip.media)
+
+    def name(clip: Clip) -> str:
+        inside = clip.media.is_relative_to(data_dir) and ".." not in clip.media.parts
+        if len(places[clip.split, clip.clip_id]) < 2 or not inside:
+            return clip.clip_id
+        return "_".join(clip.media.relative_to(data_dir).with_suffix("").parts)
+
+    return [replace(clip, clip_id=name(clip)) for clip in clips]
 
 
 def clip_from_row(row: dict[str, str], data_dir: Path) -> Clip:
@@ -68,26 +89,52 @@ def clip_from_row(row: dict[str, str], data_dir: Path) -> Clip:
 def read_manifest(
     path: Path, needed: tuple[str, ...] = NEEDED, encoding_errors: str = "strict"
 ) -> pd.DataFrame:
-    """The table as text (ids keep their leading zeros); UsageError when it is not usable."""
-    options = dict(dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    """The table as text (ids keep their leading zeros); UsageError when it is not usable.
+
+    Commas, semicolons or tabs between fields; spaces around them and capitals of the header do not
+    count. A field may be missing at the end of a line, none may be there too many.
+    """
     try:
-        table = pd.read_csv(path, encoding_errors=encoding_errors, **options)
+        text = path.read_bytes().decode("utf-8-sig", encoding_errors)
     except FileNotFoundError as error:
         raise UsageError(
             f"no {path}: write one with the columns {','.join(needed)}, one row per clip"
         ) from error
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        raise UsageError(f"cannot read {path}: {error}") from error
-    missing = [column for column in needed if column not in table.columns]
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text ({error}): save it as CSV UTF-8") from error
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        rows = [(lines.line_num, [field.strip() for field in row]) for row in lines if any(row)]
+    except csv.Error as error:
+        raise UsageError(f"cannot read {path}: line {lines.line_num}: {error}") from error
+    header = [name.casefold() for name in rows[0][1]] if rows else []
+    missing = [column for column in needed if column.casefold() not in header]
     if missing:
-        raise UsageError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table)}")
-    return table
+        has = ", ".join(header) or "nothing"
+        raise UsageError(f"{path} has no column {', '.join(missing)}; it has {has}")
+    named = {name.casefold(): name for name in needed}
+    columns = [named.get(name, name) for name in header]
+    if len({*columns}) < len(columns):
+        raise UsageError(f"{path} names a column twice: {', '.join(columns)}")
+    for line, row in rows[1:]:
+        if any(row[len(columns) :]):
+            raise UsageError(
+                f"{path} line {line}: {len(row)} fields, the header has {len(columns)}; "
+                f"a text that holds {separator!r} needs double quotes"
+            )
+    filled = [(row + [""] * len(columns))[: len(columns)] for _, row in rows[1:]]
+    return pd.DataFrame(filled, columns=columns, dtype=str)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         return CLASSES
-    classes = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    classes = tuple(
+        line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()
+    )
     if len(set(classes)) != len(classes) or len(classes) < 2:
         raise UsageError(f"{path}: expected two or more different class names, one a line")
     return classes

@@ -101,11 +101,18 @@ def _check_clip(clip: Clip, classes: tuple[str, ...], same_id: list[Clip]) -> No
     if not SPLIT_NAME.fullmatch(clip.split):
         raise ClipError("E_ID", f"split {clip.split!r} must be letters, digits and _")
     if len(same_id) > 1:
-        places = ", ".join(sorted(str(other.media) for other in same_id))
-        raise ClipError("E_DUP", f"clip id {name!r} stands for {len(same_id)} files: {places}")
+        files = sorted({str(other.media) for other in same_id})
+        what = f"stands for {len(files)} files: {', '.join(files)}; name them in a column clip_id"
+        if len(files) == 1:
+            what = f"is listed {len(same_id)} times: {files[0]}"
+        raise ClipError("E_DUP", f"clip id {name!r} {what}")
     for column, label in clip.labels.items():
         if label not in classes and (label or clip.split in LABELLED_SPLITS):
-            raise ClipError("E_LABELS", f"{column} {label!r} is not one of {' '.join(classes)}")
+            near = next((each for each in classes if label.lower().startswith(each.lower())), "")
+            hint = f"; did you mean {near}?" if near else ""
+            raise ClipError(
+                "E_LABELS", f"{column} {label!r} is not one of {' '.join(classes)}{hint}"
+            )
 
 
 def keep_inside(listing: Listing, data_dir: Path) -> Listing:

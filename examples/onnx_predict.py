@@ -9,8 +9,10 @@ import numpy as np
 import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from training.transforms import face_view, speech_view, text_view  # numpy alone
+from training.transforms import face_view, feature_view, speech_view, text_view  # numpy alone
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 model, folder, split = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 session = onnxruntime.InferenceSession(model)
 about = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
@@ -31,6 +33,9 @@ for row in csv.DictReader(open(folder / "manifest.csv")):
         words = np.load(folder / split / "text" / f"{row['clip_id']}.npz", allow_pickle=False)
         words, mask = text_view(words["word_embed"], about["max_words"])
         feed |= {"text": words[None], "text_mask": mask[None]}
+    for own in {*about["inputs"]} - {"speech", "face", "text"}:
+        feature = np.load(folder / split / own / f"{row['clip_id']}.npy", allow_pickle=False)
+        feed[own] = feature_view(feature, about["feature_frames"], None, False)[None]
     if any(each.name == "left_out" for each in session.get_inputs()):
         feed["left_out"] = np.zeros((1, len(about["inputs"])), bool)
     probabilities = session.run(None, feed)[0][0]  # the first head is the answer

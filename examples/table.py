@@ -65,10 +65,9 @@ def values_of(clips: pd.DataFrame, args: argparse.Namespace) -> np.ndarray:
     missing = [name for name in wanted if name not in table.index]
     if missing or not table.index.is_unique:
         twice = table.index[table.index.duplicated()].tolist()
-        raise UsageError(
-            f"{args.csv}: {len(missing)} of {len(clips)} clips have no row {missing[:1]}, "
-            f"{len(twice)} rows have the name of another {twice[:1]}; see --id and --skip"
-        )
+        counts = [f"{len(missing)} of {len(clips)} clips have no row", *missing[:1]]
+        counts += [f"{len(twice)} rows have the name of another", *twice[:1]]
+        raise UsageError(f"{args.csv}: {', '.join(counts)}; see --id and --skip")
     chosen = table.loc[wanted]
     try:
         values = chosen.to_numpy(dtype=float)

@@ -16,7 +16,7 @@ from extract.media import scan_pictures
 from utils.config import device_name
 from utils.errors import ClipError
 from utils.files import digest, read_json, sha256, write_atomic, write_json
-from utils.guard import Limits, guarded
+from utils.guard import Limits, guarded, lift_memory_limit
 
 SCHEMA = 2  # raise it when a change of the code changes the features
 
@@ -167,6 +167,8 @@ def _write(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
     path, new = feature_path(job.features_dir, clip, name), {}
     if STAGES[name].libraries:
         _limit_threads(job.threads)
+    if STAGES[name].libraries == PICTURE and device_name(job.device) != "cpu":
+        lift_memory_limit()
     write_atomic(path, lambda file: new.update(STAGES[name].make(clip, job, facts, file)))
     source = STAGES[name].source(clip)
     read = {}

@@ -29,6 +29,10 @@ MOST_VALUES, LONGEST_WORD = 10_000, 1000  # of one word; bytes
 ROWS = 10_000  # of an .npz that are read at once
 
 
+class NoneKnown(UsageError):
+    """A file of word vectors that has none of the words that are said."""
+
+
 def gather(path: Path, transcripts: list[str], features_dir: Path) -> str:
     """Put the vectors of all words of the transcripts in the store; the file's sha256, 16 digits.
 
@@ -87,7 +91,7 @@ def read_vectors(path: Path, wanted: set[str]) -> Vectors:
         raise UsageError(f"--word_vectors {path}: {error}; expected {known}") from error
     if not vectors:
         some = ", ".join(sorted(wanted)[:3])
-        raise UsageError(f"--word_vectors {path} knows none of the {len(wanted)} words ({some}...)")
+        raise NoneKnown(f"--word_vectors {path} knows none of the words, in no form ({some}...)")
     return vectors
 
 

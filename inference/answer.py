@@ -64,6 +64,10 @@ class Answer:
     def remarks(self) -> list[str]:
         """What a reader must know besides the numbers."""
         without = [f"no {name}: {reason}" for name, reason in self.missing.items()]
+        if self.looks and not self.parts:
+            here = " and ".join(self.looks)
+            why = f"no head answers from {here} alone; a model of --modality_dropout would"
+            return [why, *without]
         if not (self.parts and without):
             return without
         known = {*self.looks, *self.missing}

@@ -14,7 +14,7 @@ from typing import Any
 
 from extract.media import FORMATS
 from utils.errors import ClipError, UsageError
-from utils.guard import LOST, Limits, guarded
+from utils.guard import LOST, Limits, guarded, lift_memory_limit
 
 ASSETS = Path(__file__).parent / "page"
 MEMORY_MB = 6000  # that the answering process may hold beyond its libraries
@@ -68,6 +68,8 @@ def answer_one(
     from inference.timeline import draw_timeline
     from inference.windows import cut_long, whole
 
+    if device != "cpu":
+        lift_memory_limit()
     predictor = load(checkpoint, word_vectors, device)
     predictor.work_in(folder)
     (source,) = find_sources([clip] * bool(clip), text or None)

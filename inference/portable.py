@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from models.fusion import EmotionClassifier
 from training.ensemble import Member
 
+LENGTHS = ("speech_frames", "face_frames", "max_words", "feature_frames")
+
 
 class Portable(nn.Module):
     """Tensors in the order of `example_inputs` -> probabilities (B, K) of each head."""
@@ -78,6 +80,7 @@ def to_onnx(member: Member) -> bytes:
     """The model as an ONNX file: inputs by modality, outputs by head, settings as metadata."""
     model = Portable(member.model).eval()
     example = example_inputs(member, batch=2, length=5)
+    quick = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its fused layers have no ONNX form
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -90,7 +93,8 @@ def to_onnx(member: Member) -> bytes:
             output_names=[f"{head}_probabilities" for head in member.model.heads],
             verbose=False,
         )
-    about = {name: member.config[name] for name in ("speech_frames", "face_frames", "max_words")}
+    torch.backends.mha.set_fastpath_enabled(quick)
+    about = {name: member.config[name] for name in LENGTHS if name in member.config}
     about |= {"classes": member.checkpoint["classes"], "inputs": list(member.task.inputs)}
     about["features_config"] = member.checkpoint["features_config"]
     program.model.metadata_props.update({name: json.dumps(value) for name, value in about.items()})

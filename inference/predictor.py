@@ -65,6 +65,7 @@ class Predictor:
         word_dim = max((each["word_dim"] for each in text if each), default=None)
         self.job = Job(folder, (), settings["features"], word_dim, device, available_cores())
         self.origin: str | None = None  # of the word vectors that words are looked up in
+        self.unknown = ""  # why none of them can be
         self.times = times and warm_up(self.job)
 
     @property
@@ -75,13 +76,13 @@ class Predictor:
         """Put the features of the next clips there."""
         self.features = replace(self.features, folder=folder)
         self.job = replace(self.job, features_dir=folder)
-        self.origin = None
+        self.origin, self.unknown = None, ""
 
     def answer(self, source: Source) -> Answer:
         """The answer to one clip; it has no parts when nothing in the clip can be used."""
         start, profile = time.perf_counter(), cProfile.Profile()
         with profile if self.times else contextlib.nullcontext():
-            row, missing = self.extract(source.clip)
+            row, missing = self.extract(source.clip, source.problem)
         extracted = time.perf_counter()
         answer = Answer(source, self.classes, missing, row)
         parts: dict[str, list] = defaultdict(list)
@@ -94,14 +95,15 @@ class Predictor:
             answer.seconds = split(profile) | answer.seconds
         return answer
 
-    def extract(self, clip: Clip) -> tuple[dict, dict[str, str]]:
+    def extract(self, clip: Clip, problem: str = "") -> tuple[dict, dict[str, str]]:
         """Features of everything that the clip has: its manifest row, and why the rest is missing.
+        `problem`: why its words cannot be used.
 
         A stage that fails is left out and the others are made without it, as for a corpus that
         never had it: the face of a clip without sound is looked for in the whole of it.
         """
         wanted = {name: folder_of(name) for member in self.members for name in member.task.inputs}
-        missing = self.why_no_words(clip) if "text" in wanted else {}
+        missing = self.why_no_words(clip, problem) if "text" in wanted else {}
         if clip.media == Path():
             missing |= dict.fromkeys(wanted.keys() - {"text"}, "E_MISSING: no clip was given")
         while True:
@@ -121,7 +123,11 @@ class Predictor:
         text = self.job.settings.get("text")
         if not (self.word_vectors and said and text):
             return
-        self.origin = vectors.gather(self.word_vectors, said, self.job.features_dir)
+        try:
+            self.origin = vectors.gather(self.word_vectors, said, self.job.features_dir)
+        except vectors.NoneKnown as error:  # costs the words alone
+            self.unknown = f"E_SHORT: {error}"
+            return
         if text.get("vectors", self.origin) != self.origin:
             raise IntegrityError(
                 f"{self.word_vectors} ({self.origin}) is not the file of word vectors that the "
@@ -139,7 +145,9 @@ class Predictor:
             settings["text"] = settings["text"] | {"vectors": self.origin, "rule": words.RULE}
         return replace(self.job, modalities=stages, settings=settings)
 
-    def why_no_words(self, clip: Clip) -> dict[str, str]:
+    def why_no_words(self, clip: Clip, problem: str) -> dict[str, str]:
+        if problem or (clip.transcript and self.unknown):
+            return {"text": problem or self.unknown}
         by_file = "vectors" not in self.job.settings["text"]  # else they are looked up, always
         if (clip.words and by_file) or (clip.transcript and self.origin):
             return {}
@@ -168,8 +176,7 @@ class Predictor:
         parts = {}
         for head in logits[0]:
             probabilities = power_mean([view[head] for view in logits], self.temperature)
-            part = FUSED if len(member.model.heads[head].inputs) > 1 else head
-            parts[part] = probabilities[0].cpu().numpy()
+            parts[head if head in FOLDERS else FUSED] = probabilities[0].cpu().numpy()
         return parts
 
 

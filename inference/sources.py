@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ class Source(NamedTuple):
     clip: Clip
     start: float | None = None
     end: float | None = None
+    problem: str = ""  # why its words cannot be used
 
 
 def find_sources(paths: list[Path], text: str | None) -> list[Source]:
@@ -37,24 +39,30 @@ def find_sources(paths: list[Path], text: str | None) -> list[Source]:
     if not files and text is None:
         given = f"no clip in {', '.join(map(str, paths))}" if paths else "nothing given"
         raise UsageError(f"{given}: expected files ending in {' '.join(FORMATS)}, or --text")
-    names: dict[str, int] = {}
+    names: set[str] = set()
     sources = [make_source(path, text, names) for path in files]
     return sources or [Source("--text", Clip("text", SPLIT, Path(), transcript=text))]
 
 
-def make_source(path: Path, text: str | None, names: dict[str, int]) -> Source:
-    """The clip with the words that are given, or that lie beside it under its name."""
+def make_source(path: Path, text: str | None, names: set[str]) -> Source:
+    """The clip with the words that are given, or that lie beside it under its name; named as none
+    of `names`, which it joins."""
     stem = re.sub(r"[^\w.+=-]+", "_", path.stem).strip(".-")[:60] or "clip"
-    names[stem] = count = names.get(stem, 0) + 1
-    words = None
+    free = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
+    names.add(name := next(each for each in free if each not in names))
+    words, problem = None, ""
     if text is None:
         vectors = (path.with_suffix(".npz"), path.with_name(f"{path.stem.split('-')[0]}.npz"))
         words = next((file for file in vectors if file.is_file()), None)  # by id: MERC2020's way
         written = (path.with_suffix(".txt"), path.with_suffix(".srt"))
-        text = next((read_text(file) for file in written if file.is_file()), "")
-    name = stem if count == 1 else f"{stem}-{count}"
+        try:
+            text = next((read_text(file) for file in written if file.is_file()), "")
+        except UsageError as error:  # costs the words of this clip alone
+            text, problem = "", f"E_READ: {error}"
     media = Path() if path.suffix in TEXTS else path
-    return Source(str(path), Clip(name, SPLIT, media, transcript=text, words=words))
+    return Source(
+        str(path), Clip(name, SPLIT, media, transcript=text, words=words), problem=problem
+    )
 
 
 def read_text(path: Path) -> str:

@@ -33,7 +33,7 @@ def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
             return [source]
         spans = find_spans(media)
         srt = media.with_suffix(".srt")
-        cues = read_cues(srt) if srt.is_file() else []
+        cues = read_cues(srt) if srt.is_file() and not source.problem else []
         return [_part(source, span, cues, folder) for span in spans] or [source]
     except ClipError:  # damaged: the answer says how
         return [source]
@@ -86,8 +86,11 @@ def _part(source: Source, span: Span, cues: list, folder: Path) -> Source:
     media = folder / f"{name}{ending}"
     write_bytes(media, data)
     said = " ".join(words for first, last, words in cues if start < (first + last) / 2 < end)
+    problem = source.problem
+    if not cues and (source.clip.transcript or source.clip.words):
+        problem = "E_MISSING: its words have no times: give an .srt, or raise --longest"
     clip = replace(source.clip, clip_id=name, media=media, transcript=said, words=None, span=span)
-    return Source(source.name, clip, start, end)
+    return Source(source.name, clip, start, end, problem)
 
 
 def copy_packets(path: Path, start: float, end: float) -> tuple[str, bytes]:
@@ -99,7 +102,7 @@ def copy_packets(path: Path, start: float, end: float) -> tuple[str, bytes]:
 
     buffer = io.BytesIO()
     is_mov = FORMATS[path.suffix.lower()] == "mov"
-    ending, kind = (".mov", "mov") if is_mov else (".mkv", "matroska")
+    ending, kind = (path.suffix.lower(), "mov") if is_mov else (".mkv", "matroska")
     with open_media(path) as container, av.open(buffer, "w", format=kind) as part:
         streams = [*container.streams.video[:1], *container.streams.audio[:1]]
         copies = {stream: part.add_stream_from_template(stream) for stream in streams}

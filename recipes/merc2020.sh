@@ -57,7 +57,7 @@ python train.py --mode multimodal --exp_name mixup-lam_2-latest-newnewseed \
   --optim sgd --warmup 0 --weight_decay 5e-5 --num_workers 16 --speech_coeff 4 --face_coeff 0 \
   --mixup_prob 1 --mixup_alpha 1 --lam 2 --label_smoothing 0.1 --amp False --seed 424242 >> ./logs/logs.txt
 
-# seed 1234
+# seed 1234; B7 with 256 clips a step may not fit into 80 GB: add --grad_accumulation 2
 python train.py --mode speech --exp_name AttnCNN-B7 --learning_rate 4e-3 --batch_size 256 --n_epoch 100 \
   --optim ranger --warmup 0 --weight_decay 5e-5 --num_workers 16 --speech_coeff 7 --mixup_prob 1 \
   --mixup_alpha 1 --label_smoothing 0.1 --amp True --seed 1234 --pretrained "$PRETRAINED" >> ./logs/logs.txt

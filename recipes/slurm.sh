@@ -26,6 +26,7 @@ stop() {
 }
 trap stop USR1 TERM
 
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it over by itself
 srun --kill-on-bad-exit=1 torchrun \
   --nnodes="$SLURM_NNODES" --nproc_per_node="$gpus" \
   --rdzv_backend=c10d --rdzv_endpoint="$head:$((10000 + SLURM_JOB_ID % 20000))" --rdzv_id="$SLURM_JOB_ID" \

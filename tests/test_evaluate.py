@@ -12,14 +12,16 @@ import pytest
 import torch
 from conftest import CLASSES, write_features
 from inside import run_main
+from torch.nn.utils.rnn import pad_sequence
 
 from models import build_model
 from training import scores
 from training.certificate import compare
 from training.checkpoint import save_checkpoint
-from training.data import Features
+from training.data import Features, training_rows
 from training.degrade import Degraded, add_noise, blur, drop_words
 from training.ensemble import load_members, make_dataset, predict
+from training.identity import identities
 from training.tasks import TASKS, model_arch, recipe
 from utils import report
 from utils.files import write_bytes
@@ -48,6 +50,9 @@ def save_member(path, features, seed: int = 0, mode: str = "text", **config):
             vector.normal_()
     checkpoint = {"arch": arch, "weights": model.state_dict(), "classes": opened.classes}
     checkpoint |= {"features_config": opened.config_for(task.inputs), "config": config}
+    rows = training_rows(opened, config["fold"], config["val_fold"])
+    seen = [torch.from_numpy(identities(opened, each.to_dict("records"))) for each in rows]
+    checkpoint["clips"] = dict(zip(("training", "validation"), seen, strict=True))
     save_checkpoint(path, checkpoint | {"epoch": 1, "val": {"accuracy": 0.5, "loss": 1.0}})
     return path
 
@@ -359,9 +364,8 @@ def test_subsets_and_harms_of_a_fused_run(evaluate, features, tmp_path, dropout)
     dataset = make_dataset(member, rows, Features.open(features))
     inputs = [dataset[0, k]["inputs"]["text"] for k in range(7)]
     with torch.inference_mode():
-        encoded = member.model.eval().encode(
-            {"text": tuple(map(torch.stack, zip(*inputs, strict=True)))}
-        )
+        words = tuple(pad_sequence(each, batch_first=True) for each in zip(*inputs, strict=True))
+        encoded = member.model.eval().encode({"text": words})
         alone = member.model.classify(encoded)["integrated"].argmax(1)
     truth = [CLASSES.index(row["emotion"]) for row in rows]
     expected = np.mean(alone.numpy() == truth)

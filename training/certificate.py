@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t as student
+
 from training.data import Features, folder_of
 from training.evaluation import ALL, Run, truth_of
 from training.loop import progress
@@ -47,17 +49,21 @@ def file_digests(features: Features, row: dict, inputs: list[str]) -> list[str]:
 def certificate(runs: list[Run], features: Features, report: dict[str, Any]) -> dict[str, Any]:
     """What a repetition needs and is compared with, as plain data.
 
-    `band`: how far the mean over the runs of a repetition may be from the mean here: two
-    deviations over the runs, or half the bootstrap's interval of one run, if that is more.
+    `band`: how far one more run may be from the mean here, 95 % of the time: Student's prediction
+    interval from the deviation over the runs. A single run tells nothing of seeds: half of its
+    bootstrap interval, which is wider.
     """
     configs = [checkpoint["config"] for checkpoint in report["checkpoints"]]
     truth = truth_of(runs[0], ALL, features.classes).tolist()
     scored, measures = report["systems"], {}
     for name in MEASURES:
-        low, high = scored[0]["intervals"][name]
-        alone = {"mean": scored[0]["measures"][name], "deviation": None}
-        spread = scored[-1]["parts"][name] if len(runs) > 1 else alone
-        band = max(2 * (spread["deviation"] or 0), (high - low) / 2)
+        if len(runs) > 1:
+            spread = scored[-1]["parts"][name]
+            band = prediction_band(spread["deviation"], len(runs))
+        else:
+            spread = {"mean": scored[0]["measures"][name], "deviation": None}
+            low, high = scored[0]["intervals"][name]
+            band = (high - low) / 2
         measures[name] = {**spread, "band": band}
     return {
         **{name: report[name] for name in COPIED},
@@ -69,6 +75,11 @@ def certificate(runs: list[Run], features: Features, report: dict[str, Any]) -> 
         "systems": {each["name"]: each["measures"] for each in scored},
         "measures": measures,
     }
+
+
+def prediction_band(deviation: float, runs: int) -> float:
+    """Half of the 95 % interval of one more value: t(runs - 1) x deviation x sqrt(1 + 1 / runs)."""
+    return float(student.ppf(0.975, runs - 1) * deviation * (1 + 1 / runs) ** 0.5)
 
 
 def common(configs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -95,8 +106,7 @@ def compare(published: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """
     lines = [difference(name, published, now) for name in ("classes", "clips")]
     recipes = published["recipe"], now["recipe"]
-    names = [name for name in recipes[0] if name in recipes[1]]
-    lines = list(filter(None, lines + [difference(name, *recipes) for name in names]))
+    lines = list(filter(None, lines + [difference(name, *recipes) for name in recipes[0]]))
     wrong = bool(lines)
     same_models = sorted(published["checkpoints"].values()) == sorted(now["checkpoints"].values())
     files = [difference(split, published["features"], now["features"]) for split in now["features"]]

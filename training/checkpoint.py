@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models import build_model
 from models.fusion import EmotionClassifier
@@ -51,13 +52,22 @@ def load_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def save_best(folder: Path, checkpoint: dict[str, Any]) -> Path:
-    """Save as <epoch>_best_<validation loss>.pth; only then delete the best one before it."""
-    path = folder / f"{checkpoint['epoch']}_best_{checkpoint['val']['loss']:.4f}.pth"
+    """Save as <epoch>_best_<validation loss>.pth."""
+    path = folder / best_name(checkpoint["epoch"], checkpoint["val"]["loss"])
     save_checkpoint(path, checkpoint)
-    for older in folder.glob("*_best_*.pth"):
-        if older != path:
-            older.unlink()
     return path
+
+
+def best_name(epoch: int, loss: float) -> str:
+    return f"{epoch}_best_{loss:.4f}.pth"
+
+
+def keep_best(folder: Path, best: dict[str, Any] | None) -> None:
+    """Delete every best checkpoint but this one. Only when last.pth knows it: a run that goes on
+    from an older one may need the best of then."""
+    for path in folder.glob("*_best_*.pth"):
+        if not best or path.name != best_name(best["epoch"], best["loss"]):
+            path.unlink()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -86,7 +96,7 @@ def restore_model(checkpoint: dict[str, Any], path: Path) -> EmotionClassifier:
     try:
         model = build_model(**checkpoint["arch"])
         model.load_state_dict(checkpoint["weights"])
-    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
         raise IntegrityError(f"{path}: weights and model do not match: {error}") from error
     broken = [
         key
@@ -96,6 +106,13 @@ def restore_model(checkpoint: dict[str, Any], path: Path) -> EmotionClassifier:
     if broken:
         raise IntegrityError(f"{path}: {len(broken)} weights are not finite, first {broken[0]}")
     return model
+
+
+def clips_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Identities of the clips that a run was `training` on, and that chose its epoch
+    (`validation`); none where an older checkpoint does not say."""
+    none = torch.empty(0, dtype=torch.int64)
+    return {"training": none, "validation": none} | checkpoint.get("clips", {})
 
 
 def best_checkpoint(folder: Path) -> Path | None:
@@ -113,6 +130,8 @@ def find_checkpoints(paths: list[Path]) -> list[Path]:
         if best is None or not best.is_file():
             beside = best_checkpoint(path.parent)
             hint = f"; the best of that run is {beside.name}" if beside else ""
+            runs = sorted(run.name for run in path.glob("*") if best_checkpoint(run))
+            hint = f"; below it are the runs {', '.join(runs)}" if runs else hint
             reason = f"no checkpoint at {path}{hint}"
             raise UsageError(f"{reason}: give a .pth file or the folder of a run")
         found.append(best)
@@ -120,11 +139,18 @@ def find_checkpoints(paths: list[Path]) -> list[Path]:
 
 
 def transfer_weights(
-    model: EmotionClassifier, path: Path, modality: str, classes: list, config: dict[str, Any]
-) -> None:
-    """Copy a modality's encoder, and its head where the model has one, from another run.
+    model: EmotionClassifier,
+    path: Path,
+    modality: str,
+    classes: list,
+    config: dict[str, Any],
+    validation: Tensor,
+) -> str:
+    """Copy a modality's encoder, and its head where the model has one, from another run; what
+    leaked into that run leaks into this one: its stamp.
 
-    IntegrityError when that run held out another fold: it has seen the clips to validate on.
+    IntegrityError when that run held out another fold, or has seen clips of `validation` (their
+    identities).
     """
     (path,) = find_checkpoints([path])
     checkpoint = load_checkpoint(path)
@@ -135,6 +161,12 @@ def transfer_weights(
         was, now = checkpoint["config"][name], config[name]
         if was != now:
             raise IntegrityError(f"{path} was trained with --{name} {was}, this run has {now}")
+    seen = torch.isin(validation, clips_of(checkpoint)["training"]).sum().item()
+    if seen:
+        raise IntegrityError(
+            f"{path} was trained on {seen} of the {len(validation)} clips to validate on: start "
+            "from a run on these splits"
+        )
     prefixes = (f"encoders.{modality}.", f"heads.{modality}.")
     wanted = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes)}
     given = {k: v for k, v in checkpoint["weights"].items() if k in wanted}
@@ -146,3 +178,4 @@ def transfer_weights(
             f"--{modality}_coeff or word size?"
         )
     model.load_state_dict(given, strict=False)
+    return checkpoint.get("leaks", "")

@@ -71,15 +71,15 @@ class Features:
             folder = folder_of(name)
             made = self.settings["modalities"]
             if folder not in made and (name in FOLDERS or not any(self.folder.glob(f"*/{name}"))):
-                have = ", ".join(made)
+                own = {path.name for path in self.folder.glob("*/*") if path.is_dir()} - {"records"}
+                have = ", ".join([*made, *sorted(own - {*made})])
                 raise UsageError(f"{self.folder} holds {have}, but {name} is needed too")
 
-    def rows(self, split: str) -> pd.DataFrame:
-        """Manifest rows of a split; UsageError lists the splits when there are none."""
+    def rows(self, split: str, hint: str = "") -> pd.DataFrame:
+        """Manifest rows of a split; UsageError lists the splits when there are none, and a hint."""
         rows = self.manifest[self.manifest["split"] == split].reset_index(drop=True)
         if rows.empty:
             have = dict(Counter(self.manifest["split"])) or "no clips at all"
-            hint = f" and the folds {', '.join(self.folds())}: try --fold" if self.folds() else ""
             raise UsageError(
                 f"{self.folder} has no usable clip in split {split!r}; it has {have}{hint}"
             )
@@ -121,7 +121,9 @@ def training_rows(
     unseen: for choices that a test on `fold` must not know of.
     """
     if fold is None:
-        return in_order(features.rows("train")), in_order(features.rows("val"))
+        folds = ", ".join(features.folds())
+        hint = f" and the folds {folds}: try --fold" if folds else ""
+        return tuple(in_order(features.rows(split, hint)) for split in ("train", "val"))
     table = features.manifest[features.manifest["split"].isin(("train", "val"))]
     table, known = table[table["fold"] != ""], features.folds()
     if val_fold == "next" and fold in known:
@@ -188,6 +190,8 @@ class ClipDataset(Dataset):
         if modality == "text":
             words, mask = text_view(feature, self.config["max_words"])
             return torch.from_numpy(words), torch.from_numpy(mask)
+        if modality == "video_embedding":
+            feature = feature[self.faces(row)]
         view = feature_view(feature, self.config["feature_frames"], rng, self.augment)
         return (torch.from_numpy(view),)
 
@@ -213,9 +217,11 @@ class ClipDataset(Dataset):
         paths = (self.features.path(row, name) for row in self.rows for name in self.task.inputs)
         missing = [path for path in paths if not path.is_file()]
         if missing:
+            maker = "run preprocess.py again, it makes only what is missing"
+            if missing[0].parent.name not in FOLDERS.values():
+                maker = "run again what made this feature of your own"
             raise IntegrityError(
-                f"{len(missing)} feature files are missing, the first is {missing[0]}; "
-                "run preprocess.py again, it makes only what is missing"
+                f"{len(missing)} feature files are missing, the first is {missing[0]}; {maker}"
             )
         with ThreadPool(available_cores()) as pool:  # hashing leaves the interpreter free
             own = self.rows[dist.rank :: dist.world]

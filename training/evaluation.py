@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from training.checkpoint import find_checkpoints
-from training.data import ClipDataset, Features, make_loader, to_device, training_rows
+from training.checkpoint import clips_of, find_checkpoints
+from training.data import ClipDataset, Features, make_loader, to_device
 from training.degrade import HARMS, Degraded
 from training.ensemble import Member, load_members, make_dataset
+from training.identity import identities
 from training.loop import progress
 from utils.errors import IntegrityError, UsageError
 from utils.files import sha256
@@ -56,6 +57,8 @@ def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[R
     `options`: split (None: val, or the fold held out), robustness, allow_training_clips,
     batch_size, num_workers, device.
     """
+    numbers = identities(features, features.manifest.to_dict("records"))
+    features = replace(features, manifest=features.manifest.assign(identity=numbers))
     groups: dict[Path, list[Path]] = {}
     for path in map(Path, paths):
         place = path.parent if path.name.startswith("fold_") else path
@@ -90,7 +93,7 @@ def run_of(path: Path, name: str, features: Features, options: Any) -> Run:
     facts = {"path": str(path), "sha256": sha256(path), "epoch": member.checkpoint["epoch"]}
     facts |= {"label": column, "inputs": list(member.task.inputs), "config": config}
     run = Run(name, clips, answers_of(member, clips, features, options), [facts], warnings)
-    chosen_on = known_clips(config, features)[1]
+    chosen_on = known_clips(member, features)[1]
     apart = chosen_on[chosen_on[column].isin(features.classes)]
     if apart.empty or apart.index.isin(clips.index).any():
         return run
@@ -110,13 +113,11 @@ def judged_clips(config: dict[str, Any], features: Features, split: str | None) 
     return named(rows)
 
 
-def known_clips(config: dict[str, Any], features: Features) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows that a run was trained on, and those that chose its epoch."""
-    if config["fold"] is not None:
-        training, validation = training_rows(features, config["fold"], config["val_fold"])
-        return named(training), named(validation)
-    splits = features.manifest["split"]  # either may be missing in features of another corpus
-    return named(features.manifest[splits == "train"]), named(features.manifest[splits == "val"])
+def known_clips(member: Member, features: Features) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows that a run was trained on, and those that chose its epoch, in whatever split or
+    fold they are now."""
+    rows, clips = named(features.manifest), clips_of(member.checkpoint)
+    return tuple(rows[rows["identity"].isin(clips[k].numpy())] for k in ("training", "validation"))
 
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:
@@ -128,8 +129,9 @@ def warnings_of(
     member: Member, clips: pd.DataFrame, features: Features, allowed: bool
 ) -> list[str]:
     """What makes these numbers too good; IntegrityError for training clips unless `allowed`."""
-    trained_on, chosen_on = known_clips(member.config, features)
-    found = []
+    trained_on, chosen_on = known_clips(member, features)
+    found = ["the checkpoint does not say which clips it was trained on"]
+    found = found * ("clips" not in member.checkpoint)
     seen = clips.index[clips.index.isin(trained_on.index)]
     if len(seen) and not allowed:
         raise IntegrityError(
@@ -215,6 +217,8 @@ def pool(name: str, parts: list[Run]) -> Run:
     apart = [part.validation for part in parts if part.validation]
     validation = pool(name, apart) if len(apart) == len(parts) else None
     kept = clips.iloc[first]
+    if validation and validation.clips.index.isin(kept.index).any():
+        validation = None  # of all folds together the same clips are judged and chose
     return Run(name, kept, answers, checkpoints, warnings, tuple(parts), validation)
 
 

@@ -50,7 +50,7 @@ class Loader(DataLoader):
                 raise LoaderError(reason, error.exit_code) from error
             # torch saw the death, or its batch was just being handed over
             handing_over = isinstance(error, (ConnectionError, EOFError))
-            if handing_over or str(error).startswith("DataLoader worker"):
+            if handing_over or str(error).startswith(("DataLoader worker", "Pin memory thread")):
                 raise LoaderError(self.killed(ahead)) from error
             raise
 

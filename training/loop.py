@@ -99,10 +99,10 @@ class Trainer:
     def batchnorm_momentum(self) -> float:
         return batchnorm_momentum(self.steps_per_epoch * self.config["n_epoch"])
 
-    def learning_rate(self) -> float:
+    def learning_rate(self, step: int) -> float:
         total = self.steps_per_epoch * self.config["n_epoch"]
         warmup = round(self.steps_per_epoch * self.config["warmup"])
-        factor = lr_factor(self.step, total, warmup, self.config["schedule"])
+        factor = lr_factor(step, total, warmup, self.config["schedule"])
         return self.config["learning_rate"] * factor
 
     def train_epoch(self, loader: DataLoader, epoch: int, stop: Callable[[], bool]) -> bool:
@@ -185,7 +185,7 @@ class Trainer:
         if not finite and not overflow:
             self.stop_not_finite(loss, norm, batch)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = self.learning_rate(self.step)
         if self.config["optim"] == "ranger":
             centralize_gradients(self.optimizer)
         self.scaler.step(self.optimizer)
@@ -194,10 +194,11 @@ class Trainer:
 
     def targets(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """{head: (B, K)} distributions."""
-        classes = self.model.n_classes
+        classes, labels = self.model.n_classes, batch["labels"].items()
+        moved = {head: each.to(self.device, non_blocking=True) for head, each in labels}
         return {
-            head: smooth_one_hot(labels.to(self.device), classes, self.config["label_smoothing"])
-            for head, labels in batch["labels"].items()
+            head: smooth_one_hot(labels, classes, self.config["label_smoothing"])
+            for head, labels in moved.items()
         }
 
     def left_out(self, batch: dict[str, Any], rng: np.random.Generator) -> dict[str, Tensor]:
@@ -271,7 +272,7 @@ def progress(*args: Any, **options: Any) -> tqdm:
 
 def half_precision(device: str) -> torch.dtype:
     """bfloat16 where the device has it (its range needs no loss scaling), else float16."""
-    if device.startswith("cuda") and not torch.cuda.is_bf16_supported():
+    if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16
 

@@ -41,6 +41,9 @@ class Ema:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.model = decay, copy.deepcopy(model) if decay else model
+        for layer in self.model.modules():
+            if isinstance(layer, nn.RNNBase):
+                layer.flatten_parameters()  # a copy is in pieces, which cuDNN packs at every call
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:

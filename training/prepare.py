@@ -63,8 +63,12 @@ def names(dataset: Any) -> str:
     return f"{len(clips)} clips {digest([clips, dataset.labels])}"
 
 
-def create_model(arch: dict, config: dict[str, Any], classes: list[str]) -> Any:
-    """A model with its starting weights: fresh, ImageNet trunks, or encoders of earlier runs."""
+def create_model(
+    arch: dict, config: dict[str, Any], classes: list[str], validation: torch.Tensor
+) -> tuple[Any, list[str]]:
+    """A model with its starting weights: fresh, ImageNet trunks, or encoders of earlier runs; and
+    the stamps of what leaked into those runs. `validation`: identities of the clips to judge on.
+    """
     try:
         model = build_model(**arch)
     except (RuntimeError, ValueError, AssertionError) as error:
@@ -80,26 +84,27 @@ def create_model(arch: dict, config: dict[str, Any], classes: list[str]) -> Any:
                     "(hub looks in TORCH_HOME and HF_HOME first; a folder of .pth files works too)"
                 ) from error
             print(f"{module.name}: ImageNet weights from {place}")
+    leaks = []
     for modality in arch["encoders"]:
         if path := config.get(f"{modality}_load_weights"):
-            transfer_weights(model, Path(path), modality, classes, config)
+            leaks += [transfer_weights(model, Path(path), modality, classes, config, validation)]
             print(f"{modality}: weights from {path}")
-    return model
+    return model, leaks
 
 
 def describe(config: dict[str, Any], trainer: Any, train_set: Any, val_set: Any) -> str:
     """The first lines of a run: recipe, device, precision, sizes."""
     precision = str(trainer.dtype).removeprefix("torch.") if config["amp"] else "float32"
     weights = list(trainer.model.parameters())
-    millions = sum(weight.numel() for weight in weights) / 1e6
-    trained = sum(weight.numel() for weight in weights if weight.requires_grad) / 1e6
+    total = sum(weight.numel() for weight in weights)
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
     world, batch = trainer.dist.world, config["batch_size"]
     parts = min(config["grad_accumulation"], max(1, batch // world // 2))
     shares = f"{world} x {parts} x {-(-batch // world // parts)} clips (processes, parts)"
     return "\n".join(
         (
             " ".join(f"{name}={value}" for name, value in config.items() if value is not None),
-            f"{trainer.device}, {precision}, {millions:.1f} million weights, {trained:.1f} trained",
+            f"{trainer.device}, {precision}, {total:,} weights, {trained:,} trained",
             clips_by_class(train_set, "training"),
             clips_by_class(val_set, "validation"),
             f"{config['n_epoch']} epochs of {trainer.steps_per_epoch} steps; "

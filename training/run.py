@@ -9,10 +9,20 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 
-from training.checkpoint import LAST, PREVIOUS, best_checkpoint, load_last, save_best, save_last
+from training.checkpoint import (
+    LAST,
+    PREVIOUS,
+    best_checkpoint,
+    keep_best,
+    load_last,
+    save_best,
+    save_last,
+)
 from training.data import ClipDataset, Features, make_loader, training_rows
+from training.identity import identities
 from training.loader import LoaderError
 from training.loop import Trainer
 from training.prepare import check_data, class_weights, create_model, data_of, describe
@@ -42,9 +52,15 @@ def train_run(
     val_set = ClipDataset(features, val_rows, task, config, training=False)
     check_data(train_set, val_set, dist)
 
+    clips = {
+        name: torch.from_numpy(np.sort(identities(features, each.rows)))
+        for name, each in (("training", train_set), ("validation", val_set))
+    }
+
     torch.manual_seed(config["seed"])
     arch = model_arch(task, config, len(features.classes), train_set.shapes())
-    model = create_model(arch, config, features.classes).to(device)
+    model, inherited = create_model(arch, config, features.classes, clips["validation"])
+    model.to(device)
     train_loader, val_loader = (
         make_loader(each, config["batch_size"], options.num_workers, device, dist)
         for each in (train_set, val_set)
@@ -60,7 +76,8 @@ def train_run(
         "classes": features.classes,
         "features_config": features.config_for(task.inputs),
         "config": config,
-        "leaks": options.leaks,
+        "leaks": "; ".join(dict.fromkeys(filter(None, [options.leaks, *inherited]))),
+        "clips": clips,
         "data": {**data_of(train_set, val_set), "steps": steps},
     }
     with StopSignal(grace=launched()) as stop, closing(train_loader), closing(val_loader):
@@ -107,7 +124,8 @@ class Run:
             epoch = len(self.rows) + 1
             if not self.trainer.train_epoch(train_loader, epoch, self.after_step):
                 self.leave(f"in epoch {epoch} after step {self.trainer.step}")
-            lr, summary = self.trainer.learning_rate(), self.trainer.epoch_summary()
+            first = (epoch - 1) * self.trainer.steps_per_epoch
+            lr, summary = self.trainer.learning_rate(first), self.trainer.epoch_summary()
             row = {"epoch": epoch, "lr": lr, **summary}
             if epoch % self.config["eval_step"] == 0 or epoch == epochs:
                 row |= self.validate(val_loader, epoch)
@@ -194,6 +212,7 @@ class Record(RunLog):
     def last(self, checkpoint: dict[str, Any]) -> None:
         save_last(self.folder, checkpoint, keep=self.sound)
         self.sound = True
+        keep_best(self.folder, checkpoint["best"])
 
     def best(self, checkpoint: dict[str, Any], confusion: Any) -> None:
         save_best(self.folder, checkpoint)

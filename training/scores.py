@@ -47,14 +47,20 @@ def measure_confusions(confusion: np.ndarray) -> dict[str, np.ndarray]:
 class Bootstrap:
     """The same clips drawn again and again, all clips of a speaker together.
 
-    Clips of one person resemble each other, so intervals over clips are too narrow. Where a clip's
-    speaker is unknown, or there is only one, clips are drawn instead; `unit` says which.
+    Clips of one person resemble each other, so intervals over clips are too narrow. A clip of an
+    unknown speaker is drawn by itself; where at most one speaker is known, clips are drawn. `unit`
+    says which.
     """
 
     def __init__(self, speakers: np.ndarray, seed: int = 0):
-        known = all(speakers) and len(set(speakers)) > 1
-        self.unit = "speakers" if known else "clips"
-        names = speakers if known else np.arange(len(speakers))
+        alone = np.array([f"clip {place}" for place in range(len(speakers))])  # as no speaker
+        known, people = np.array([name != "" for name in speakers]), len({*speakers} - {""})
+        names = np.where(known, [f"speaker {name}" for name in speakers], alone)
+        self.unit = "speakers"
+        if people < 2:
+            self.unit, names = "clips", alone
+        elif not known.all():
+            self.unit = f"speakers and {np.sum(~known)} clips of unknown ones"
         self.group = np.unique(names, return_inverse=True)[1]  # (N,)
         self.size = int(self.group.max()) + 1
         chances = np.full(self.size, 1 / self.size)

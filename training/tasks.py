@@ -135,8 +135,8 @@ def task_of(config: dict[str, Any]) -> Task:
     names = tuple(config["inputs"].split(","))
     if len(task.inputs) == 1 or len(set(names)) < len(names) or not all(map(NAME.fullmatch, names)):
         raise UsageError(f"--inputs {config['inputs']}: for multimodal, names such as speech,my_au")
-    own = {head: row for head, row in task.heads.items() if set(row[0]) <= set(names)}
-    return Task(names, {task.answer: (names, "emotion")} | own, task.recipe)
+    others = {k: v for k, v in task.heads.items() if k != task.answer and {*v[0]} <= {*names}}
+    return Task(names, {task.answer: (names, "emotion")} | others, task.recipe)
 
 
 def model_arch(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -52,6 +54,9 @@ class Flags(argparse.ArgumentParser):
         self.add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
     def error(self, message: str) -> NoReturn:
+        for wrong in re.findall(r"(?<!\S)--[\w-]+", message.partition("unrecognized")[2]):
+            near = difflib.get_close_matches(wrong, self._option_string_actions, 1)
+            message += f"; did you mean {near[0]}?" if near else ""
         self.exit(2, f"{self.prog}: {message} (--help explains every flag)\n")
 
 
@@ -62,7 +67,11 @@ def device_name(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if torch.device(wanted).type not in ("cpu", "cuda"):
+            raise RuntimeError("expected auto, cpu, cuda, or cuda:1 and so on")
         torch.empty(0, device=wanted)
+        if torch.device(wanted).index is not None:
+            torch.cuda.set_device(wanted)  # what helps with copies works there, too
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--device {wanted} cannot be used here: {reason}") from error

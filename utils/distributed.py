@@ -56,9 +56,10 @@ class Group(Alone):
     def wrap(self, model: Any) -> Any:
         """Gradients become those of the whole batch; on GPUs also the statistics of batch norm."""
         import torch
+        from timm.layers import convert_sync_batchnorm  # torch's drops timm's activations
 
         if self.cuda:
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = convert_sync_batchnorm(model)
         return torch.nn.parallel.DistributedDataParallel(model)
 
     def unsynced(self, model: Any) -> contextlib.AbstractContextManager:
@@ -102,10 +103,15 @@ def join(device: str) -> tuple[Alone, str]:
     return Group(device), device
 
 
+def writes() -> bool:
+    """Whether this is the one process of a training that writes and speaks."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def only_writer(folder: Path) -> contextlib.AbstractContextManager:
     """Rank 0 holds the folder and speaks; the others are silent. To be called before torch comes:
     a second start is then refused at once, and progress bars read the environment on import."""
-    if int(os.environ.get("RANK", 0)) == 0:
+    if writes():
         return lock_folder(folder)
     os.environ["TQDM_DISABLE"] = "1"
     sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")

@@ -111,6 +111,12 @@ def _limit_memory(megabytes: int, held: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
 
 
+def lift_memory_limit() -> None:
+    """For a call that computes on a GPU: its driver takes gigabytes of this memory, too."""
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
 def _answer(function: Callable, args: tuple) -> Any:
     try:
         return function(*args)

@@ -30,7 +30,7 @@ class Sheet:
         if ID_COLUMN not in self.columns:
             have = ", ".join(self.columns)
             raise UsageError(f"{path} has no column {ID_COLUMN}; its header is: {have}")
-        rows = [self.split(line) for line in lines[1:] if line.strip()]
+        rows = [self.split(line) for line in lines[1:] if self.holds(line)]
         ragged = [number for number, row in enumerate(rows, 2) if len(row) != len(self.columns)]
         if ragged:
             raise UsageError(f"{path} line {ragged[0]}: expected {len(self.columns)} fields")
@@ -45,6 +45,10 @@ class Sheet:
         field = rf'((?:"(?:[^"]|"")*")|[^{self.separator}]*)'
         return re.findall(rf"{field}(?:{self.separator}|$)", line + self.separator)[:-1]
 
+    def holds(self, line: str) -> bool:
+        """Whether there is anything in a line but separators."""
+        return bool(line.replace(self.separator, "").strip())
+
     def filled(self, answers: dict[str, str]) -> bytes:
         """The sheet with each row's answer in the column Emotion, added when there is none."""
         new = ANSWER_COLUMN not in self.columns
@@ -53,8 +57,8 @@ class Sheet:
         done = [self._with(lines[0], at, ANSWER_COLUMN)] if new else [lines[0]]
         for line in lines[1:]:
             fields = self.split(line.rstrip("\r\n"))
-            clip_id = unquote(fields[self.columns.index(ID_COLUMN)]) if line.strip() else ""
-            done.append(self._with(line, at, answers[clip_id]) if line.strip() else line)
+            clip_id = unquote(fields[self.columns.index(ID_COLUMN)]) if self.holds(line) else ""
+            done.append(self._with(line, at, answers[clip_id]) if self.holds(line) else line)
         return (BOM * self.text.startswith(BOM) + "".join(done)).encode()
 
     def _with(self, line: str, at: int, value: str) -> str:
