@@ -23,6 +23,7 @@ from utils.files import check_place, write_atomic, write_bytes
 from utils.sheet import Sheet
 
 SHEETS = ("test1.csv", "test2.csv", "test3.csv")
+FORMULA = tuple("=+-@")  # such ids are written as they are
 NOT_TESTED = ("train", "val")  # a sheet's clips are never looked for in these splits
 
 
@@ -117,7 +118,8 @@ def find_rows(sheet: Sheet, features: Any, split: str | None) -> dict[str, dict]
 
 
 def number(clip_id: str) -> str:
-    return f"number {int(clip_id)}" if clip_id.isascii() and clip_id.isdigit() else clip_id
+    is_number = clip_id.isascii() and clip_id.isdigit()
+    return f"number {clip_id.lstrip('0')}" if is_number else clip_id
 
 
 def check_missing(args: argparse.Namespace, sheets: list, found: list, features: Any) -> None:
@@ -133,6 +135,14 @@ def check_missing(args: argparse.Namespace, sheets: list, found: list, features:
                 f"{''.join(where)}"
                 f"; see {args.features_dir / 'failed.csv'}, or answer them all with --missing LABEL"
             )
+    splits = {row["split"] for each in found for row in each.values()}
+    known = features.manifest[features.manifest["split"].isin(splits)]
+    asked = len({(row["split"], row["clip_id"]) for each in found for row in each.values()})
+    if asked < len(known):
+        places = ", ".join(sorted(splits))
+        print(f"{len(known) - asked} clips of {places} are in no sheet", file=sys.stderr)
+    if odd := [name for sheet in sheets for name in sheet.ids if name[:1] in FORMULA]:
+        print(f"ids that a spreadsheet takes for formulas: {', '.join(odd[:5])}", file=sys.stderr)
     if args.missing != "error":
         one_of("--missing", args.missing, features.classes)
 
@@ -143,7 +153,12 @@ def members_of(args: argparse.Namespace, features: Any) -> list:
     from training.ensemble import load_members
 
     folder = args.logs_dir / "multimodal"
-    given = args.checkpoints or [run for run in sorted(folder.glob("*")) if best_checkpoint(run)]
+    runs = [run for run in sorted(folder.glob("*")) if run.is_dir()]
+    ready = [run for run in runs if best_checkpoint(run) or any(run.glob("fold_*"))]
+    given = args.checkpoints or ready
+    for run in () if args.checkpoints else runs:
+        if run not in ready:
+            print(f"left out: {run} has no best checkpoint", file=sys.stderr)
     if not given:
         raise UsageError(f"no runs in {folder}: train one, or give --checkpoints")
     return load_members(given, features)
@@ -175,7 +190,8 @@ def accuracy(member: Any, rows: dict, probabilities: Any, features: Any) -> str:
     here = f"{right} of {labelled} right here" if labelled else "no labels here"
     if member is None:
         return here
-    return f"validation accuracy {member.checkpoint['val']['accuracy']:.4f} at training, {here}"
+    measured = (member.checkpoint["val"] or {}).get("accuracy", float("nan"))
+    return f"validation accuracy {measured:.4f} at training, {here}"
 
 
 def write_submission(

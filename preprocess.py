@@ -191,12 +191,16 @@ def begin_tree(features_dir: Path, settings: dict) -> None:
     It comes back when all clips are done, so nobody trains on a mixture.
     """
     path = features_dir / "settings.json"
-    before = read_json(path) if path.is_file() else settings
+    before = settings
+    if path.is_file():
+        with contextlib.suppress(UsageError):  # damaged, like changed ones: they are written anew
+            before = {}
+            before = read_json(path)
     if before != settings:
         (features_dir / "manifest.csv").unlink(missing_ok=True)
         for name in ("corpus", "classes", "modalities"):
             then, now = before.get(name), settings[name]
-            if then != now:
+            if then not in (None, now):
                 print(f"{features_dir} had {name} {then}, it gets {now}", file=sys.stderr)
     write_json(path, settings)
 
@@ -271,7 +275,8 @@ LACKS = {"E_NOAUDIO": "sound", "E_SILENT": "sound", "E_NOFACE": "a face", "E_NOV
 
 def report(features_dir: Path, usable: int, failures: list) -> None:
     for failure in failures[:20]:
-        print(f"rejected {failure.clip_id}: {failure.code}: {failure.reason}", file=sys.stderr)
+        line = f"rejected {failure.clip_id}: {failure.code}: {failure.reason}"
+        print("".join(each if each.isprintable() else "?" for each in line), file=sys.stderr)
     if len(failures) > 20:
         print(f"... and {len(failures) - 20} more", file=sys.stderr)
     free = shutil.disk_usage(features_dir).free >> 30

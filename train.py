@@ -23,7 +23,7 @@ from training.tasks import FOLDERS, SETTINGS, TASKS, recipe
 from utils.config import Flags, device_name, ranged
 from utils.distributed import only_writer, writes
 from utils.errors import IntegrityError, UsageError, run_script
-from utils.files import read_json, write_json
+from utils.files import check_place, read_json, write_json
 from utils.parallel import set_memory, use_tensor_cores
 
 
@@ -66,6 +66,13 @@ def parse_args() -> argparse.Namespace:
     args = flags.parse_args()
     if "config" in args:  # its settings go through the same checks, and the flags go first
         args = flags.parse_args([*flags_of_file(args.config, args.mode), *sys.argv[1:]])
+    if args.resume and args.overwrite:
+        flags.error("--resume goes on with a run and --overwrite throws it away: choose one")
+    if "val_fold" in args and "fold" not in args:
+        flags.error("--val_fold needs --fold: the fold that stays unseen")
+    for name in FOLDERS:
+        if f"{name}_load_weights" in args and args.mode not in (name, "multimodal"):
+            flags.error(f"--{name}_load_weights: --mode {args.mode} has no {name}")
     return args
 
 
@@ -103,6 +110,7 @@ def resolve_config(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     args = parse_args()
     folder = args.logs_dir / args.mode / args.exp_name
+    check_place(folder)
     with contextlib.nullcontext() if args.dry_run else only_writer(folder):
         train(args, resolve_config(args), folder)
 
@@ -121,6 +129,8 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
     if config["fold"] != "all":
         train_run(config, features, folder, device, args)
         return
+    if (folder / "last.pth").is_file():
+        raise UsageError(f"{folder} holds a run without folds: take another --exp_name")
     results = {}
     for fold in features.folds():
         print(f"fold {fold}", flush=True)

@@ -45,6 +45,8 @@ def audit(features_dir: Path, data_dir: Path | None = None) -> list[dict]:
     split, fold and test -> clips on each side, where there are two sides.
     """
     rows, modalities = _open(features_dir)
+    if rows.empty:
+        return []
     findings = [*shared(rows, "speaker"), *shared(rows, "dialogue"), *shared(rows, "sentence")]
     sounds = [
         features_dir / row.split / "speech" / f"{row.clip_id}.npy" for row in rows.itertuples()
@@ -58,14 +60,27 @@ def audit(features_dir: Path, data_dir: Path | None = None) -> list[dict]:
 def audited(features_dir: Path) -> list[dict]:
     """The findings of `audit`, from audit.json where that is of these features."""
     path = features_dir / "audit.json"
+    rows, _ = _open(features_dir)
     tables = [sha256(features_dir / name) for name in ("manifest.csv", "settings.json")]
-    key = digest([VERSION, *tables])
-    if not path.is_file() or read_json(path).get("key") != key:
-        findings = audit(features_dir)
-        with contextlib.suppress(UsageError):  # features may be read-only: then each time anew
-            write_json(path, {"key": key, "findings": findings})
-        return findings
-    return read_json(path)["findings"]
+    places = (features_dir / row.split / "records" / row.clip_id for row in rows.itertuples())
+    key = digest([VERSION, *tables, [_stamp(place) for place in places]])
+    with contextlib.suppress(UsageError, TypeError, KeyError):  # none, or a damaged one
+        known = read_json(path)
+        if known["key"] == key:
+            return known["findings"]
+    findings = audit(features_dir)
+    with contextlib.suppress(UsageError):  # features may be read-only: then each time anew
+        write_json(path, {"key": key, "findings": findings})
+    return findings
+
+
+def _stamp(place: Path) -> list[int]:
+    """Size and time of change of a clip's record: new when its features are."""
+    try:
+        status = place.with_name(f"{place.name}.json").stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
 
 
 def leaks(findings: list[dict], folds: bool) -> list[dict]:
@@ -81,11 +96,17 @@ def _open(features_dir: Path) -> tuple[pd.DataFrame, list[str]]:
         raise UsageError(
             f"{features_dir} holds no features ({error}): run preprocess.py"
         ) from error
+    if lacking := [name for name in ("clip_id", "split", "media", "emotion") if name not in rows]:
+        lacks = f"{features_dir / 'manifest.csv'} lacks {', '.join(lacking)}"
+        raise UsageError(f"{lacks}: run preprocess.py again")
     for column in ("speaker", "dialogue", "transcript", "fold"):  # absent from older features
         rows[column] = rows.get(column, "")
     words = rows["transcript"].map(lambda text: " ".join(re.findall(r"\w+", text.lower())))
     held_out = rows["fold"].where(rows["split"].isin(LABELLED_SPLITS), "")
-    modalities = read_json(features_dir / "settings.json")["modalities"]
+    settings = read_json(features_dir / "settings.json")
+    modalities = settings.get("modalities") if isinstance(settings, dict) else None
+    if not isinstance(modalities, list):
+        raise UsageError(f"{features_dir / 'settings.json'} is damaged: run preprocess.py again")
     return rows.assign(sentence=words, fold=held_out), modalities
 
 

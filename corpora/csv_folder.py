@@ -1,19 +1,18 @@
 """Your own clips: a folder with a `manifest.csv` -> clips.
 
 `manifest.csv` needs three columns: `media` (path below the folder), `split` (train, val, test...)
-and `emotion`. Used when present: `clip_id` (default: the file's name without its ending, with its
-folder where a split has several of that name), `speaker`, `transcript`, `speech_emotion`,
-`face_emotion` (default: `emotion`), `dialogue`, `utterance`, `fold` (default: by speaker,
-corpora/splits.py). Word vectors are read from an .npz of the same name beside the clip (key
-`word_embed`), or looked up with --word_vectors. The classes are the seven of the challenge unless
-the folder holds a `classes.txt`, one a line, in their order.
+and `emotion`. Used when present: `clip_id` (default: the file's name without its ending; no two of
+a split may be the same), `speaker`, `transcript`, `speech_emotion`, `face_emotion` (default:
+`emotion`), `dialogue`, `utterance`, `fold` (default: by speaker, corpora/splits.py). Word vectors
+are read from an .npz of the same name beside the clip (key `word_embed`), or looked up with
+--word_vectors. The classes are the seven of the challenge unless the folder holds a `classes.txt`,
+one a line, in their order.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -38,8 +37,6 @@ def list_clips(data_dir: Path) -> Listing:
             failures.append(Failure("", data_dir, "list", "E_MISSING", "a row without media"))
         else:
             clips.append(clip)
-    if "clip_id" not in table.columns:
-        clips = by_place(clips, data_dir)
     has_words = any(clip.words for clip in clips)
     listing = check_listing(
         Listing(
@@ -53,21 +50,6 @@ def list_clips(data_dir: Path) -> Listing:
     if "fold" not in table.columns:
         listing.clips = assign_folds(listing.clips)
     return listing
-
-
-def by_place(clips: list[Clip], data_dir: Path) -> list[Clip]:
-    """Clips of one name in several folders are named with these: anna/001.mp4 is anna_001."""
-    places: dict[tuple[str, str], set[Path]] = {}
-    for clip in clips:
-        places.setdefault((clip.split, clip.clip_id), set()).add(clip.media)
-
-    def name(clip: Clip) -> str:
-        inside = clip.media.is_relative_to(data_dir) and ".." not in clip.media.parts
-        if len(places[clip.split, clip.clip_id]) < 2 or not inside:
-            return clip.clip_id
-        return "_".join(clip.media.relative_to(data_dir).with_suffix("").parts)
-
-    return [replace(clip, clip_id=name(clip)) for clip in clips]
 
 
 def clip_from_row(row: dict[str, str], data_dir: Path) -> Clip:
@@ -130,11 +112,13 @@ def read_manifest(
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
+    if not path.exists():
         return CLASSES
-    classes = tuple(
-        line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()
-    )
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path} as UTF-8 text: {error}") from error
+    classes = tuple(line.strip() for line in lines if line.strip())
     if len(set(classes)) != len(classes) or len(classes) < 2:
         raise UsageError(f"{path}: expected two or more different class names, one a line")
     return classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from corpora.manifest import Clip, relative
 from extract import audio, faces, vectors, words
 from extract.media import scan_pictures
 from utils.config import device_name
-from utils.errors import ClipError
+from utils.errors import ClipError, UsageError
 from utils.files import digest, read_json, sha256, write_atomic, write_json
 from utils.guard import Limits, guarded, lift_memory_limit
 
@@ -127,7 +128,7 @@ def process_clip(clip: Clip, job: Job) -> dict:
     settings change, or with `retry_failed`.
     """
     path = record_path(job.features_dir, clip)
-    before = read_json(path) if path.is_file() else {"stages": {}, "failure": None}
+    before = read_record(path)
     record: dict = {"stages": {}, "failure": None}
     facts: dict = {}
     keys: dict[str, str] = {}
@@ -150,6 +151,16 @@ def process_clip(clip: Clip, job: Job) -> dict:
     if record != before:
         write_json(path, record)
     return record
+
+
+def read_record(path: Path) -> dict:
+    """The record, or an empty one where there is none or a damaged one: the clip is made anew."""
+    empty: dict = {"stages": {}, "failure": None}
+    with contextlib.suppress(UsageError):
+        found = read_json(path) if path.is_file() else empty
+        if isinstance(found, dict) and isinstance(found.get("stages"), dict) and "failure" in found:
+            return found
+    return empty
 
 
 def _make(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:

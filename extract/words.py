@@ -31,9 +31,8 @@ SETTINGS = {"key": "word_embed", "max_words": 2000, "max_bytes": 16 << 20}
 def read_words(path: Path | None, word_dim: int | None, settings: dict = SETTINGS) -> np.ndarray:
     """Word vectors (L, D) float32, L >= 1; ClipError that says what the file holds instead."""
     if path is None or not is_file(path):
-        raise ClipError(
-            "E_MISSING", f"no word vectors: {path.name if path else 'no .npz'} is absent"
-        )
+        expected = path.name if path else "an .npz of the clip's name beside it"
+        raise ClipError("E_MISSING", f"no word vectors: expected {expected}")
     array = _parse_npy(_read_member(path, settings), path)
     if array.ndim != 2 or (word_dim and array.shape[1] != word_dim):
         expected = f"(words, {word_dim or 'values'})"

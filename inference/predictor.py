@@ -176,6 +176,8 @@ class Predictor:
         parts = {}
         for head in logits[0]:
             probabilities = power_mean([view[head] for view in logits], self.temperature)
+            if not probabilities.isfinite().all():
+                raise IntegrityError(f"{member.path} gives probabilities that are not numbers")
             parts[head if head in FOLDERS else FUSED] = probabilities[0].cpu().numpy()
         return parts
 
@@ -193,6 +195,8 @@ def settings_of(paths: list[Path]) -> dict[str, Any]:
             raise UsageError(f"{path} reads {', '.join(own)}: features that no clip alone gives")
         features = checkpoint["features_config"] | features
         for stage, settings in checkpoint["features_config"].items():
+            if stage not in SETTINGS or not settings:
+                raise IntegrityError(f"{path} reads {stage}, of which no settings are known")
             unknown = set(SETTINGS[stage]) - set(settings)
             if unknown:
                 what = f"{stage} without {', '.join(sorted(unknown))}"

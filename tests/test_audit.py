@@ -165,3 +165,33 @@ def test_unusable_features_are_named(folder):
     (path / "val/speech/c1.npy").unlink()
     done = run_audit(path)
     assert done.returncode == 4 and "c1.npy" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_folds_leak_into_tests_too_and_a_replaced_clip_is_seen(tmp_path):
+    folder = Folder(tmp_path)
+    for number, row in enumerate(folder.rows):
+        row["fold"] = str(number % 2) if row["split"] != "test" else ""
+        row["speaker"] = f"p{number}"
+    folder.save()
+    assert leaks(audited(tmp_path), folds=True) == []
+    folder.add("copy", "test", voice(0), fold="", speaker="p99")  # of c0, in train
+    folder.save()
+    (found,) = leaks(audited(tmp_path), folds=True)
+    assert found["kind"] == "duplicate" and found["clips"] == ["train/c0", "test/copy"]
+    # the table stays as it is, the clip behind it does not
+    folder.add("copy", "test", voice(99))
+    folder.rows.pop()
+    assert leaks(audited(tmp_path), folds=True) == []
+    (tmp_path / "audit.json").write_text("[]")
+    assert leaks(audited(tmp_path), folds=True) == []
+
+
+def test_features_without_clips_have_no_findings(tmp_path):
+    folder = Folder(tmp_path)
+    columns = [*folder.rows[0]]
+    pd.DataFrame([], columns=columns).to_csv(tmp_path / "manifest.csv", index=False)
+    (tmp_path / "settings.json").write_text('{"modalities": ["speech"]}')
+    assert audit(tmp_path) == []
+    (tmp_path / "settings.json").write_text("[]")
+    with pytest.raises(UsageError, match="is damaged"):
+        audit(tmp_path)

@@ -244,3 +244,50 @@ def test_unusable_folders_are_usage_errors(tmp_path, fault):
 def test_an_unknown_corpus_lists_the_known(tmp_path):
     with pytest.raises(UsageError, match=r"'iemocap'.*merc2020.*csv"):
         list_corpus("iemocap", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "Media; SPLIT;Emotion\na.mp4;train; hap \n",
+        "media\tsplit\temotion\na.mp4\ttrain\thap\n",
+        "\ufeffmedia,split,emotion,\r\na.mp4,train,hap,\r\n,,,\r\n",
+        'media,split,emotion,transcript\na.mp4,train,hap,"hi, you"\n',
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path, table):
+    [clip] = csv_corpus(tmp_path, table, "a.mp4").clips
+    assert (clip.clip_id, clip.split, clip.emotion) == ("a", "train", "hap")
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (b"media,split,emotion,transcript\na.mp4,train,hap,hi, you\n", "line 2: 5 fields.*quotes"),
+        (b"media,split,emotion,emotion\na.mp4,train,hap,sad\n", "a column twice"),
+        (b"media,split,emotion\n\xff.mp4,train,hap\n", "save it as CSV UTF-8"),
+        (b'media,split,emotion\n"a.mp4,train,hap\n', "line 2"),
+        (b"media,split\na.mp4,train\n", "no column emotion; it has media, split"),
+        (b"", "it has nothing"),
+    ],
+)
+def test_tables_that_cannot_be_read_are_usage(tmp_path, table, says):
+    (tmp_path / "manifest.csv").write_bytes(table)
+    with pytest.raises(UsageError, match=says):
+        list_corpus("csv", tmp_path)
+
+
+def test_classes_of_a_windows_editor(tmp_path):
+    (tmp_path / "classes.txt").write_bytes("\ufeffhappy\r\nsad\r\n".encode())
+    assert csv_corpus(tmp_path, "media,split,emotion\na.mp4,train,happy\n", "a.mp4").clips
+    (tmp_path / "classes.txt").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match=r"classes\.txt as UTF-8"):
+        list_corpus("csv", tmp_path)
+
+
+def test_reasons_name_the_remedy(tmp_path):
+    rows = "a/x.mp4,train,hap\nb/x.mp4,train,hap\ny.mp4,val,HAP\nz.mp4,val,hap\nz.mp4,val,hap\n"
+    listing = csv_corpus(tmp_path, f"media,split,emotion\n{rows}")
+    reasons = {failure.clip_id: failure.reason for failure in listing.failures}
+    assert "column clip_id" in reasons["x"] and "did you mean hap?" in reasons["y"]
+    assert "listed 2 times" in reasons["z"]

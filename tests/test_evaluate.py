@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,11 +17,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models import build_model
 from training import scores
-from training.certificate import compare
-from training.checkpoint import save_checkpoint
+from training.certificate import compare, prediction_band
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.data import Features, training_rows
 from training.degrade import Degraded, add_noise, blur, drop_words
 from training.ensemble import load_members, make_dataset, predict
+from training.evaluation import evaluate_runs
 from training.identity import identities
 from training.tasks import TASKS, model_arch, recipe
 from utils import report
@@ -304,7 +306,7 @@ def test_each_fold_answers_the_clips_that_it_held_out(evaluate, features, tmp_pa
     means = [each["parts"]["accuracy"]["mean"] for each in run.report["systems"]]
     assert [float(line.split()[6]) for line in lines] == pytest.approx(means, abs=1e-4)
     assert evaluate("--split", "val", checkpoints=folds).code == 4, "the other fold's clips"
-    run = evaluate(checkpoints=[folds[0], save_member(tmp_path / "y.pth", features)])
+    run = evaluate(checkpoints=[folds[0], save_member(tmp_path / "y.pth", features, 9)])
     assert run.code == 4 and "different clips" in run.err
 
 
@@ -515,3 +517,39 @@ def test_bad_flags(evaluate, members, features, tmp_path, flags, code, says):
 def test_nothing_to_evaluate(evaluate):
     run = evaluate(checkpoints=None)
     assert run.code == 2 and "--checkpoints" in run.err
+
+
+def test_clips_of_unknown_speakers_are_drawn_by_themselves():
+    mixed = scores.Bootstrap(np.array(["a", "a", "b", "b", ""]))
+    assert mixed.size == 3 and mixed.unit == "speakers and 1 clips of unknown ones"
+    assert mixed.group[0] == mixed.group[1] != mixed.group[2]
+
+
+def test_the_band_of_a_certificate_is_one_more_seeds():
+    rng = np.random.default_rng(0)
+    runs = rng.normal(size=(20_000, 4))
+    bands = [prediction_band(row[:3].std(ddof=1), 3) for row in runs[:2000]]
+    inside = np.abs(runs[:2000, 3] - runs[:2000, :3].mean(axis=1)) <= bands
+    assert abs(inside.mean() - 0.95) < 0.02
+
+
+def test_validation_clips_that_are_judged_too_temper_nothing(features, tmp_path):
+    for fold, other in (("0", "1"), ("1", "0")):
+        place = tmp_path / "run" / f"fold_{fold}"
+        place.mkdir(parents=True)
+        changes = {"fold": fold, "val_fold": other, "eval_step": 1}
+        table = Features.open(features)
+        path = save_member(place / "1_best_1.0000.pth", features, int(fold))
+        checkpoint = load_checkpoint(path)
+        checkpoint["config"] |= changes
+        rows = table.manifest[table.manifest["split"].isin(("train", "val"))]
+        seen = rows[rows["fold"] == other].to_dict("records")
+        none = torch.empty(0, dtype=torch.int64)
+        ids = torch.from_numpy(identities(table, seen))
+        checkpoint["clips"] = {"training": none, "validation": ids}
+        save_checkpoint(path, checkpoint)
+    options = SimpleNamespace(split=None, robustness=False, allow_training_clips=False)
+    options.batch_size, options.num_workers, options.device = 8, 0, "cpu"
+    (run,) = evaluate_runs([tmp_path / "run"], Features.open(features), options)
+    assert len(run.parts) == 2 and all(part.validation for part in run.parts)
+    assert run.validation is None

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import make_clip, moving_picture, tone
@@ -105,8 +106,9 @@ def test_failures_printed_and_swallowed(job):
 def test_clips_without_features_answered_neu():
     sheet = SimpleNamespace(path=Path("test1.csv"), ids=["1", "2"])
     args = SimpleNamespace(missing="error", features_dir=Path("features"))
+    features = SimpleNamespace(manifest=pd.DataFrame({"clip_id": ["1"], "split": ["test"]}))
     with pytest.raises(IntegrityError, match="1 of 2 clips have no features: 2"):
-        make_submission.check_missing(args, [sheet], [{"1": {}}], None)
+        make_submission.check_missing(args, [sheet], [{"1": {}}], features)
 
 
 def test_only_the_left_channel_read(tmp_path):

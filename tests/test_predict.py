@@ -376,3 +376,62 @@ def test_attention_tells_its_weights(relation):
     frames, _ = attention.weigh(x)
     again = (frames * weights.unsqueeze(2)).sum(dim=1)
     assert torch.allclose(again, attention(x), atol=1e-6)
+
+
+def test_bad_words_cost_the_words_alone(place, ask, tmp_path):
+    for name in ("anna", "ben"):
+        shutil.copy(place / "clips" / f"{name}.mp4", tmp_path)
+    (tmp_path / "anna.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "ben.txt").write_text("xyzzy")
+    vectors = tmp_path / "vectors.npz"
+    np.savez(vectors, words=np.array(["good"]), vectors=np.ones((1, 16), "f4"))
+    done = ask(tmp_path, "--word_vectors", vectors, "--no_pictures")
+    reasons = [clip["missing"]["text"] for clip in done.clips]
+    assert "as UTF-8 text" in reasons[0] and "knows none of the words" in reasons[1]
+    assert all({*clip["rests_on"]} == {"face", "speech"} for clip in done.clips), done.clips
+
+
+def test_words_without_times_are_named_when_a_clip_is_cut(place, ask, face_image, tmp_path):
+    make_clip(tmp_path / "long.mp4", np.stack([face_image] * 30), tone(3.0), fps=10)
+    done = ask(tmp_path / "long.mp4", "--text", SAID, "--longest", 1, "--no_pictures")
+    assert all("an .srt, or raise --longest" in clip["missing"]["text"] for clip in done.clips)
+
+
+def test_answers_that_are_no_numbers_are_refused(place, ask, tmp_path):
+    checkpoint = load_checkpoint(place / "any.pth")
+    for name in ("absent.text", "heads.integrated.linear.weight"):
+        checkpoint["weights"][name].fill_(3e38)
+    save_checkpoint(place / "huge.pth", checkpoint)
+    shutil.copy(place / "clips" / "anna.mp4", tmp_path)
+    done = ask(tmp_path / "anna.mp4", checkpoints=["huge.pth"], code=4)
+    assert "huge.pth gives probabilities that are not numbers" in done.err
+
+
+def test_words_alone_say_which_model_would_answer(place, ask, tmp_path):
+    vectors = tmp_path / "vectors.npz"
+    np.savez(vectors, words=np.array(SAID.split()), vectors=np.ones((3, 16), "f4"))
+    flags = ("--text", SAID, "--word_vectors", vectors, "--no_pictures")
+    done = ask(*flags, checkpoints=["plain.pth"], code=3)
+    assert "no head answers from text alone" in done.out
+
+
+def test_an_answering_head_of_one_input_is_the_answer(place, ask):
+    checkpoint = load_checkpoint(place / "speech.pth")
+    checkpoint["config"] |= {"mode": "multimodal", "inputs": "speech"}
+    checkpoint["arch"]["heads"] = {"integrated": ["speech"], "speech": ["speech"]}
+    for name in ("linear.weight", "linear.bias"):
+        checkpoint["weights"][f"heads.integrated.{name}"] = torch.randn_like(
+            checkpoint["weights"][f"heads.speech.{name}"]
+        )
+    save_checkpoint(place / "one.pth", checkpoint)
+    done = ask(place / "clips" / "anna.mp4", "--no_pictures", checkpoints=["one.pth"])
+    assert done.table["part"].tolist() == ["fused", "speech"]
+
+
+def test_names_that_differ_by_a_number_stay_apart(tmp_path):
+    names = ("x/a.wav", "y/a.wav", "z/a-2.wav")
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    sources = find_sources([tmp_path / name for name in names], None)
+    assert len({source.clip.clip_id for source in sources}) == 3

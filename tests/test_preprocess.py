@@ -528,3 +528,31 @@ def test_real_clips_are_usable_or_have_a_code(tmp_path):
     assert {*usable["clip_id"], *failed["clip_id"]} == {path.stem for path in media}
     assert len(usable) + len(failed) == len(media)
     assert "merc2020_example" in set(usable["clip_id"])
+
+
+def test_all_clips_rejected_at_listing_are_listed(tmp_path):
+    (tmp_path / "raw").mkdir()
+    rows = "media,split,emotion\na.mp4,Train,HAP\nb.mp4,val,SAD\n"
+    (tmp_path / "raw" / "manifest.csv").write_text(rows)
+    places = ("--data_dir", tmp_path / "raw", "--features_dir", tmp_path / "features")
+    done = run_main("preprocess", "--corpus", "csv", *places)
+    assert done.code == 3 and "0 of 2 clips usable" in done.out, done.err
+    failed = pd.read_csv(tmp_path / "features" / "failed.csv")
+    assert failed["media"].tolist() == ["a.mp4", "b.mp4"] and set(failed["code"]) == {"E_LABELS"}
+    assert run_main("train", "--mode", "text", "--exp_name", "x", *places[2:]).code == 2
+
+
+def test_damaged_records_and_settings_cost_their_clip_alone(tmp_path):
+    make_clip(tmp_path / "raw" / "a.mp4", sound=tone(1.0))
+    make_clip(tmp_path / "raw" / "b.mp4", sound=tone(1.2))
+    rows = "media,split,emotion\na.mp4,train,hap\nb.mp4,val,sad\n"
+    (tmp_path / "raw" / "manifest.csv").write_text(rows)
+    features = tmp_path / "features"
+    places = ("--data_dir", tmp_path / "raw", "--features_dir", features)
+    command = ("preprocess", "--corpus", "csv", "--modalities", "speech", *places)
+    assert run_main(*command).code == 0
+    whole = digests(features)
+    for name, content in (("settings.json", "{"), ("train/records/a.json", "[1]")):
+        (features / name).write_text(content)
+    assert run_main(*command).code == 0
+    assert digests(features) == whole

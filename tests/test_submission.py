@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -207,7 +208,7 @@ def test_members_that_do_not_belong_are_refused(submit, members, features, tmp_p
     refused(altered("order", classes=list(CLASSES[::-1])), "classes", "'sur', 'neu'")
     settings = Features.open(features).config_for(TASK.inputs)
     other = settings | {"speech": settings["speech"] | {"n_mels": 64}}
-    refused(altered("settings", features_config=other), "'n_mels': 64", "'n_mels': 128")
+    refused(altered("settings", features_config=other), "n_mels: 64 then", "128 here")
     weights = torch.load(members[1], weights_only=True)["weights"]
     weights["heads.integrated.linear.bias"][2] = float("nan")
     refused(altered("nan", weights=weights), "heads.integrated.linear.bias")
@@ -388,3 +389,38 @@ def test_places_that_cannot_be_written(submit, features, tmp_path):
         twin.write_text(f"FileID\n{clip_id}\n")
     run = submit("--tta", 1, "--sheets", *twins)
     assert run.code == 2, "both sheets are written to test1_submission.csv: one would be lost"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('FileID,Name\n"000289,x\n', "quote"),
+        ("FileID,FileID\n1,2\n", "the column FileID twice"),
+        ("FileID,Emotion,Emotion\n1,,\n", "the column Emotion twice"),
+    ],
+)
+def test_sheets_that_would_answer_another_clip(tmp_path, content, says):
+    (tmp_path / "sheet.csv").write_text(content)
+    with pytest.raises(UsageError, match=says):
+        Sheet(tmp_path / "sheet.csv")
+
+
+def test_empty_rows_stay_empty_and_long_numbers_are_numbers(tmp_path):
+    (tmp_path / "sheet.csv").write_text("FileID,Name\n7,x\n,\n")
+    sheet = Sheet(tmp_path / "sheet.csv")
+    assert sheet.ids == ["7"]
+    assert sheet.filled({"7": "neu"}).decode() == "FileID,Name,Emotion\n7,x,neu\n,\n"
+    assert make_submission.number("0" * 5000 + "7") == make_submission.number("7")
+
+
+def test_what_is_left_out_is_told(submit, members, features, tmp_path):
+    (tmp_path / "logs" / "multimodal" / "unfinished").mkdir(parents=True)
+    shutil.copytree(members[0].parent, tmp_path / "logs" / "multimodal" / "run")
+    for path in (tmp_path / "logs" / "multimodal" / "run").glob("*.pth"):
+        path.rename(path.with_name("1_best_1.0000.pth"))
+    (tmp_path / "sheet.csv").write_text("FileID\n00014\n")
+    places = ("--features_dir", features, "--out", tmp_path, "--logs_dir", tmp_path / "logs")
+    flags = ("--sheets", tmp_path / "sheet.csv", "--face_frames", 2, "--tta", 1, "--num_workers", 0)
+    run = run_main("make_submission", *places, *flags)
+    assert run.code == 0 and "left out" in run.err and "unfinished" in run.err, run.err
+    assert "clips of test are in no sheet" in run.err

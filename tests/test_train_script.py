@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import train
 from models import build_model
 from training.checkpoint import best_checkpoint, load_checkpoint
 from training.run import create_model
-from training.tasks import TASKS, recipe
+from training.tasks import TASKS, recipe, task_of
 from utils.files import lock_folder
 
 MODES = list(TASKS)
@@ -233,11 +234,15 @@ def test_faulty_features_stop_before_training(tmp_path):
 
 def test_features_that_are_no_numbers_stop_the_run(tmp_path):
     folder = write_features(tmp_path, 1)
-    np.savez(folder / "train" / "text" / "00003.npz", word_embed=np.full((2, 16), np.nan, "f4"))
-    places = ["--features_dir", folder, "--logs_dir", tmp_path / "logs"]
-    run = run_main("train", "--mode", "text", "--exp_name", "a", *TINY, *places, "--batch_size", 7)
+    np.save(folder / "train" / "speech" / "00003.npy", np.full((128, 50), np.nan, "f4"))
+    places = ["--features_dir", folder, "--logs_dir", tmp_path / "logs", "--batch_size", 7]
+    run = run_main("train", "--mode", "speech", "--exp_name", "a", *TINY, *places)
     assert run.code == 2 and "the loss is nan" in run.err
     assert " at step 0;" in run.err and "00003" in run.err and " not finite" in run.err
+    for words, says in ((np.full((2, 16), np.nan), "not numbers"), (np.ones((2, 9)), "(2, 9)")):
+        np.savez(folder / "train" / "text" / "00003.npz", word_embed=words.astype("f4"))
+        run = run_main("train", "--mode", "text", "--exp_name", "a", *TINY, *places)
+        assert run.code == 4 and "00003.npz" in run.err and says in run.err, run.err
 
 
 # Runs that exist already
@@ -467,3 +472,62 @@ def test_every_command_of_the_recipe_parses(monkeypatch):
         "make_submission.py",
         "make_submission.py",
     ]
+
+
+def test_a_run_that_would_be_lost_or_mixed_is_kept(start, tmp_path):
+    assert start("text", "--n_epoch", 1).code == 0
+    (best,) = (tmp_path / "text" / "run").glob("*_best_*.pth")
+    for name in ("last.pth", "previous.pth"):
+        (tmp_path / "text" / "run" / name).unlink(missing_ok=True)
+    for flags in ([], ["--resume"]):
+        run = start("text", "--n_epoch", 1, *flags)
+        assert run.code == 2 and best.is_file(), run.err
+    assert start("text", "--fold", "all", name="folds").code == 0
+    run = start("text", name="folds")
+    assert run.code == 2 and "holds a run already" in run.err
+    assert start("text", name="plain").code == 0
+    run = start("text", "--fold", "all", name="plain")
+    assert run.code == 2 and "without folds" in run.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--resume", "--overwrite"], "choose one"),
+        (["--val_fold", "0"], "needs --fold"),
+        (["--speech_load_weights", "x.pth"], "has no speech"),
+        (["--n_epochs", "3"], "did you mean --n_epoch?"),
+        (["--batch-size", "3"], "did you mean --batch_size?"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_usage(start, flags, says):
+    run = start("text", *flags)
+    assert run.code == 2 and says in run.err, run.err
+
+
+def test_weights_that_have_seen_the_validation_clips_are_refused(features, start, tmp_path):
+    assert start("text", name="first").code == 0
+    swapped = shutil.copytree(features, tmp_path / "swapped")
+    for one, other in (("train", "x"), ("val", "train"), ("x", "val")):
+        (swapped / one).rename(swapped / other)
+    table = pd.read_csv(swapped / "manifest.csv", dtype=str, keep_default_na=False)
+    table["split"] = table["split"].replace({"train": "val", "val": "train"})
+    table.to_csv(swapped / "manifest.csv", index=False)
+    flags = ["--text_load_weights", tmp_path / "text" / "first", "--features_dir", swapped]
+    run = start("text", *flags, name="second")
+    assert run.code == 4 and "was trained on 14 of the 14 clips" in run.err, run.err
+    members = ["--checkpoints", tmp_path / "text" / "first", "--features_dir", swapped]
+    run = run_main("evaluate", *members, "--out", tmp_path / "out", "--num_workers", 0)
+    assert run.code == 4 and "was trained on 14 of these 14 clips" in run.err, run.err
+
+
+def test_the_rate_of_an_epoch_is_the_one_it_began_with(start, tmp_path):
+    assert start("text", "--learning_rate", 1e-3).code == 0
+    rates = pd.read_csv(tmp_path / "text" / "run" / "metrics.csv")["lr"]
+    np.testing.assert_allclose(rates, [1e-3, 5e-4])
+
+
+def test_an_own_feature_beside_all_three_is_fused():
+    config = recipe("multimodal") | {"inputs": "speech,face,text,my_au"}
+    assert task_of(config).heads["integrated"] == (("speech", "face", "text", "my_au"), "emotion")
+    assert set(task_of(config).heads) == {"integrated", "speech", "face"}

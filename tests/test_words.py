@@ -116,7 +116,7 @@ DAMAGE = {
     "ragged": (b"a 1 2\nthe 1\n", "1 values for 'the', not 2"),
     "a word for a number": (b"a 1 2\nthe 1 x\n", "could not convert"),
     "not a number": (b"a 1 2\nthe 1 nan\n", "'the' holds a value that is no number"),
-    "none known": (b"a 1 2\nb 1 2\n", "knows none of the 2 words"),
+    "none known": (b"a 1 2\nb 1 2\n", "knows none of the words"),
     "cut binary": (b"2 2\nthe \x00\x00\x80\x3f\x00\x00", "cut short: 0 of 2"),
     "not a gz": (b"", "ot a gzipped file"),
     "not an npz": (b"PK\x05\x06" + bytes(18), "no item named 'words.npy'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import sys
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from models import build_model
 from models.fusion import EmotionClassifier
+from training.foreign import check_archive, check_content
 from utils.errors import IntegrityError, UsageError
 from utils.files import read_sealed, write_sealed
 
-KEYS = ("arch", "weights", "classes", "features_config", "config", "epoch", "val")
+RESUME = ("step", "sums", "optimizer", "scaler", "ema", "rows", "best")  # besides the model
 BEST = re.compile(r"(\d+)_best_(\d+\.\d+)\.pth")
 LAST, PREVIOUS = "last.pth", "previous.pth"
 
@@ -43,7 +45,11 @@ def load_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     found = [folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()]
     for place in found:
         try:
-            return place, load_checkpoint(place)
+            state = load_checkpoint(place)
+            if missing := [key for key in RESUME if key not in state]:
+                lacks = ", ".join(missing)
+                raise IntegrityError(f"{place} cannot be gone on from: it lacks {lacks}")
+            return place, state
         except IntegrityError as error:
             if place == found[-1]:
                 raise
@@ -75,37 +81,54 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no checkpoint {path}")
+    data = read_sealed(path)
+    check_archive(data, path)
     try:
-        data = io.BytesIO(read_sealed(path))
-        checkpoint = torch.load(data, map_location="cpu", weights_only=True)
-    except IntegrityError:
-        raise
+        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes make the reader fail in any way; none runs code
-        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        reason = re.split(r"This file can|\n", f"{type(error).__name__} {error}")[0][:200]
         raise IntegrityError(
             f"{path} is damaged, or holds more than plain data, and was not loaded: {reason}"
         ) from error
-    missing = [key for key in KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
-    if missing:
-        raise IntegrityError(f"{path} is no checkpoint of train.py: it lacks {', '.join(missing)}")
+    check_content(checkpoint, path)
     return checkpoint
 
 
 def restore_model(checkpoint: dict[str, Any], path: Path) -> EmotionClassifier:
-    """The model of a checkpoint with its weights, all of them finite."""
+    """The model of a checkpoint with its weights, all of them finite and of its own types.
+
+    It is built twice: first without memory, so that a few bytes cannot ask for all there is.
+    """
+    weights = checkpoint["weights"]
     try:
-        model = build_model(**checkpoint["arch"])
-        model.load_state_dict(checkpoint["weights"])
-    except (RuntimeError, KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
-        raise IntegrityError(f"{path}: weights and model do not match: {error}") from error
-    broken = [
-        key
-        for key, value in checkpoint["weights"].items()
-        if value.is_floating_point() and not value.isfinite().all()
-    ]
-    if broken:
-        raise IntegrityError(f"{path}: {len(broken)} weights are not finite, first {broken[0]}")
+        with torch.device("meta"):
+            wanted = build_model(**checkpoint["arch"]).state_dict()
+    except Exception as error:  # a description from elsewhere makes any layer fail
+        reason = f"{type(error).__name__} {error}"[:200]
+        raise IntegrityError(f"{path} describes no model of ours: {reason}") from error
+    for key in sorted({*wanted, *weights}):
+        kinds = [_kind(each.get(key)) for each in (weights, wanted)]
+        if kinds[0] != kinds[1]:
+            what = f"{key} is {kinds[0]}, the model has {kinds[1]}"
+            raise IntegrityError(f"{path}: weights and model do not match: {what}")
+        if weights[key].is_floating_point() and not weights[key].isfinite().all():
+            raise IntegrityError(f"{path}: the weights {key} are not finite")
+    model = build_model(**checkpoint["arch"])
+    model.load_state_dict(weights)
     return model
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+
+
+def weights_digest(checkpoint: dict[str, Any]) -> str:
+    """Names a checkpoint by what it has learnt, whatever else stands in its file."""
+    state = hashlib.sha256()
+    for key, value in sorted(checkpoint["weights"].items()):
+        state.update(f"{key} {_kind(value)}".encode())
+        state.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
 
 
 def clips_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
@@ -123,18 +146,19 @@ def best_checkpoint(folder: Path) -> Path | None:
 
 
 def find_checkpoints(paths: list[Path]) -> list[Path]:
-    """Each .pth file as it is, each run folder as its best checkpoint."""
+    """Each .pth file as it is, each run folder as its best checkpoint; --fold all has several."""
     found = []
     for path in map(Path, paths):
-        best = best_checkpoint(path) if path.is_dir() else path
-        if best is None or not best.is_file():
+        folds = sorted(path.glob("fold_*")) if path.is_dir() else []
+        best = [best_checkpoint(place) if place.is_dir() else place for place in folds or [path]]
+        if not all(each and each.is_file() for each in best):
             beside = best_checkpoint(path.parent)
             hint = f"; the best of that run is {beside.name}" if beside else ""
             runs = sorted(run.name for run in path.glob("*") if best_checkpoint(run))
             hint = f"; below it are the runs {', '.join(runs)}" if runs else hint
             reason = f"no checkpoint at {path}{hint}"
             raise UsageError(f"{reason}: give a .pth file or the folder of a run")
-        found.append(best)
+        found += best
     return found
 
 
@@ -152,7 +176,9 @@ def transfer_weights(
     IntegrityError when that run held out another fold, or has seen clips of `validation` (their
     identities).
     """
-    (path,) = find_checkpoints([path])
+    path, *others = find_checkpoints([path])
+    if others:
+        raise UsageError(f"{path.parents[1]} holds a run per fold: choose one of them")
     checkpoint = load_checkpoint(path)
     if checkpoint["classes"] != list(classes):
         was = " ".join(checkpoint["classes"])

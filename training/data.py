@@ -31,6 +31,7 @@ from utils.files import read_json, sha256
 from utils.parallel import available_cores
 
 CHECKING = {"file": sys.stderr, "unit": "clip", "leave": False, "delay": 2}
+COLUMNS = ("clip_id", "split", "emotion", "speech_emotion", "face_emotion", "fold")
 ENDINGS = {"text": ".npz"}  # the others are .npy
 
 
@@ -50,10 +51,20 @@ class Features:
         if not manifest.is_file():
             raise UsageError(f"no {manifest}: run preprocess.py first, or give --features_dir")
         settings = read_json(folder / "settings.json")
+        wanted = {"classes": list, "modalities": list, "features": dict}
+        values = settings if isinstance(settings, dict) else {}
+        lacking = [name for name, kind in wanted.items() if not isinstance(values.get(name), kind)]
+        if lacking:
+            reason = f"{folder / 'settings.json'} lacks {', '.join(lacking)}"
+            raise UsageError(f"{reason}: run preprocess.py again")
         try:
-            table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+            table = pd.read_csv(manifest, dtype=str, keep_default_na=False, index_col=False)
         except (ValueError, OSError) as error:
             raise UsageError(f"cannot read {manifest}: {error}; run preprocess.py again") from error
+        lacking = [name for name in COLUMNS if name not in table]
+        if lacking or table.duplicated(["split", "clip_id"]).any():
+            reason = f"lacks {', '.join(lacking)}" if lacking else "lists a clip twice"
+            raise UsageError(f"{manifest} {reason}: run preprocess.py again")
         return cls(folder, settings, table)
 
     @property
@@ -197,9 +208,10 @@ class ClipDataset(Dataset):
 
     def faces(self, row: dict) -> np.ndarray:
         """(T,) which of the clip's frames show a face; IntegrityError when none does."""
-        valid = np.array([flag == "1" for flag in row["face_valid"]], bool)
+        flags = row.get("face_valid", "")
+        valid = np.array([flag == "1" for flag in flags], bool)
         if not valid.any():
-            shown = f"face_valid {row['face_valid']!r} of clip {row['clip_id']} has no frame to see"
+            shown = f"face_valid {flags!r} of clip {row['clip_id']} has no frame to see"
             path = self.features.path(row, "face")
             raise IntegrityError(f"{shown}; delete {path} and run preprocess.py again")
         return valid
@@ -234,8 +246,8 @@ class ClipDataset(Dataset):
         for row in self.rows if "face" in self.task.inputs else ():
             self.faces(row)
         for name, expected in self.shapes().items():
-            for row in self.rows if name not in FOLDERS else ():
-                self._check_own(name, row, expected)
+            for row in self.rows:
+                self._check_shape(name, row, expected)
 
     def _changed(self, row: dict) -> Path | None:
         """A file of this clip that is not what its record says; own features have no record."""
@@ -253,7 +265,7 @@ class ClipDataset(Dataset):
             return record
         return None
 
-    def _check_own(self, name: str, row: dict, expected: tuple[int, ...]) -> None:
+    def _check_shape(self, name: str, row: dict, expected: tuple[int, ...]) -> None:
         feature = self.features.load(row, name)
         path, shape = self.features.path(row, name), feature.shape
         if len(shape) not in (1, 2) or 0 in shape or feature.dtype.kind not in "fiu":

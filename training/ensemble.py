@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from models.fusion import EmotionClassifier
-from training.checkpoint import find_checkpoints, load_checkpoint, restore_model
+from training.checkpoint import (
+    find_checkpoints,
+    load_checkpoint,
+    restore_model,
+    weights_digest,
+)
 from training.data import ClipDataset, Features, make_loader, to_device
 from training.loop import progress
 from training.tasks import Task, task_of
 from utils.errors import IntegrityError
-from utils.files import sha256
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,11 @@ def load_members(paths: list[Path], features: Features) -> list[Member]:
         features.require(inputs)
         check_match(path, "classes", checkpoint["classes"], features.classes)
         check_match(path, "features", checkpoint["features_config"], features.config_for(inputs))
-        name = sha256(path)
+        name = weights_digest(checkpoint)
         if name in members:
-            raise IntegrityError(f"{path} and {members[name].path} are the same checkpoint")
+            raise IntegrityError(
+                f"{path} and {members[name].path} are the same checkpoint: equal weights"
+            )
         members[name] = member
         learnt[member.task.label_columns[member.task.answer]] = path
     if len(learnt) > 1:
@@ -64,8 +70,13 @@ def load_members(paths: list[Path], features: Features) -> list[Member]:
 
 
 def check_match(path: Path, what: str, trained: Any, here: Any) -> None:
-    if trained != here:
-        raise IntegrityError(f"{path} was trained on other {what}: {trained} then, {here} here")
+    if trained == here:
+        return
+    if isinstance(trained, dict) and isinstance(here, dict):  # only what differs
+        keys = [key for key in {**trained, **here} if trained.get(key) != here.get(key)]
+        for key in keys[:1]:
+            check_match(path, f"{what}: {key}", trained.get(key), here.get(key))
+    raise IntegrityError(f"{path} was trained on other {what}: {trained} then, {here} here")
 
 
 def make_dataset(member: Member, rows: list[dict], features: Features, **changes: Any) -> Any:

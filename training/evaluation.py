@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from training.checkpoint import clips_of, find_checkpoints
+from training.checkpoint import clips_of, find_checkpoints, load_checkpoint, weights_digest
 from training.data import ClipDataset, Features, make_loader, to_device
 from training.degrade import HARMS, Degraded
 from training.ensemble import Member, load_members, make_dataset
@@ -62,12 +62,11 @@ def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[R
     groups: dict[Path, list[Path]] = {}
     for path in map(Path, paths):
         place = path.parent if path.name.startswith("fold_") else path
-        files = find_checkpoints(sorted(path.glob("fold_*")) or [path])
-        groups.setdefault(place, []).extend(files)
+        groups.setdefault(place, []).extend(find_checkpoints([path]))
     found: dict[str, Path] = {}
     for path in (path for files in groups.values() for path in files):
-        if (first := found.setdefault(sha256(path), path)) is not path:
-            raise IntegrityError(f"{path} and {first} are the same checkpoint")
+        if (first := found.setdefault(weights_digest(load_checkpoint(path)), path)) is not path:
+            raise IntegrityError(f"{path} and {first} are the same checkpoint: equal weights")
     runs = []
     for place, files in groups.items():
         name = str(place if len(files) > 1 or place.is_file() else files[0].parent)

@@ -222,6 +222,8 @@ class Record(RunLog):
 
     def finish(self, best: dict[str, Any]) -> None:
         self.close()
+        if best_checkpoint(self.folder) is None:
+            raise IntegrityError(f"the best checkpoint of {self.folder} is gone")
         write_json(self.folder / "best.json", best)
         print("curves.png and confusion.png are beside the best checkpoint:")
         clips = f"{best['clips']} validation clips"
@@ -229,12 +231,18 @@ class Record(RunLog):
 
 
 def check_folder(folder: Path, options: Any) -> None:
-    there = any((folder / name).is_file() for name in (LAST, PREVIOUS))
+    """UsageError for a folder that holds what this run would lose or mix with its own."""
+    goes_on = any((folder / name).is_file() for name in (LAST, PREVIOUS))
+    there = goes_on or best_checkpoint(folder) or any(folder.glob("fold_*"))
     if there and not (options.resume or options.overwrite):
         raise UsageError(
             f"{folder} holds a run already: --resume goes on with it, --overwrite "
             "throws it away, another --exp_name keeps both"
         )
+    if options.resume and not goes_on and (folder / "best.json").is_file():
+        raise UsageError(f"{folder} holds a finished run without its {LAST}: nothing to go on from")
+    if options.resume and any(folder.glob("fold_*")):
+        raise UsageError(f"{folder} holds the runs of --fold all: go on with that, or rename")
 
 
 def empty_folder(folder: Path) -> None:

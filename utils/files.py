@@ -78,7 +78,7 @@ def read_sealed(path: Path) -> bytes:
     bare_zip = data[-22:-18] == b"PK\x05\x06"
     if not bare_zip and seal != SEAL + hashlib.sha256(body).hexdigest().encode():
         reason = f"{len(data)} bytes, and the digest at their end is not theirs"
-        raise IntegrityError(f"{path} is damaged: {reason}")
+        raise IntegrityError(f"{path} is damaged, or no checkpoint of ours: {reason}")
     return data
 
 
@@ -110,7 +110,7 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_bytes())
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid JSON: {error}") from error
 
 

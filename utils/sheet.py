@@ -27,6 +27,9 @@ class Sheet:
         header = lines[0] if lines else ""
         self.separator = max(",;\t", key=header.count)
         self.columns = [unquote(field) for field in self.split(header)]
+        for name in (ID_COLUMN, ANSWER_COLUMN):
+            if self.columns.count(name) > 1:
+                raise UsageError(f"{path} has the column {name} twice")
         if ID_COLUMN not in self.columns:
             have = ", ".join(self.columns)
             raise UsageError(f"{path} has no column {ID_COLUMN}; its header is: {have}")
@@ -34,6 +37,10 @@ class Sheet:
         ragged = [number for number, row in enumerate(rows, 2) if len(row) != len(self.columns)]
         if ragged:
             raise UsageError(f"{path} line {ragged[0]}: expected {len(self.columns)} fields")
+        at = self.columns.index(ID_COLUMN)
+        for name in (row[at] for row in rows):
+            if name.startswith('"') and not name[1:].endswith('"'):
+                raise UsageError(f"{path}: the quote of {name} is not closed")
         self.ids = [unquote(row[self.columns.index(ID_COLUMN)]) for row in rows]
         twice = [clip_id for clip_id, count in Counter(self.ids).items() if count > 1]
         if twice or not rows:

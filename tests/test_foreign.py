@@ -1,0 +1,146 @@
+"""Checkpoints from strangers: nothing in them runs, fills the memory or ends in a traceback."""
+
+from __future__ import annotations
+
+import copy
+import io
+import resource
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+import torch
+from conftest import ROOT, save_untrained, write_features
+
+from models.backbone import Backbone
+from training.checkpoint import load_checkpoint, load_last, restore_model, save_checkpoint
+from utils.errors import IntegrityError
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A whole checkpoint of ours, as plain data."""
+    folder = tmp_path_factory.mktemp("sound")
+    save_untrained(folder / "a.pth", write_features(folder / "features", 1))
+    return load_checkpoint(folder / "a.pth")
+
+
+def nested(levels: int) -> list:
+    value: list = []
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+FORGED = {  # path within the checkpoint, value
+    "fewer outputs than classes": ("arch.n_classes", 3),
+    "outputs without end": ("arch.n_classes", 10**8),
+    "text instead of a number": ("arch.n_classes", "7"),
+    "layers without end": ("arch.encoders.text.layers", 10**6),
+    "no heads": ("arch.encoders.text.heads", 0),
+    "a negative width": ("arch.encoders.text.word_dim", -1),
+    "too much dropout": ("arch.encoders.text.dropout", 5),
+    "an unknown trunk": ("arch.encoders.speech.backbone", "efficientnet-b9"),
+    "a trunk of the internet": ("arch.encoders.speech.backbone", "timm:hf-hub:a/b"),
+    "a trunk of this disc": ("arch.encoders.speech.backbone", "timm:local-dir:/etc"),
+    "a trunk without maps": ("arch.encoders.speech.backbone", "timm:vit_tiny_patch16_224"),
+    "an unknown encoder": ("arch.encoders.speech.type", "Evil"),
+    "no arch": ("arch", None),
+    "a head of nothing known": ("arch.heads.integrated", ["smell"]),
+    "one class twice": ("classes", ["hap"] * 7),
+    "classes of classes": ("classes", nested(28)),
+    "no classes": ("classes", None),
+    "settings of settings": ("features_config", {"speech": {"n_fft": nested(28)}}),
+    "no settings": ("config", None),
+    "an unknown mode": ("config.mode", "smell"),
+    "words for numbers": ("val", {"loss": "low"}),
+    "weights of another type": ("weights.heads.speech.linear.bias", torch.zeros(7).double()),
+    "complex weights": ("weights.heads.speech.linear.bias", torch.zeros(7, dtype=torch.cfloat)),
+    "weights that are none": ("weights.heads.speech.linear.bias", torch.full((7,), torch.nan)),
+    "a list for a weight": ("weights.heads.speech.linear.bias", [0.0] * 7),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_forged_parts_are_refused_in_one_short_line(sound, tmp_path, what):
+    place, value = FORGED[what]
+    forged = {key: each if key == "weights" else copy.deepcopy(each) for key, each in sound.items()}
+    forged["weights"] = dict(sound["weights"])
+    into, keys = forged, [place.partition(".")[0], *place.split(".")[1:]]
+    if keys[0] == "weights" and len(keys) > 1:
+        keys = ["weights", place.partition(".")[2]]
+    for key in keys[:-1]:
+        into = into[key]
+    into[keys[-1]] = value
+    save_checkpoint(tmp_path / "forged.pth", forged)
+    start = time.monotonic()
+    with pytest.raises(IntegrityError, match=r"forged\.pth") as refusal:
+        restore_model(load_checkpoint(tmp_path / "forged.pth"), tmp_path / "forged.pth")
+    assert len(str(refusal.value)) < 600 and "\n" not in str(refusal.value)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("member", ["data/0", "version", "byteorder"])
+def test_packed_archives_are_not_unpacked(sound, tmp_path, member):
+    buffer = io.BytesIO()
+    torch.save(sound, buffer)
+    bomb = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(bomb, "w") as new:
+        for info in old.infolist():
+            if not info.filename.endswith(member):
+                new.writestr(info.filename, old.read(info))
+        with new.open(zipfile.ZipInfo(f"archive/{member}"), "w", force_zip64=True) as file:
+            file._compressor, file._zinfo.compress_type = zipfile.zlib.compressobj(), 8
+            for _ in range(1 << 10):
+                file.write(bytes(1 << 20))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic()
+    with pytest.raises(IntegrityError, match="unpack to more"):
+        load_checkpoint(bomb)
+    assert time.monotonic() - start < 1
+    most = 3 * bomb.stat().st_size / 1024 + (50 << 10)  # its own bytes, and 50 MB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < most
+
+
+def test_older_settings_get_their_default_and_other_files_are_named(sound, tmp_path):
+    older = {**sound, "config": {"mode": "multimodal", "seed": 3}}
+    save_checkpoint(tmp_path / "older.pth", older)
+    config = load_checkpoint(tmp_path / "older.pth")["config"]
+    assert config["seed"] == 3 and config["max_words"] == 38 and config["fold"] is None
+    torch.save(sound, tmp_path / "pickle.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(IntegrityError, match="no checkpoint of ours"):
+        load_checkpoint(tmp_path / "pickle.pth")
+
+
+def test_a_best_checkpoint_is_nothing_to_go_on_from(sound, tmp_path):
+    save_checkpoint(tmp_path / "last.pth", sound)
+    with pytest.raises(IntegrityError, match="cannot be gone on from: it lacks step"):
+        load_last(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenetv3_small_050", "convnext_atto", "resnet10t", "tf_efficientnet_b0"]
+)
+def test_every_layer_of_a_trunk_gets_a_gradient(name):
+    """DDP stops at one that does not."""
+    trunk = Backbone(f"timm:{name}", 1)
+    trunk(torch.randn(2, 1, 64, 48)).sum().backward()
+    assert [key for key, weight in trunk.named_parameters() if weight.grad is None] == []
+
+
+def test_batch_norm_of_all_gpus_keeps_the_activations():
+    """What utils/distributed.py converts with."""
+    from timm.layers import convert_sync_batchnorm
+
+    trunk = Backbone("timm:mobilenetv3_small_050", 1).eval()
+    image = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        before = trunk(image)
+        torch.testing.assert_close(convert_sync_batchnorm(trunk)(image), before)
+
+
+def test_an_import_asks_no_hub():
+    code = "import models.backbone, sys; sys.exit('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
