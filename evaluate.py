@@ -130,7 +130,8 @@ def print_table(report: dict[str, Any]) -> None:
         if parts:
             cells = (f"{parts[n]['mean']:.4f} ± {parts[n]['deviation']:.4f}" for n in COLUMNS)
             rows.append([f"  mean ± deviation of its {parts['count']}", *cells, ""])
-    over = f"95 % intervals over {first['groups']} {first['unit']}"
+    rough = " (so few make them rough)" * (first["groups"] < 10)
+    over = f"95 % intervals over {first['groups']} {first['unit']}{rough}"
     print(f"{first['clips']} clips of {report['clips_of']} in {report['features_dir']}, {over}")
     table = pd.DataFrame(rows, columns=["", *COLUMNS.values(), "ECE"]).set_index("")
     print(table.rename_axis(None).to_string())

@@ -15,6 +15,7 @@ SOFT, PALE, GREY = "#8aa4c8", "#cfd6e0", "#777777"
 PARTS = {FUSED: "all together", MEAN: "mean of the parts", "speech": "voice", "face": "face"}
 PARTS["text"] = "words"
 FRAMES = 8  # of the face strip
+UNEQUAL = 1.25  # times the mean: a frame that counted more than the others
 FONTS = ("DejaVu Sans", "Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
 CAUTION = "Displayed emotion as a model classifies it, not what a person feels."
 
@@ -71,16 +72,17 @@ def show_face(axis: Any, answer: Answer) -> None:
         return
     view, weights = answer.looks["face"]
     shown = np.linspace(0, len(view) - 1, min(len(view), FRAMES)).round().astype(int)
+    stands_out = weights is not None and weights[shown].max() > UNEQUAL * weights[shown].mean()
     for place, index in enumerate(shown):
         crop = view[index].transpose(1, 2, 0)  # (S, S, 3)
         axis.imshow(crop, extent=(place, place + 0.95, 0, 0.95))
         if weights is not None:
-            color = VAL if weights[index] == weights[shown].max() else SOFT
+            color = VAL if stands_out and weights[index] == weights[shown].max() else SOFT
             axis.bar(
                 place, 0.3 * weights[index] / weights.max(), 0.95, -0.36, align="edge", color=color
             )
     axis.set(xlim=(0, max(6, len(shown))), ylim=(-0.36, 0.95), aspect="equal", anchor="W")
-    note(axis, "bars: how much each frame counted")
+    note(axis, "bars: how much each frame counted" + ", about equally" * (not stands_out))
 
 
 def show_speech(axis: Any, answer: Answer) -> None:
