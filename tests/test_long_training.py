@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import QUIET, ROOT, run_script, write_features
+from conftest import CLASSES, QUIET, ROOT, run_script, write_features
 from inside import run_main
 from kill_training import leaves
 from test_training import TINY as SMALL
@@ -132,8 +132,11 @@ def last_folder(tmp_path, steps: int = 2) -> Path:
 
 
 def small_state(step: int) -> dict:
-    known = dict.fromkeys(("arch", "classes", "features_config", "config", "epoch"))
-    return {**known, "weights": {"a": torch.arange(100.0)}, "val": {"loss": 1 / step}, "step": step}
+    arch = {"encoders": {}, "heads": {}, "n_classes": 7}
+    known = {"arch": arch, "classes": list(CLASSES), "features_config": {}, "epoch": step}
+    known |= {"config": {"mode": "text"}, "val": {"loss": 1 / step}}
+    known |= dict.fromkeys(("sums", "optimizer", "scaler", "ema", "rows", "best"))
+    return {**known, "weights": {"a": torch.arange(100.0)}, "step": step}
 
 
 DAMAGE = {
