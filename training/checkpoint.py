@@ -69,10 +69,11 @@ def best_name(epoch: int, loss: float) -> str:
 
 
 def keep_best(folder: Path, best: dict[str, Any] | None) -> None:
-    """Delete every best checkpoint but this one. Only when last.pth knows it: a run that goes on
-    from an older one may need the best of then."""
-    for path in folder.glob("*_best_*.pth"):
-        if not best or path.name != best_name(best["epoch"], best["loss"]):
+    """Delete every best checkpoint but this one, if it is there. Only when last.pth knows it: a run
+    that goes on from an older one may need the best of then."""
+    name = best_name(best["epoch"], best["loss"]) if best else ""
+    for path in folder.glob("*_best_*.pth") if name and (folder / name).is_file() else ():
+        if path.name != name:
             path.unlink()
 
 
