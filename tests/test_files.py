@@ -162,3 +162,9 @@ def test_a_folder_is_locked_until_its_process_ends(tmp_path):
         holder.kill()
     with lock_folder(tmp_path):
         pass
+
+
+def test_a_name_that_stands_twice_in_json_is_told(tmp_path):
+    (tmp_path / "a.json").write_text('{"n_epoch": 1, "n_epoch": 2}')
+    with pytest.raises(UsageError, match="it has 'n_epoch' twice"):
+        read_json(tmp_path / "a.json")

@@ -136,6 +136,8 @@ def training_rows(
         hint = f" and the folds {folds}: try --fold" if folds else ""
         return tuple(in_order(features.rows(split, hint)) for split in ("train", "val"))
     table = features.manifest[features.manifest["split"].isin(("train", "val"))]
+    if without := int((table["fold"] == "").sum()):
+        print(f"{without} clips without a fold are left out", file=sys.stderr)
     table, known = table[table["fold"] != ""], features.folds()
     if val_fold == "next" and fold in known:
         val_fold = known[(known.index(fold) + 1) % len(known)]
@@ -232,9 +234,8 @@ class ClipDataset(Dataset):
             maker = "run preprocess.py again, it makes only what is missing"
             if missing[0].parent.name not in FOLDERS.values():
                 maker = "run again what made this feature of your own"
-            raise IntegrityError(
-                f"{len(missing)} feature files are missing, the first is {missing[0]}; {maker}"
-            )
+            listed = ", ".join(map(str, missing[:5])) + ", ..." * (len(missing) > 5)
+            raise IntegrityError(f"{len(missing)} feature files are missing: {listed}; {maker}")
         with ThreadPool(available_cores()) as pool:  # hashing leaves the interpreter free
             own = self.rows[dist.rank :: dist.world]
             found = tqdm(pool.imap(self._changed, own), "digests", len(own), **CHECKING)

@@ -211,7 +211,7 @@ class Trainer:
         seen = "; ".join(f"{name} {statistics(t[0])}" for name, t in batch["inputs"].items())
         raise UsageError(
             f"the loss is {loss:g} and the gradient's norm {norm:g} at step {self.step}; nothing "
-            f"was updated with it and the last checkpoint is from before it. Clips: "
+            f"was updated with it, and no checkpoint holds it. Clips: "
             f"{', '.join(batch['clip_id'][:8])}{', ...' * (len(batch['clip_id']) > 8)}. "
             f"Inputs: {seen}. Look at those, or lower --learning_rate or set --clip_norm"
         )

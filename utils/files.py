@@ -107,11 +107,19 @@ def write_csv(path: Path, frame: Any) -> None:
 def read_json(path: Path) -> Any:
     """Parse a JSON file; UsageError names the file when it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(Path(path).read_bytes(), object_pairs_hook=_once)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid JSON: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, _ in pairs if [key for key, _ in pairs].count(name) > 1)
+        raise ValueError(f"it has {twice!r} twice")
+    return found
 
 
 def is_file(path: Path) -> bool:
