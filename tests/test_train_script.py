@@ -496,7 +496,8 @@ def test_a_run_that_would_be_lost_or_mixed_is_kept(start, tmp_path):
         (["--resume", "--overwrite"], "choose one"),
         (["--val_fold", "0"], "needs --fold"),
         (["--speech_load_weights", "x.pth"], "has no speech"),
-        (["--n_epochs", "3"], "did you mean --n_epoch?"),
+        (["--n_epochs", "3"], "--n_epochs: did you mean --n_epoch?"),
+        (["--exp_nam", "a"], "--exp_nam: did you mean --exp_name?"),
         (["--batch-size", "3"], "did you mean --batch_size?"),
     ],
 )

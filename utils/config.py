@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
-import re
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -54,9 +54,11 @@ class Flags(argparse.ArgumentParser):
         self.add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
     def error(self, message: str) -> NoReturn:
-        for wrong in re.findall(r"(?<!\S)--[\w-]+", message.partition("unrecognized")[2]):
-            near = difflib.get_close_matches(wrong, self._option_string_actions, 1)
-            message += f"; did you mean {near[0]}?" if near else ""
+        known = self._option_string_actions
+        given = (each.partition("=")[0] for each in sys.argv[1:] if each.startswith("--"))
+        for wrong in (each for each in given if each not in known):
+            near = difflib.get_close_matches(wrong, known, 1)
+            message += f"; {wrong}: did you mean {near[0]}?" if near else ""
         self.exit(2, f"{self.prog}: {message} (--help explains every flag)\n")
 
 
