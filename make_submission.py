@@ -63,6 +63,7 @@ def main() -> None:
     sheets = [Sheet(path) for path in sheet_paths(args)]
     found = [find_rows(sheet, features, args.split) for sheet in sheets]
     check_missing(args, sheets, found, features)
+    tell_oddities(sheets, found, features)
     members = members_of(args, features)
     rows = {(row["split"], row["clip_id"]): row for each in found for row in each.values()}
     if not rows:
@@ -135,6 +136,12 @@ def check_missing(args: argparse.Namespace, sheets: list, found: list, features:
                 f"{''.join(where)}"
                 f"; see {args.features_dir / 'failed.csv'}, or answer them all with --missing LABEL"
             )
+    if args.missing != "error":
+        one_of("--missing", args.missing, features.classes)
+
+
+def tell_oddities(sheets: list, found: list, features: Any) -> None:
+    """What a person would want to know and no sheet can say: clips left over, ids like formulas."""
     splits = {row["split"] for each in found for row in each.values()}
     known = features.manifest[features.manifest["split"].isin(splits)]
     asked = len({(row["split"], row["clip_id"]) for each in found for row in each.values()})
@@ -143,8 +150,6 @@ def check_missing(args: argparse.Namespace, sheets: list, found: list, features:
         print(f"{len(known) - asked} clips of {places} are in no sheet", file=sys.stderr)
     if odd := [name for sheet in sheets for name in sheet.ids if name[:1] in FORMULA]:
         print(f"ids that a spreadsheet takes for formulas: {', '.join(odd[:5])}", file=sys.stderr)
-    if args.missing != "error":
-        one_of("--missing", args.missing, features.classes)
 
 
 def members_of(args: argparse.Namespace, features: Any) -> list:

@@ -24,7 +24,7 @@ from corpora import CORPORA, list_corpus
 from corpora.manifest import LABELLED_SPLITS, keep_classes
 from utils.config import Flags, device_name, ranged
 from utils.errors import CLIP_CODES, UsageError, run_script
-from utils.files import lock_folder, read_json, write_bytes, write_csv, write_json
+from utils.files import lock_folder, read_known, write_bytes, write_csv, write_json
 from utils.parallel import BACKENDS, available_cores, parallel_map
 
 ODD = ("train", "training", "val", "valid", "validation", "dev")  # what train and val are called
@@ -191,11 +191,7 @@ def begin_tree(features_dir: Path, settings: dict) -> None:
     It comes back when all clips are done, so nobody trains on a mixture.
     """
     path = features_dir / "settings.json"
-    before = settings
-    if path.is_file():
-        with contextlib.suppress(UsageError):  # damaged, like changed ones: they are written anew
-            before = {}
-            before = read_json(path)
+    before = read_known(path)
     if before != settings:
         (features_dir / "manifest.csv").unlink(missing_ok=True)
         for name in ("corpus", "classes", "modalities"):

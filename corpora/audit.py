@@ -26,7 +26,7 @@ import pandas as pd
 from corpora.manifest import LABELLED_SPLITS
 from utils.config import Flags
 from utils.errors import IntegrityError, UsageError, run_script
-from utils.files import digest, read_json, sha256, write_json
+from utils.files import digest, read_json, read_known, sha256, write_json
 
 VERSION = 2  # raise it when the findings change
 SHOWN = 10  # findings of a kind that are printed
@@ -64,10 +64,9 @@ def audited(features_dir: Path) -> list[dict]:
     tables = [sha256(features_dir / name) for name in ("manifest.csv", "settings.json")]
     places = (features_dir / row.split / "records" / row.clip_id for row in rows.itertuples())
     key = digest([VERSION, *tables, [_stamp(place) for place in places]])
-    with contextlib.suppress(UsageError, TypeError, KeyError):  # none, or a damaged one
-        known = read_json(path)
-        if known["key"] == key:
-            return known["findings"]
+    known = read_known(path)
+    if known.get("key") == key:
+        return known["findings"]
     findings = audit(features_dir)
     with contextlib.suppress(UsageError):  # features may be read-only: then each time anew
         write_json(path, {"key": key, "findings": findings})
@@ -173,7 +172,7 @@ def same_features(rows: pd.DataFrame, features_dir: Path) -> list[Link]:
     places = (
         features_dir / row.split / "records" / f"{row.clip_id}.json" for row in rows.itertuples()
     )
-    made = [read_json(place)["stages"] if place.is_file() else {} for place in places]
+    made = [read_known(place).get("stages", {}) for place in places]
     links = []
     for stage in ("speech", "video"):
         keys = (stages[stage]["sha256"] if stage in stages else None for stages in made)
@@ -265,7 +264,8 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 def size(finding: dict) -> int:
     """How many clips it is about: the largest are printed."""
-    return sum(finding["crosses"].get("split", {}).values())
+    sides = (side for column, side in finding["crosses"].items() if column != "test")
+    return sum(count for side in sides for count in side.values())
 
 
 def describe(finding: dict) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,8 +14,8 @@ from corpora.manifest import Clip, relative
 from extract import audio, faces, vectors, words
 from extract.media import scan_pictures
 from utils.config import device_name
-from utils.errors import ClipError, UsageError
-from utils.files import digest, read_json, sha256, write_atomic, write_json
+from utils.errors import ClipError
+from utils.files import digest, read_known, sha256, write_atomic, write_json
 from utils.guard import Limits, guarded, lift_memory_limit
 
 SCHEMA = 2  # raise it when a change of the code changes the features
@@ -155,12 +154,9 @@ def process_clip(clip: Clip, job: Job) -> dict:
 
 def read_record(path: Path) -> dict:
     """The record, or an empty one where there is none or a damaged one: the clip is made anew."""
-    empty: dict = {"stages": {}, "failure": None}
-    with contextlib.suppress(UsageError):
-        found = read_json(path) if path.is_file() else empty
-        if isinstance(found, dict) and isinstance(found.get("stages"), dict) and "failure" in found:
-            return found
-    return empty
+    found = read_known(path)
+    whole = isinstance(found.get("stages"), dict) and "failure" in found
+    return found if whole else {"stages": {}, "failure": None}
 
 
 def _make(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:

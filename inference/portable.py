@@ -94,7 +94,7 @@ def to_onnx(member: Member) -> bytes:
             verbose=False,
         )
     torch.backends.mha.set_fastpath_enabled(quick)
-    about = {name: member.config[name] for name in LENGTHS if name in member.config}
+    about = {name: member.config[name] for name in LENGTHS}
     about |= {"classes": member.checkpoint["classes"], "inputs": list(member.task.inputs)}
     about["features_config"] = member.checkpoint["features_config"]
     program.model.metadata_props.update({name: json.dumps(value) for name, value in about.items()})

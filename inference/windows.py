@@ -13,7 +13,7 @@ import numpy as np
 from extract.audio import SETTINGS, check_wave, read_mono
 from extract.media import FORMATS, open_media
 from inference.sources import Source, read_cues
-from utils.errors import ClipError
+from utils.errors import ClipError, UsageError
 from utils.files import write_bytes
 
 PAUSE_DB = 30  # quieter than this below the loudest frame is a pause
@@ -32,8 +32,12 @@ def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
         if media.suffix.lower() not in FORMATS or np.ptp(whole(media)) <= longest:
             return [source]
         spans = find_spans(media)
-        srt = media.with_suffix(".srt")
-        cues = read_cues(srt) if srt.is_file() and not source.problem else []
+        srt, cues = media.with_suffix(".srt"), []
+        if srt.is_file():
+            try:
+                cues, source = read_cues(srt), source._replace(problem="")
+            except UsageError as error:  # costs the words alone
+                source = source._replace(problem=f"E_READ: {error}")
         return [_part(source, span, cues, folder) for span in spans] or [source]
     except ClipError:  # damaged: the answer says how
         return [source]

@@ -395,6 +395,13 @@ def test_words_without_times_are_named_when_a_clip_is_cut(place, ask, face_image
     make_clip(tmp_path / "long.mp4", np.stack([face_image] * 30), tone(3.0), fps=10)
     done = ask(tmp_path / "long.mp4", "--text", SAID, "--longest", 1, "--no_pictures")
     assert all("an .srt, or raise --longest" in clip["missing"]["text"] for clip in done.clips)
+    (tmp_path / "long.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "long.srt").write_text("no cues")
+    done = ask(tmp_path / "long.mp4", "--longest", 1, "--no_pictures")
+    assert all("holds no subtitles" in clip["missing"]["text"] for clip in done.clips)
+    (tmp_path / "long.srt").write_text(f"1\n00:00:00,000 --> 00:00:03,000\n{SAID}\n")
+    done = ask(tmp_path / "long.mp4", "--longest", 1, "--no_pictures")
+    assert [clip["words"] for clip in done.clips].count(SAID) == 1, "the good .srt counts"
 
 
 def test_answers_that_are_no_numbers_are_refused(place, ask, tmp_path):

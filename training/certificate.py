@@ -37,8 +37,7 @@ def features_digest(features: Features, runs: list[Run]) -> dict[str, str]:
 
 
 def file_digests(features: Features, row: dict, inputs: list[str]) -> list[str]:
-    record = features.folder / row["split"] / "records" / f"{row['clip_id']}.json"
-    stages = read_json(record)["stages"] if record.is_file() else {}
+    stages = features.stages(row)
     paths = {folder_of(name): features.path(row, name) for name in inputs}
     return [
         stages[name]["sha256"] if name in stages else sha256(path) if path.is_file() else "missing"

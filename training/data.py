@@ -27,7 +27,7 @@ from training.tasks import FOLDERS, Task
 from training.transforms import face_view, feature_view, speech_view, text_view
 from utils.distributed import ALONE, Alone
 from utils.errors import IntegrityError, UsageError
-from utils.files import read_json, sha256
+from utils.files import read_json, read_known, sha256
 from utils.parallel import available_cores
 
 CHECKING = {"file": sys.stderr, "unit": "clip", "leave": False, "delay": 2}
@@ -104,6 +104,14 @@ class Features:
     def path(self, row: dict, modality: str) -> Path:
         name = f"{row['clip_id']}{ENDINGS.get(modality, '.npy')}"
         return self.folder.joinpath(row["split"], folder_of(modality), name)
+
+    def record(self, row: dict) -> Path:
+        """What preprocess.py says of the clip; own features and made ones may have none."""
+        return self.folder / row["split"] / "records" / f"{row['clip_id']}.json"
+
+    def stages(self, row: dict) -> dict[str, Any]:
+        """{stage: what its file was made from, and its sha256}, as far as there is a record."""
+        return read_known(self.record(row)).get("stages", {})
 
     def load(self, row: dict, modality: str) -> np.ndarray:
         """A clip's feature; IntegrityError names the file when it is missing or damaged."""
@@ -252,7 +260,7 @@ class ClipDataset(Dataset):
 
     def _changed(self, row: dict) -> Path | None:
         """A file of this clip that is not what its record says; own features have no record."""
-        record = self.features.folder / row["split"] / "records" / f"{row['clip_id']}.json"
+        record = self.features.record(row)
         if not record.is_file():
             return None
         try:

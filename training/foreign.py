@@ -21,7 +21,7 @@ def check_archive(data: bytes, path: Path) -> None:
     """IntegrityError for what is no zip of torch.save, or unpacks to more than its own bytes."""
     try:
         members = zipfile.ZipFile(io.BytesIO(data)).infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, ValueError, RuntimeError) as error:
         raise IntegrityError(f"{path} is no zip file as torch.save writes it: {error}") from error
     packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if packed or sum(member.file_size for member in members) > len(data):

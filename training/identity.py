@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.files import digest, read_json
+from utils.files import digest
 from utils.parallel import available_cores
 
 
@@ -34,7 +34,6 @@ def identities(features: Any, rows: Iterable[dict[str, Any]]) -> np.ndarray:
 
 
 def content(features: Any, row: dict[str, Any]) -> str:
-    record = features.folder / row["split"] / "records" / f"{row['clip_id']}.json"
-    stages = read_json(record)["stages"] if record.is_file() else {}
-    sources = (stage["source_sha256"] for stage in stages.values() if "source_sha256" in stage)
+    stages = features.stages(row).values()
+    sources = (stage["source_sha256"] for stage in stages if "source_sha256" in stage)
     return next(sources, row.get("transcript", ""))

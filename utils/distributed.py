@@ -56,9 +56,10 @@ class Group(Alone):
     def wrap(self, model: Any) -> Any:
         """Gradients become those of the whole batch; on GPUs also the statistics of batch norm."""
         import torch
-        from timm.layers import convert_sync_batchnorm  # torch's drops timm's activations
 
         if self.cuda:
+            from timm.layers import convert_sync_batchnorm  # torch's drops timm's activations
+
             model = convert_sync_batchnorm(model)
         return torch.nn.parallel.DistributedDataParallel(model)
 

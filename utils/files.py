@@ -114,6 +114,14 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path} is not valid JSON: {error}") from error
 
 
+def read_known(path: Path) -> dict[str, Any]:
+    """The JSON object of a file that can be made anew: {} where it is absent or damaged."""
+    with contextlib.suppress(UsageError):
+        found = read_json(path)
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
