@@ -553,3 +553,13 @@ def test_validation_clips_that_are_judged_too_temper_nothing(features, tmp_path)
     (run,) = evaluate_runs([tmp_path / "run"], Features.open(features), options)
     assert len(run.parts) == 2 and all(part.validation for part in run.parts)
     assert run.validation is None
+
+
+def test_different_models_have_no_deviation(features, tmp_path, evaluate):
+    given = [save_member(tmp_path / "a.pth", features, 1)]
+    given.append(save_member(tmp_path / "b.pth", features, 2, mode="speech", speech_coeff=0))
+    run = evaluate(checkpoints=given)
+    assert run.code == 0 and "ensemble of 2" in run.out, run.err
+    assert "mean ± deviation" not in run.out and run.report["systems"][-1]["parts"] == {}
+    run = evaluate("--certificate", tmp_path / "c.json", checkpoints=given)
+    assert run.code == 2 and "different inputs" in run.err

@@ -52,6 +52,8 @@ def certificate(runs: list[Run], features: Features, report: dict[str, Any]) -> 
     interval from the deviation over the runs. A single run tells nothing of seeds: half of its
     bootstrap interval, which is wider.
     """
+    if len(runs) > 1 and not report["systems"][-1]["parts"]:
+        raise UsageError("a certificate is of runs of one recipe: these read different inputs")
     configs = [checkpoint["config"] for checkpoint in report["checkpoints"]]
     truth = truth_of(runs[0], ALL, features.classes).tolist()
     scored, measures = report["systems"], {}

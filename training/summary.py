@@ -16,7 +16,9 @@ def summary(run: Run, classes: list[str]) -> dict[str, Any]:
     """Everything that is said of one run (or ensemble): `full_scores` of its answers and more."""
     result = {"name": run.name, "warnings": run.warnings} | scores_of(run, ALL, classes)
     result["calibration"] = calibration(run, classes)
-    result["parts"] = spread([measures_of(part, classes) for part in run.parts])
+    kinds = {(each["label"], *each["inputs"]) for each in run.checkpoints}
+    alike = run.parts if len(kinds) == 1 else ()  # of different models no deviation means anything
+    result["parts"] = spread([measures_of(part, classes) for part in alike])
     result["conditions"] = [
         {"input": key[0], "level": key[1]} | scores_of(run, key, classes) for key in run.answers
     ]

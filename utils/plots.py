@@ -74,7 +74,7 @@ def plot_reliability(path: Path, curves: dict[str, list[dict]], title: str) -> N
         axis.scatter(x, y, [12 + 300 * each["clips"] / total for each in bins], color, alpha=0.7)
         axis.plot(x, y, color=color, label=label, lw=1, alpha=0.6)
     axis.set(xlabel="confidence of the answer", ylabel="share that is right", xlim=(0, 1.02))
-    axis.legend(frameon=False, loc="lower right")  # sure and mostly wrong: the empty corner
+    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
     axis.set_title(title, loc="left", color=INK, fontsize=10)
     _save(figure, path)
 
