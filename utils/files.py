@@ -117,7 +117,7 @@ def read_json(path: Path) -> Any:
 def read_known(path: Path) -> dict[str, Any]:
     """The JSON object of a file that can be made anew: {} where it is absent or damaged."""
     with contextlib.suppress(UsageError):
-        found = read_json(path)
+        found = read_json(path) if Path(path).is_file() else {}
         return found if isinstance(found, dict) else {}
     return {}
 
