@@ -23,7 +23,7 @@ from pathlib import Path
 from corpora import CORPORA, list_corpus
 from corpora.manifest import LABELLED_SPLITS, keep_classes
 from utils.config import Flags, device_name, ranged
-from utils.errors import CLIP_CODES, UsageError, run_script
+from utils.errors import CLIP_CODES, ClipError, UsageError, run_script
 from utils.files import lock_folder, read_known, write_bytes, write_csv, write_json
 from utils.parallel import BACKENDS, available_cores, parallel_map
 
@@ -64,6 +64,7 @@ def parse_args() -> argparse.Namespace:
     add("--memory_mb", default=2048, type=ranged(int, 0), help="limit of each worker; 0: no limit")
     add("--follow_links", action="store_true", help="also clips that links bring from elsewhere")
     add("--retry_failed", action="store_true", help="try the clips of failed.csv again")
+    add("--verify", action="store_true", help="read every feature; make changed ones anew")
     return flags.parse_args()
 
 
@@ -80,6 +81,8 @@ def main() -> int:
         end_at_signals()
         outcomes = extract(args, listing, modalities)
         rejected = write_tables(args, listing, outcomes)
+        if args.verify:
+            print(verified(args.features_dir, outcomes))
     return REJECTED if rejected else 0
 
 
@@ -149,7 +152,7 @@ def twins(clips: list) -> list[str]:
 
 
 def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> dict:
-    """(failure, facts) of all clips by (split, id); the work itself runs in parallel."""
+    """(failure, facts, changed files) of all clips by (split, id); the work runs in parallel."""
     from tqdm import tqdm
 
     from extract.clip import SETTINGS, Job
@@ -165,10 +168,11 @@ def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> d
         settings=SETTINGS
         | {"video": SETTINGS["video"] | given}
         | word_settings(args, listing, modalities),
-        word_dim=listing.word_dim,
+        word_dim=listing.word_dim or common_width(listing, modalities),
         device=device,
         threads=max(1, available_cores() // args.workers),
         retry_failed=args.retry_failed,
+        verify=args.verify,
         clip_seconds=args.clip_seconds,
         memory_mb=args.memory_mb,
     )
@@ -207,18 +211,33 @@ def word_settings(args: argparse.Namespace, listing, modalities: tuple[str, ...]
         return {}
     from extract import vectors, words
 
+    if args.verify:
+        (args.features_dir / vectors.STORE).unlink(missing_ok=True)
     said = [clip.transcript for clip in listing.clips]
     origin = vectors.gather(args.word_vectors, said, args.features_dir)
     print(words.coverage(said, vectors.open_store(args.features_dir)))
     return {"text": words.SETTINGS | {"vectors": origin, "rule": words.RULE}}
 
 
-def work_on(item: tuple) -> tuple[tuple[str, str], tuple[dict | None, dict]]:
-    from extract.clip import facts_of, process_clip
+def common_width(listing, modalities: tuple[str, ...]) -> int | None:
+    """Values per word in most .npz files, asked of some: a corpus of two widths trains nothing."""
+    from extract.words import read_words
+
+    paths = [clip.words for clip in listing.clips if clip.words and "text" in modalities]
+    widths: Counter = Counter()
+    for path in paths[:: len(paths) // 50 + 1]:
+        with contextlib.suppress(ClipError):  # the clip's own process says it
+            widths[read_words(path, None).shape[1]] += 1
+    return next((width for width, _ in widths.most_common(1)), None)
+
+
+def work_on(item: tuple) -> tuple[tuple[str, str], tuple[dict | None, dict, list[Path]]]:
+    from extract.clip import facts_of, process_clip, remove_changed
 
     clip, job = item
+    changed = remove_changed(clip, job) if job.verify else []
     record = process_clip(clip, job)
-    return (clip.split, clip.clip_id), (record["failure"], facts_of(record))
+    return (clip.split, clip.clip_id), (record["failure"], facts_of(record), changed)
 
 
 def settings_of(args: argparse.Namespace, listing, job) -> dict:
@@ -247,7 +266,7 @@ def write_tables(args: argparse.Namespace, listing, outcomes: dict) -> int:
 
     failures, rows = list(listing.failures), []
     for clip in listing.clips:
-        failure, facts = outcomes[clip.split, clip.clip_id]
+        failure, facts, _ = outcomes[clip.split, clip.clip_id]
         if failure:
             why = (failure["stage"], failure["code"], failure["reason"])
             failures.append(Failure(clip.clip_id, clip.media, *why))
@@ -264,6 +283,15 @@ def write_tables(args: argparse.Namespace, listing, outcomes: dict) -> int:
         write_bytes(args.features_dir / sheet.name, sheet.read_bytes())
     report(args.features_dir, len(rows), failures)
     return len(failures)
+
+
+def verified(features_dir: Path, outcomes: dict) -> str:
+    changed = sorted(path for *_, paths in outcomes.values() for path in paths)
+    if not changed:
+        return f"verified: all of {features_dir} is as it was written"
+    names = [ascii(str(path.relative_to(features_dir))) for path in changed[:5]]
+    listed = ", ".join(names) + ", ..." * (len(changed) > 5)
+    return f"verified: {len(changed)} changed files made anew: {listed}"
 
 
 LACKS = {"E_NOAUDIO": "sound", "E_SILENT": "sound", "E_NOFACE": "a face", "E_NOVIDEO": "a face"}

@@ -15,7 +15,7 @@ from extract import audio, faces, vectors, words
 from extract.media import scan_pictures
 from utils.config import device_name
 from utils.errors import ClipError
-from utils.files import digest, read_known, sha256, write_atomic, write_json
+from utils.files import digest, has_sha256, read_known, sha256, write_atomic, write_json
 from utils.guard import Limits, guarded, lift_memory_limit
 
 SCHEMA = 2  # raise it when a change of the code changes the features
@@ -32,6 +32,7 @@ class Job:
     device: str = "cpu"
     threads: int = 1
     retry_failed: bool = False
+    verify: bool = False  # are the files still as they were written?
     clip_seconds: float = 0  # deadline of a stage, and as much again per 10 MB; 0: no supervision
     memory_mb: int = 0  # limit of the process that works on a clip
 
@@ -148,15 +149,34 @@ def process_clip(clip: Clip, job: Job) -> dict:
         record["stages"][name] = old
         facts |= old["facts"]
     if record != before:
-        write_json(path, record)
+        write_json(path, record | {"digest": digest(record)})
     return record
 
 
 def read_record(path: Path) -> dict:
-    """The record, or an empty one where there is none or a damaged one: the clip is made anew."""
+    """The record, or an empty one where there is none or a changed one: the clip is made anew."""
     found = read_known(path)
-    whole = isinstance(found.get("stages"), dict) and "failure" in found
-    return found if whole else {"stages": {}, "failure": None}
+    record = {name: found.get(name) for name in ("stages", "failure")}
+    return record if found.get("digest") == digest(record) else {"stages": {}, "failure": None}
+
+
+def remove_changed(clip: Clip, job: Job) -> list[Path]:
+    """Remove the files of a clip that are no longer as they were written; which these were.
+
+    `process_clip` makes them anew. It does not look itself: reading every file takes its time.
+    """
+    path = record_path(job.features_dir, clip)
+    record = read_record(path)
+    changed = []
+    for name, stage in record["stages"].items():
+        written = feature_path(job.features_dir, clip, name)
+        if written.is_file() and not has_sha256(written, stage["sha256"]):
+            changed.append(written)
+    if path.is_file() and not (record["stages"] or record["failure"]):
+        changed.append(path)
+    for each in changed:
+        each.unlink()
+    return changed
 
 
 def _make(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:

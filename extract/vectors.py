@@ -58,7 +58,8 @@ def _origin(store: Path) -> dict[str, Any]:
     """What the store was made from; nothing where there is none, or a damaged one."""
     try:
         with np.load(store, allow_pickle=False) as archive:
-            return json.loads(archive["origin"].item())
+            words, values, origin = (archive[name] for name in ("words", "vectors", "origin"))
+            return json.loads(origin.item()) if len(words) == len(values) else {}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return {}
 

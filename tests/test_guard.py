@@ -47,10 +47,10 @@ def test_calls_have_one_process_of_their_own():
 
 
 FAULTS = {
-    "a segmentation fault": (suicide, (signal.SIGSEGV,), "E_CRASH", "SIGSEGV"),
-    "an exit": (os._exit, (7,), "E_CRASH", "code 7"),
+    "a segmentation fault": (suicide, (signal.SIGSEGV,), "E_KILLED", "SIGSEGV"),
+    "an exit": (os._exit, (7,), "E_KILLED", "code 7"),
     "an endless loop": (time.sleep, (1e6,), "E_TIMEOUT", "2 s"),
-    "too much memory": (np.ones, (1 << 30,), "E_MEMORY", "--memory_mb"),
+    "too much memory": (np.ones, (1 << 30,), "E_KILLED", "--memory_mb"),
     "a bug": (refuse, (KeyError, "x"), "E_CRASH", "KeyError('x')"),
     "a bad clip": (refuse, (ClipError, "E_OPEN", "bytes"), "E_OPEN", "bytes"),
 }

@@ -428,8 +428,8 @@ def test_a_clip_that_kills_its_process_costs_only_itself(corpus, tmp_path, monke
         done = preprocess(corpus, features, "--modalities", "text", code=3)
         guard._stop()
     [row] = table(features / "failed.csv").to_dict("records")
-    assert (row["clip_id"], row["stage"], row["code"]) == ("00002", "text", "E_CRASH")
-    assert "SIGSEGV" in row["reason"] and "1 rejected (1 crashed)" in done.stdout
+    assert (row["clip_id"], row["stage"], row["code"]) == ("00002", "text", "E_KILLED")
+    assert "SIGSEGV" in row["reason"] and "1 rejected (1 killed their process)" in done.stdout
     good, others = content(whole), content(features)
     kept = {name for name in good if "00002" not in name} - {"manifest.csv", "failed.csv"}
     assert {name: others[name] for name in kept} == {name: good[name] for name in kept}
@@ -557,3 +557,51 @@ def test_damaged_records_and_settings_cost_their_clip_alone(tmp_path):
             (features / name).write_text(content)
         assert run_main(*command).code == 0
         assert digests(features) == whole
+
+
+def test_changed_files_are_found_and_made_anew_when_asked(copies):
+    data, features = copies
+    whole, before = content(features), stamps(features)
+    changed = ("test/text/00007.npz", "train/speech/00001.npy", "val/records/00001.json")
+    for name, change in zip(
+        changed,
+        (
+            lambda old: old[:-40],
+            lambda old: old[:-1] + bytes([old[-1] ^ 1]),  # one bit of a value: it still loads
+            lambda old: old.replace(b'"words": 4', b'"words": 5'),
+        ),
+        strict=True,
+    ):
+        old = (features / name).read_bytes()
+        (features / name).write_bytes(change(old))
+        assert change(old) != old
+    done = preprocess(data, features, "--verify", "--workers", 2)
+    assert f"verified: 3 changed files made anew: {', '.join(map(repr, changed))}\n" in done.stdout
+    assert content(features) == whole
+    made_anew = {name for name, stamp in stamps(features).items() if stamp != before[name]}
+    assert {*changed} <= made_anew <= {*changed} | {name for name in before if "val/" in name}
+
+    before = stamps(features)
+    done = preprocess(data, features, "--verify")
+    assert f"verified: all of {features} is as it was written\n" in done.stdout
+    assert stamps(features) == before
+
+
+def test_word_vectors_of_another_width_than_most_are_refused(tmp_path):
+    raw, features = tmp_path / "raw", tmp_path / "features"
+    raw.mkdir()
+    widths = {"a": 25, "b": 300, "c": 300, "d": 300, "e": 0}
+    for name, width in widths.items():
+        np.savez(raw / f"{name}.npz", word_embed=np.ones((3, width), np.float32))
+        (raw / f"{name}.mp4").touch()
+    rows = [f"{name}.mp4,train,hap" for name in widths]
+    (raw / "manifest.csv").write_text("\n".join(["media,split,emotion", *rows]))
+    command = ("--corpus", "csv", "--modalities", "text")
+    preprocess(raw, features, *command, code=3)
+    found = {row["clip_id"]: row for row in table(features / "failed.csv").to_dict("records")}
+    assert found.keys() == {"a", "e"}
+    assert found["a"]["reason"] == "a.npz: shape (3, 25), expected (words, 300)"
+    assert found["a"]["code"] == "E_SHAPE"
+    before = stamps(features)
+    preprocess(raw, features, *command, code=3)
+    assert stamps(features) == before

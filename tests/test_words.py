@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -261,3 +262,20 @@ def test_real_vectors_read_alike():
     assert first.keys() == second.keys() == heard
     for word in heard:
         assert first[word].shape == (25,) and np.allclose(first[word], second[word], atol=1e-5)
+
+
+def test_a_damaged_store_is_read_anew(spoken, tmp_path):
+    path = text(tmp_path)
+    preprocess(spoken, path, "--modalities", "text")
+    features = spoken / "features"
+    first, store = digests(features), features / vectors.STORE
+    whole = store.read_bytes()
+    for place in range(40, len(whole), len(whole) // 9):
+        store.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        shutil.rmtree(features / "train")
+        done = preprocess(spoken, path, "--modalities", "text")
+        assert done.code == 3, done.err
+        found = digests(features)
+        assert {name: found[name] for name in first if name != vectors.STORE} == {
+            name: first[name] for name in first if name != vectors.STORE
+        }

@@ -27,7 +27,7 @@ from training.tasks import FOLDERS, Task
 from training.transforms import face_view, feature_view, speech_view, text_view
 from utils.distributed import ALONE, Alone
 from utils.errors import IntegrityError, UsageError
-from utils.files import read_json, read_known, sha256
+from utils.files import has_sha256, read_json, read_known
 from utils.parallel import available_cores
 
 CHECKING = {"file": sys.stderr, "unit": "clip", "leave": False, "delay": 2}
@@ -250,7 +250,7 @@ class ClipDataset(Dataset):
             if changed := [path for path in found if path]:
                 raise IntegrityError(
                     f"{len(changed)} feature files are not as preprocess.py wrote them, the first "
-                    f"is {changed[0]}; delete it and run preprocess.py again"
+                    f"is {changed[0]}; preprocess.py --verify makes them anew"
                 )
         for row in self.rows if "face" in self.task.inputs else ():
             self.faces(row)
@@ -268,7 +268,7 @@ class ClipDataset(Dataset):
             for name in self.task.inputs:
                 path, stage = self.features.path(row, name), folder_of(name)
                 made_here = name in FOLDERS or stage in stages
-                if made_here and sha256(path) != stages[stage]["sha256"]:
+                if made_here and not has_sha256(path, stages[stage]["sha256"]):
                     return path
         except (UsageError, KeyError, TypeError):
             return record

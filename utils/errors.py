@@ -56,8 +56,8 @@ CLIP_CODES = {  # how the closing summary of preprocess.py names them
     "E_DTYPE": "wrong type",
     "E_LIMIT": "too large",
     "E_TIMEOUT": "too slow",
-    "E_MEMORY": "too much memory",
-    "E_CRASH": "crashed",
+    "E_KILLED": "killed their process",
+    "E_CRASH": "met a fault of ours",
 }
 
 

@@ -157,6 +157,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def has_sha256(path: Path, expected: str) -> bool:
+    """Whether the file can be read and is as it was when it had this sha256."""
+    with contextlib.suppress(OSError):
+        return sha256(path) == expected
+    return False
+
+
 def digest(value: Any) -> str:
     """16 hex digits that name a JSON-able value, for settings that must match."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))

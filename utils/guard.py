@@ -20,8 +20,8 @@ from utils.errors import ClipError, UsageError
 from utils.files import discard_unfinished
 
 START = "forkserver"  # one process loads the libraries, children fork from it
-LOST = ("E_TIMEOUT", "E_CRASH", "E_MEMORY")  # after these the child is replaced
-TRY_AGAIN = ("E_CRASH", "E_MEMORY", "E_READ")  # causes can lie outside: another's memory, a network
+LOST = ("E_TIMEOUT", "E_KILLED", "E_CRASH")  # after these the child is replaced
+TRY_AGAIN = ("E_KILLED", "E_CRASH", "E_READ")  # causes can lie outside: another's memory, a network
 _here = threading.local()  # each supervising thread keeps one child, which loads its libraries once
 
 
@@ -61,7 +61,7 @@ def _call(function: Callable, args: tuple, limits: Limits) -> Any:
         return ClipError("E_TIMEOUT", f"not done after {limits.seconds:.0f} s (--clip_seconds)")
     except (EOFError, OSError):
         _here.process.join()
-        return ClipError("E_CRASH", f"its process died {_cause(_here.process.exitcode)}")
+        return ClipError("E_KILLED", f"its process died {_cause(_here.process.exitcode)}")
 
 
 def _start(limits: Limits) -> None:
@@ -124,7 +124,7 @@ def _answer(function: Callable, args: tuple) -> Any:
         return error
     except Exception as error:  # torch and OpenCV have their own words for MemoryError
         if isinstance(error, MemoryError) or "alloc" in str(error):
-            return ClipError("E_MEMORY", "needs more memory than --memory_mb allows")
+            return ClipError("E_KILLED", "needs more memory than --memory_mb allows")
         traceback.print_exc(file=sys.stderr)
         return ClipError("E_CRASH", f"a bug of ours, please report it: {error!r}")
 
