@@ -196,13 +196,16 @@ def same_sound(paths: list[Path]) -> list[Link]:
 
 
 def read_mel(path: Path) -> np.ndarray:
-    """(F, T), T <= LONGEST."""
+    """(128, T), T <= LONGEST."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)[:, :LONGEST]
+        mel = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise IntegrityError(
             f"{path} is missing or damaged ({error}): run preprocess.py"
         ) from error
+    if mel.ndim != 2 or len(mel) != 128 or not mel.size or mel.dtype.kind != "f":
+        raise IntegrityError(f"{path}: {mel.dtype} {mel.shape}, expected float (128, T)")
+    return mel[:, :LONGEST]
 
 
 def outline(mel: np.ndarray) -> np.ndarray:

@@ -402,6 +402,28 @@ def test_a_faulty_own_feature_is_named(tmp_path, array, says):
     assert run.code == 4 and says in run.err and "00003.npy" in run.err
 
 
+@pytest.mark.parametrize(
+    "mode, array, expected",
+    [
+        ("speech", np.zeros((64, 50), np.float32), "float (128, T)"),
+        ("speech", np.zeros((128, 50), np.uint8), "float (128, T)"),
+        ("speech", np.zeros(128, np.float32), "float (128, T)"),
+        ("speech", np.zeros((128, 0), np.float32), "float (128, T)"),
+        ("face", np.zeros((3, 32, 32, 3), np.uint8), ", 32, 32, 3)"),
+        ("face", np.zeros((3, 32, 32, 3), np.float32), "uint8 ("),
+    ],
+)
+def test_features_that_others_made_are_compared_with_what_is_expected(
+    tmp_path, mode, array, expected
+):
+    folder = write_features(tmp_path / "features", 1, modalities=("speech", "video"))
+    np.save(folder / "train" / {"speech": "speech", "face": "video"}[mode] / "00003.npy", array)
+    places = ["--features_dir", folder, "--logs_dir", tmp_path, "--exp_name", "a"]
+    run = run_main("train", "--mode", mode, *places)
+    assert run.code == 4 and "00003.npy" in run.err
+    assert f"{array.dtype} {array.shape}, expected" in run.err and expected in run.err
+
+
 @pytest.mark.parametrize("inputs", ["speech,speech", "../speech", "speech,,text", "au"])
 def test_inputs_that_cannot_be(start, inputs):
     assert start("multimodal", "--inputs", inputs).code == 2

@@ -468,6 +468,8 @@ def test_a_fold_for_choices_leaves_the_tested_one_unseen(features):
     for val_fold in ("2", "next"):
         train, val = training_rows(three, "1", val_fold)
         assert set(train["fold"]) == {"0"} and set(val["fold"]) == {"2"}
+    with pytest.raises(UsageError, match="0, 1; a third is needed"):
+        training_rows(features, "1", "next")
 
 
 def test_modality_dropout_keeps_one_input_of_every_clip():

@@ -153,7 +153,8 @@ def training_rows(
         if name not in known or len(known) < 2 + (val_fold is not None) or fold == val_fold:
             have = f"the folds {', '.join(known)}" if known else "no folds"
             asked = f"--fold {fold}{f' --val_fold {val_fold}' * bool(val_fold)}"
-            raise UsageError(f"{asked}: the manifest has {have}")
+            needed = "; a third is needed to train on" * (sorted((fold, val_fold or fold)) == known)
+            raise UsageError(f"{asked}: the manifest has {have}{needed}")
     training = table[~table["fold"].isin((fold, val_fold))]
     held_out = table[table["fold"] == (val_fold or fold)]
     return in_order(training), in_order(held_out)
@@ -259,9 +260,10 @@ class ClipDataset(Dataset):
                 self._check_shape(name, row, expected)
 
     def _changed(self, row: dict) -> Path | None:
-        """A file of this clip that is not what its record says; own features have no record."""
+        """A file of this clip that is not what its record says; made by others it has none."""
         record = self.features.record(row)
         if not record.is_file():
+            self._check_layout(row)
             return None
         try:
             stages = read_json(record)["stages"]
@@ -273,6 +275,22 @@ class ClipDataset(Dataset):
         except (UsageError, KeyError, TypeError):
             return record
         return None
+
+    def _check_layout(self, row: dict) -> None:
+        made = self.features.settings["features"]
+        for name in {"speech", "face"}.intersection(self.task.inputs):
+            feature = self.features.load(row, name)
+            shape, kind = feature.shape, feature.dtype.kind
+            if name == "speech":
+                mels = made["speech"]["n_mels"]
+                expected, fits = f"float ({mels}, T)", kind == "f" and shape[:-1] == (mels,)
+            else:
+                size, count = made["video"]["face_size"], len(row.get("face_valid", ""))
+                wanted = (count, size, size, 3)
+                expected, fits = f"uint8 {wanted}", feature.dtype == np.uint8 and shape == wanted
+            if not fits or not feature.size:
+                path = self.features.path(row, name)
+                raise IntegrityError(f"{path}: {feature.dtype} {shape}, expected {expected}")
 
     def _check_shape(self, name: str, row: dict, expected: tuple[int, ...]) -> None:
         feature = self.features.load(row, name)

@@ -44,7 +44,11 @@ def plot_confusion(path: Path, confusion: Any, classes: list[str], title: str) -
             color = "white" if shares[truth, answer] > 0.6 else INK
             axis.text(answer, truth, str(count), ha="center", va="center", color=color)
     axis.set_xticks(range(len(classes)), classes)
-    axis.set_yticks(range(len(classes)), classes)
+    named = [
+        name if row.any() else f"{name}\nno clip"
+        for name, row in zip(classes, confusion, strict=True)
+    ]
+    axis.set_yticks(range(len(classes)), named)
     axis.set(xlabel="answer", ylabel="truth")
     axis.set_title(title, loc="left", color=INK, fontsize=10)
     _save(figure, path)
