@@ -103,7 +103,7 @@ class Answer:
         }
 
 
-def in_order(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def answer_first(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The answer first: what all inputs say, else the mean of what each says alone."""
     if FUSED not in parts and len(parts) > 1:
         parts = {MEAN: np.mean(list(parts.values()), axis=0)} | parts

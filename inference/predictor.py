@@ -22,7 +22,7 @@ import pandas as pd
 from corpora.manifest import Clip
 from extract import audio, detector, vectors, words
 from extract.clip import SETTINGS, Job, facts_of, manifest_row, process_clip
-from inference.answer import FUSED, Answer, Look, in_order
+from inference.answer import FUSED, Answer, Look, answer_first
 from inference.sources import Source
 from models.attention import FrameAttention
 from models.fusion import EmotionClassifier
@@ -89,7 +89,7 @@ class Predictor:
         for member in self.members:
             for part, probabilities in self.scores(member, answer).items():
                 parts[part].append(probabilities)
-        answer.parts = in_order({part: np.mean(each, axis=0) for part, each in parts.items()})
+        answer.parts = answer_first({part: np.mean(each, axis=0) for part, each in parts.items()})
         answer.seconds = {"extract": extracted - start, "network": time.perf_counter() - extracted}
         if self.times:
             answer.seconds = split(profile) | answer.seconds

@@ -8,7 +8,7 @@ from typing import Any
 from scipy.stats import t as student
 
 from training.data import Features, folder_of
-from training.evaluation import ALL, Run, truth_of
+from training.evaluation import ALL, Evaluated, truth_of
 from training.loop import progress
 from training.scores import MEASURES
 from utils.errors import UsageError
@@ -21,7 +21,7 @@ NEEDED = {"given": list, "classes": list, "measures": dict, "recipe": dict}
 NEEDED |= dict.fromkeys(("checkpoints", "clips", "features"), dict)
 
 
-def features_digest(features: Features, runs: list[Run]) -> dict[str, str]:
+def features_digest(features: Features, runs: list[Evaluated]) -> dict[str, str]:
     """{split: digest} of labels, speakers, folds and feature files: what these runs could learn.
 
     A file's sha256 comes from its clip's record where preprocess.py left one.
@@ -45,7 +45,9 @@ def file_digests(features: Features, row: dict, inputs: list[str]) -> list[str]:
     ]
 
 
-def certificate(runs: list[Run], features: Features, report: dict[str, Any]) -> dict[str, Any]:
+def certificate(
+    runs: list[Evaluated], features: Features, report: dict[str, Any]
+) -> dict[str, Any]:
     """What a repetition needs and is compared with, as plain data.
 
     `band`: how far one more run may be from the mean here, 95 % of the time: Student's prediction

@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class Evaluated:
     """Clips (manifest rows), and the answers to them under each condition (input, level).
 
     A run is one checkpoint, or is made of `parts`: the folds of a training, the members of an
@@ -46,11 +46,11 @@ class Run:
     answers: dict[tuple[str, Any], Answer | None]
     checkpoints: list[dict[str, Any]]
     warnings: list[str]
-    parts: tuple[Run, ...] = ()
-    validation: Run | None = None
+    parts: tuple[Evaluated, ...] = ()
+    validation: Evaluated | None = None
 
 
-def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[Run]:
+def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[Evaluated]:
     """The runs of these checkpoints and run folders, all on the same clips.
 
     Folders fold_* in one place are one run: each clip is answered by the fold that held it out.
@@ -76,7 +76,7 @@ def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[R
     return runs
 
 
-def run_of(path: Path, name: str, features: Features, options: Any) -> Run:
+def run_of(path: Path, name: str, features: Features, options: Any) -> Evaluated:
     """One checkpoint's answers; IntegrityError for clips that it was trained on."""
     (member,) = load_members([path], features)
     config, column = member.config, member.task.label_columns[member.task.answer]
@@ -91,13 +91,13 @@ def run_of(path: Path, name: str, features: Features, options: Any) -> Run:
         warnings.append(f"{len(judged) - len(clips)} clips without {column} are left out")
     facts = {"path": str(path), "sha256": sha256(path), "epoch": member.checkpoint["epoch"]}
     facts |= {"label": column, "inputs": list(member.task.inputs), "config": config}
-    run = Run(name, clips, answers_of(member, clips, features, options), [facts], warnings)
+    run = Evaluated(name, clips, answers_of(member, clips, features, options), [facts], warnings)
     chosen_on = known_clips(member, features)[1]
     apart = chosen_on[chosen_on[column].isin(features.classes)]
     if apart.empty or apart.index.isin(clips.index).any():
         return run
     answers = answers_of(member, apart, features, options, robustness=False)
-    return replace(run, validation=Run(name, apart, answers, [facts], []))
+    return replace(run, validation=Evaluated(name, apart, answers, [facts], []))
 
 
 def judged_clips(config: dict[str, Any], features: Features, split: str | None) -> pd.DataFrame:
@@ -199,7 +199,7 @@ def answer(member: Member, encoded: dict[str, Tensor], names: tuple[str, ...]) -
     return Answer(head, member.task.label_columns[head], log_p)
 
 
-def pool(name: str, parts: list[Run]) -> Run:
+def pool(name: str, parts: list[Evaluated]) -> Evaluated:
     """All clips of the parts; the probabilities of parts that answer the same clip are averaged."""
     clips = pd.concat([part.clips for part in parts])
     names, first, place = np.unique(clips.index, return_index=True, return_inverse=True)
@@ -218,10 +218,10 @@ def pool(name: str, parts: list[Run]) -> Run:
     kept = clips.iloc[first]
     if validation and validation.clips.index.isin(kept.index).any():
         validation = None  # of all folds together the same clips are judged and chose
-    return Run(name, kept, answers, checkpoints, warnings, tuple(parts), validation)
+    return Evaluated(name, kept, answers, checkpoints, warnings, tuple(parts), validation)
 
 
-def check_comparable(first: Run, other: Run, classes: list[str]) -> None:
+def check_comparable(first: Evaluated, other: Evaluated, classes: list[str]) -> None:
     """IntegrityError for runs that are judged on other clips, or by labels that differ there."""
     if not first.clips.index.equals(other.clips.index):
         sizes = f"{first.name} on {len(first.clips)}, {other.name} on {len(other.clips)}"
@@ -237,7 +237,7 @@ def check_comparable(first: Run, other: Run, classes: list[str]) -> None:
         )
 
 
-def truth_of(run: Run, condition: tuple[str, Any], classes: list[str]) -> np.ndarray:
+def truth_of(run: Evaluated, condition: tuple[str, Any], classes: list[str]) -> np.ndarray:
     """(N,) class indices in the column that the answer is about; -1 for an unknown label."""
     number = {name: index for index, name in enumerate(classes)}
     labels = run.clips[run.answers[condition].column]

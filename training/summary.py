@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from training import scores
-from training.evaluation import ALL, Run, truth_of
+from training.evaluation import ALL, Evaluated, truth_of
 from training.scores import Bootstrap
 
 
-def summary(run: Run, classes: list[str]) -> dict[str, Any]:
+def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:
     """Everything that is said of one run (or ensemble): `full_scores` of its answers and more."""
     result = {"name": run.name, "warnings": run.warnings} | scores_of(run, ALL, classes)
     result["calibration"] = calibration(run, classes)
@@ -29,7 +29,7 @@ def summary(run: Run, classes: list[str]) -> dict[str, Any]:
 
 
 def scores_of(
-    run: Run, key: tuple[str, Any], classes: list[str], among: Any = True
+    run: Evaluated, key: tuple[str, Any], classes: list[str], among: Any = True
 ) -> dict[str, Any]:
     """`full_scores` under a condition, of the clips that have its label; none: {"clips": 0}."""
     answer = run.answers[key]
@@ -42,7 +42,7 @@ def scores_of(
     return {"head": answer.head, "label": answer.column} | found
 
 
-def measures_of(run: Run, classes: list[str]) -> dict[str, float]:
+def measures_of(run: Evaluated, classes: list[str]) -> dict[str, float]:
     return scores.measure(truth_of(run, ALL, classes), run.answers[ALL].log_p.argmax(1))
 
 
@@ -55,7 +55,7 @@ def spread(parts: list[dict[str, float]]) -> dict[str, Any]:
     return {"count": len(parts), **table}
 
 
-def calibration(run: Run, classes: list[str]) -> dict[str, Any]:
+def calibration(run: Evaluated, classes: list[str]) -> dict[str, Any]:
     """Before and after a temperature, which never comes from the clip that it is used on."""
     truth, log_p = truth_of(run, ALL, classes), run.answers[ALL].log_p
     if run.validation:
@@ -71,7 +71,7 @@ def calibration(run: Run, classes: list[str]) -> dict[str, Any]:
     return result | {"after": scores.reliability(after, truth)}
 
 
-def paired_tests(runs: list[Run], classes: list[str]) -> list[dict[str, Any]]:
+def paired_tests(runs: list[Evaluated], classes: list[str]) -> list[dict[str, Any]]:
     """Every two of the runs, the second minus the first."""
     truth = truth_of(runs[0], ALL, classes)
     bootstrap = Bootstrap(runs[0].clips["speaker"].to_numpy())
