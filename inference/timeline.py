@@ -25,13 +25,15 @@ def draw_timeline(answers: list[Answer]) -> bytes:
     first, last = sources[0].start, sources[-1].end
     figure = blank_figure((11, 3.6))
     name = Path(sources[0].name).name
-    figure.text(0.03, 0.92, name, fontsize=14, weight="bold", color=INK, va="center")
-    axis = figure.add_axes((0.03, 0.24, 0.83, 0.5))
+    figure.text(0.03, 0.93, name, fontsize=14, weight="bold", color=INK, va="center")
+    axis = figure.add_axes((0.03, 0.24, 0.83, 0.44))
     for answer, source in zip(answers, sources, strict=True):
         stack(axis, answer, source.start, source.end)
-        if answer.parts and source.end - source.start > (last - first) / 20:
+        share = (source.end - source.start) / (last - first)
+        if answer.parts and share > 1 / 90:  # else its colour must do
             middle, label = (source.start + source.end) / 2, class_name(answer.label)
-            axis.text(middle, 1.04, label, ha="center", fontsize=9, color=INK)
+            narrow = dict(rotation=90, fontsize=7) if share < 1 / 14 else dict(fontsize=9)
+            axis.text(middle, 1.04, label, ha="center", va="bottom", color=INK, **narrow)
     named = zip(COLORS * 9, answers[0].classes, strict=False)
     handles = [Patch(color=color, label=class_name(name)) for color, name in named]
     figure.legend(handles=handles[::-1], loc="center right", frameon=False, fontsize=9)
