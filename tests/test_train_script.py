@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from inside import run_main
 import train
 from models import build_model
 from training.checkpoint import best_checkpoint, load_checkpoint
+from training.identity import identities, known
 from training.run import create_model
 from training.tasks import TASKS, recipe, task_of
 from utils.files import lock_folder
@@ -135,10 +137,10 @@ def test_multimodal_starts_from_the_three_runs(runs):
     logs, done = runs
     assert done["multimodal"].out.count(": weights from ") == 3
     fusion = load_checkpoint(logs / "multimodal" / "first" / "last.pth")
-    none = torch.empty(0, dtype=torch.int64)
-    model, leaks = create_model(fusion["arch"], fusion["config"], list(CLASSES), none)
+    none = dict.fromkeys(("training", "validation"), np.zeros((0, 3), np.int64))
+    model, earlier = create_model(fusion["arch"], fusion["config"], list(CLASSES), none)
     model = model.state_dict()
-    assert leaks == ["", "", ""]
+    assert [each["leaks"] for each in earlier] == ["", "", ""]
     copied = set()
     for mode in ("speech", "face", "text"):
         source = load_checkpoint(best_checkpoint(logs / mode / "first"))["weights"]
@@ -542,6 +544,45 @@ def test_weights_that_have_seen_the_validation_clips_are_refused(features, start
     members = ["--checkpoints", tmp_path / "text" / "first", "--features_dir", swapped]
     run = run_main("evaluate", *members, "--out", tmp_path / "out", "--num_workers", 0)
     assert run.code == 4 and "was trained on 14 of these 14 clips" in run.err, run.err
+
+
+def test_what_the_weights_of_an_earlier_run_have_seen_is_seen(features, start, tmp_path):
+    """Two of its training clips are test clips of the run that starts from it."""
+    assert start("text", name="first").code == 0
+    moved = shutil.copytree(features, tmp_path / "moved")
+    table = pd.read_csv(moved / "manifest.csv", dtype=str, keep_default_na=False)
+    for row in table[table["split"] == "train"].index[:2]:
+        table.loc[row, ["split", "speaker"]] = "kept"
+        for path in (moved / "train").glob(f"*/{table.loc[row, 'clip_id']}.*"):
+            place = moved / "kept" / path.parent.name
+            place.mkdir(parents=True, exist_ok=True)
+            path.rename(place / path.name)
+    table.to_csv(moved / "manifest.csv", index=False)
+    flags = ["--text_load_weights", tmp_path / "text" / "first", "--features_dir", moved]
+    assert start("text", *flags, name="second").code == 0
+    members = ["--checkpoints", tmp_path / "text" / "second", "--features_dir", moved]
+    places = ["--split", "kept", "--out", tmp_path / "out", "--num_workers", 0]
+    run = run_main("evaluate", *members, *places)
+    assert run.code == 4 and "was trained on 2 of these 2 clips" in run.err, run.err
+
+
+def test_clips_are_known_by_recording_or_by_name_and_words():
+    def numbers(clip_id, transcript="", **shas):
+        stages = {name: {"source_sha256": sha} for name, sha in shas.items()}
+        features = SimpleNamespace(stages=lambda row: stages)
+        return identities(features, [{"clip_id": clip_id, "transcript": transcript}])
+
+    seen = numbers("a", "hello", speech="1", text="2").ravel()
+    for same in (
+        numbers("b", video="1"),  # renamed
+        numbers("a", "hello"),  # its words alone
+        numbers("a", text="2"),
+        numbers("a", "hello", speech="9"),  # encoded anew
+    ):
+        assert known(same, seen).tolist() == [True]
+    for other in (numbers("a", "bye"), numbers("b", "hello"), numbers("b", text="2"), numbers("a")):
+        assert known(other, seen).tolist() == [False]
+    assert known(numbers("a"), numbers("a")).all()  # where nothing else is known
 
 
 def test_the_rate_of_an_epoch_is_the_one_it_began_with(start, tmp_path):

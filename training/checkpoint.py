@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models import build_model
 from models.fusion import EmotionClassifier
 from training.foreign import check_archive, check_content
+from training.identity import known
 from utils.errors import IntegrityError, UsageError
 from utils.files import read_sealed, write_sealed
 
@@ -132,13 +134,6 @@ def weights_digest(checkpoint: dict[str, Any]) -> str:
     return state.hexdigest()
 
 
-def clips_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """Identities of the clips that a run was `training` on, and that chose its epoch
-    (`validation`); none where an older checkpoint does not say."""
-    none = torch.empty(0, dtype=torch.int64)
-    return {"training": none, "validation": none} | checkpoint.get("clips", {})
-
-
 def best_checkpoint(folder: Path) -> Path | None:
     """The best checkpoint of a run folder: lowest validation loss in its name; None without one."""
     found = [(BEST.fullmatch(path.name), path) for path in Path(folder).glob("*_best_*.pth")]
@@ -169,13 +164,13 @@ def transfer_weights(
     modality: str,
     classes: list,
     config: dict[str, Any],
-    validation: Tensor,
-) -> str:
-    """Copy a modality's encoder, and its head where the model has one, from another run; what
-    leaked into that run leaks into this one: its stamp.
+    clips: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """Copy a modality's encoder, and its head where the model has one, from another run: its
+    `clips` and `leaks`, which are this run's too from now on.
 
-    IntegrityError when that run held out another fold, or has seen clips of `validation` (their
-    identities).
+    IntegrityError when that run held out another fold, or was trained on clips that this one
+    validates on. `clips`: identities of its own, `training` and `validation`.
     """
     path, *others = find_checkpoints([path])
     if others:
@@ -188,10 +183,14 @@ def transfer_weights(
         was, now = checkpoint["config"][name], config[name]
         if was != now:
             raise IntegrityError(f"{path} was trained with --{name} {was}, this run has {now}")
-    seen = torch.isin(validation, clips_of(checkpoint)["training"]).sum().item()
-    if seen:
+    if "clips" not in checkpoint:
+        raise IntegrityError(f"{path} does not say which clips it has seen: train it anew")
+    own, held_out = clips["training"], clips["validation"]
+    # a recording that this run has on both sides is a leak of its own, told elsewhere
+    seen = known(held_out, checkpoint["clips"]["training"].numpy()) & ~known(held_out, own)
+    if seen.any():
         raise IntegrityError(
-            f"{path} was trained on {seen} of the {len(validation)} clips to validate on: start "
+            f"{path} was trained on {seen.sum()} of the {len(seen)} clips to validate on: start "
             "from a run on these splits"
         )
     prefixes = (f"encoders.{modality}.", f"heads.{modality}.")
@@ -205,4 +204,4 @@ def transfer_weights(
             f"--{modality}_coeff or word size?"
         )
     model.load_state_dict(given, strict=False)
-    return checkpoint.get("leaks", "")
+    return {"clips": checkpoint["clips"], "leaks": checkpoint.get("leaks", "")}

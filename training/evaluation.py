@@ -12,11 +12,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from training.checkpoint import clips_of, find_checkpoints, load_checkpoint, weights_digest
+from training.checkpoint import find_checkpoints, load_checkpoint, weights_digest
 from training.data import ClipDataset, Features, make_loader, to_device
 from training.degrade import HARMS, Degraded
 from training.ensemble import Member, load_members, make_dataset
-from training.identity import identities
+from training.foreign import NO_CLIPS
+from training.identity import identities, known
 from training.loop import progress
 from utils.errors import IntegrityError, UsageError
 from utils.files import sha256
@@ -58,7 +59,7 @@ def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[E
     batch_size, num_workers, device.
     """
     numbers = identities(features, features.manifest.to_dict("records"))
-    features = replace(features, manifest=features.manifest.assign(identity=numbers))
+    features = replace(features, manifest=features.manifest.assign(identity=list(numbers)))
     groups: dict[Path, list[Path]] = {}
     for path in map(Path, paths):
         place = path.parent if path.name.startswith("fold_") else path
@@ -115,8 +116,9 @@ def judged_clips(config: dict[str, Any], features: Features, split: str | None) 
 def known_clips(member: Member, features: Features) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows that a run was trained on, and those that chose its epoch, in whatever split or
     fold they are now."""
-    rows, clips = named(features.manifest), clips_of(member.checkpoint)
-    return tuple(rows[rows["identity"].isin(clips[k].numpy())] for k in ("training", "validation"))
+    rows, clips = named(features.manifest), member.checkpoint.get("clips", NO_CLIPS)
+    numbers = np.stack(rows["identity"])
+    return tuple(rows[known(numbers, clips[name].numpy())] for name in ("training", "validation"))
 
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:
@@ -129,8 +131,13 @@ def warnings_of(
 ) -> list[str]:
     """What makes these numbers too good; IntegrityError for training clips unless `allowed`."""
     trained_on, chosen_on = known_clips(member, features)
-    found = ["the checkpoint does not say which clips it was trained on"]
-    found = found * ("clips" not in member.checkpoint)
+    unknown = "clips" not in member.checkpoint
+    if unknown and not allowed:
+        raise IntegrityError(
+            f"{member.path} does not say which clips it was trained on; with "
+            "--allow_training_clips the report carries the warning"
+        )
+    found = ["the checkpoint does not say which clips it was trained on"] * unknown
     seen = clips.index[clips.index.isin(trained_on.index)]
     if len(seen) and not allowed:
         raise IntegrityError(

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from models import ENCODERS
@@ -37,6 +38,8 @@ def check_content(checkpoint: Any, path: Path) -> None:
     for key, fits in CONTENT.items():
         if not fits(checkpoint[key]):
             raise IntegrityError(f"{path} is no checkpoint of train.py: its {key} is none of ours")
+    if not _is_clips(checkpoint.get("clips", NO_CLIPS)):
+        raise IntegrityError(f"{path} is no checkpoint of train.py: its clips are none of ours")
     classes, outputs = checkpoint["classes"], checkpoint["arch"]["n_classes"]
     if len(classes) != outputs:
         raise IntegrityError(f"{path}: {outputs} outputs for the {len(classes)} classes {classes}")
@@ -80,6 +83,16 @@ def _is_dict_of(value: Any, fits: Any) -> bool:
     )
 
 
+def _is_clips(value: Any) -> bool:
+    """Identities of the clips that a run has seen (training/identity.py)."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == NO_CLIPS.keys()
+        and all(isinstance(each, Tensor) and each.dtype == torch.int64 for each in value.values())
+    )
+
+
+NO_CLIPS = dict.fromkeys(("training", "validation"), torch.empty(0, dtype=torch.int64))
 ARCH_PARTS = ("encoders", "heads")
 CONTENT = {
     "arch": _is_arch,

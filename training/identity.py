@@ -13,27 +13,40 @@ from tqdm import tqdm
 from utils.files import digest
 from utils.parallel import available_cores
 
+NONE = 0  # no digest is 0
+
 
 def identities(features: Any, rows: Iterable[dict[str, Any]]) -> np.ndarray:
-    """(N,) int64: a number for each clip's id and content, whatever its split or fold.
+    """(N, 3) int64: numbers for each clip's recording, id and transcript, id and file of words.
 
-    The content is the sha256 of the file it was made from, as its record says, else its words.
+    Any of them is enough to know a clip again, whatever its split, fold or modalities are by then.
+    Recordings and files are told by their sha256, as the clip's record says. Words alone are no
+    clip, many say the same; an id alone counts where nothing else is known.
     """
     rows = list(rows)
 
-    def number(row: dict[str, Any]) -> int:
-        return int(digest([row["clip_id"], content(features, row)]), 16)
+    def numbers(row: dict[str, Any]) -> list[int]:
+        shas = {name: each.get("source_sha256") for name, each in features.stages(row).items()}
+        recording = shas.get("speech") or shas.get("video")
+        named = [row.get("transcript"), shas.get("text")]
+        if not recording and not any(named):
+            named = ["nothing", None]
+        ids = [_number([row["clip_id"], words]) if words else NONE for words in named]
+        return [_number(recording) if recording else NONE, *ids]
 
     with ThreadPool(available_cores()) as pool:
         found = tqdm(
-            pool.imap(number, rows, chunksize=64),
+            pool.imap(numbers, rows, chunksize=64),
             *("records", len(rows)),
             **{"file": sys.stderr, "unit": "clip", "leave": False, "delay": 2},
         )
-        return np.fromiter(found, np.uint64, len(rows)).view(np.int64)
+        return np.array(list(found), np.uint64).reshape(-1, 3).view(np.int64)
 
 
-def content(features: Any, row: dict[str, Any]) -> str:
-    stages = features.stages(row).values()
-    sources = (stage["source_sha256"] for stage in stages if "source_sha256" in stage)
-    return next(sources, row.get("transcript", ""))
+def known(numbers: np.ndarray, seen: Any) -> np.ndarray:
+    """(N,) whether the clips of these identities (N, 3) are among those `seen` (any shape)."""
+    return (np.isin(numbers, seen) & (numbers != NONE)).any(axis=1)
+
+
+def _number(value: Any) -> int:
+    return int(digest(value), 16)

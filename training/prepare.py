@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from models import build_model
@@ -64,10 +65,10 @@ def names(dataset: Any) -> str:
 
 
 def create_model(
-    arch: dict, config: dict[str, Any], classes: list[str], validation: torch.Tensor
-) -> tuple[Any, list[str]]:
+    arch: dict, config: dict[str, Any], classes: list[str], clips: dict[str, np.ndarray]
+) -> tuple[Any, list[dict[str, Any]]]:
     """A model with its starting weights: fresh, ImageNet trunks, or encoders of earlier runs; and
-    the stamps of what leaked into those runs. `validation`: identities of the clips to judge on.
+    which clips these have seen, and what leaked. `clips`: identities of those of this run.
     """
     try:
         model = build_model(**arch)
@@ -84,12 +85,12 @@ def create_model(
                     "(hub looks in TORCH_HOME and HF_HOME first; a folder of .pth files works too)"
                 ) from error
             print(f"{module.name}: ImageNet weights from {place}")
-    leaks = []
+    earlier = []
     for modality in arch["encoders"]:
         if path := config.get(f"{modality}_load_weights"):
-            leaks += [transfer_weights(model, Path(path), modality, classes, config, validation)]
+            earlier += [transfer_weights(model, Path(path), modality, classes, config, clips)]
             print(f"{modality}: weights from {path}")
-    return model, leaks
+    return model, earlier
 
 
 def describe(config: dict[str, Any], trainer: Any, train_set: Any, val_set: Any) -> str:

@@ -53,13 +53,13 @@ def train_run(
     check_data(train_set, val_set, dist)
 
     clips = {
-        name: torch.from_numpy(np.sort(identities(features, each.rows)))
+        name: identities(features, each.rows)
         for name, each in (("training", train_set), ("validation", val_set))
     }
 
     torch.manual_seed(config["seed"])
     arch = model_arch(task, config, len(features.classes), train_set.shapes())
-    model, inherited = create_model(arch, config, features.classes, clips["validation"])
+    model, earlier = create_model(arch, config, features.classes, clips)
     model.to(device)
     train_loader, val_loader = (
         make_loader(each, config["batch_size"], options.num_workers, device, dist)
@@ -76,14 +76,24 @@ def train_run(
         "classes": features.classes,
         "features_config": features.config_for(task.inputs),
         "config": config,
-        "leaks": "; ".join(dict.fromkeys(filter(None, [options.leaks, *inherited]))),
-        "clips": clips,
+        **heritage({"clips": clips, "leaks": options.leaks}, earlier),
         "data": {**data_of(train_set, val_set), "steps": steps},
     }
     with StopSignal(grace=launched()) as stop, closing(train_loader), closing(val_loader):
         run = Run(folder, trainer, identity, options, stop)
         run.train(train_loader, val_loader)
         return run.finish()
+
+
+def heritage(own: dict[str, Any], earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    """What this run and those whose weights it starts from have seen, and what leaked in them."""
+    leaks = dict.fromkeys(each["leaks"] for each in (own, *earlier) if each["leaks"])
+    clips = {
+        name: np.concatenate([numbers.ravel(), *(each["clips"][name].numpy() for each in earlier)])
+        for name, numbers in own["clips"].items()
+    }
+    seen = {name: torch.from_numpy(np.unique(numbers)) for name, numbers in clips.items()}
+    return {"clips": seen, "leaks": "; ".join(leaks)}
 
 
 class Run:
