@@ -24,10 +24,11 @@ from corpora import CORPORA, list_corpus
 from corpora.manifest import LABELLED_SPLITS, keep_classes
 from utils.config import Flags, device_name, ranged
 from utils.errors import CLIP_CODES, ClipError, UsageError, run_script
-from utils.files import lock_folder, read_known, write_bytes, write_csv, write_json
-from utils.parallel import BACKENDS, available_cores, parallel_map
+from utils.files import digest, lock_folder, read_known, write_bytes, write_csv, write_json
+from utils.parallel import BACKENDS, available_cores, connect, parallel_map
 
 ODD = ("train", "training", "val", "valid", "validation", "dev")  # what train and val are called
+ASKED = 200  # readable .npz files: a majority of all shows in them
 REJECTED = 3  # exit code: finished, but some clips were rejected
 
 
@@ -58,18 +59,21 @@ def parse_args() -> argparse.Namespace:
     add(
         "--clip_seconds",
         default=60.0,
-        type=ranged(float, 0.1),
+        type=ranged(float, 0.1, 1e6),
         help="deadline for each modality of a clip, and as much again per 10 MB of its file",
     )
-    add("--memory_mb", default=2048, type=ranged(int, 0), help="limit of each worker; 0: no limit")
+    limit = ranged(int, 0, 1 << 24)
+    add("--memory_mb", default=2048, type=limit, help="limit of each worker; 0: no limit")
     add("--follow_links", action="store_true", help="also clips that links bring from elsewhere")
     add("--retry_failed", action="store_true", help="try the clips of failed.csv again")
-    add("--verify", action="store_true", help="read every feature; make changed ones anew")
+    add("--verify", action="store_true", help="read all clips and features, make what changed anew")
     return flags.parse_args()
 
 
 def main() -> int:
     args = parse_args()
+    if args.features_dir.resolve() == args.data_dir.resolve():
+        raise UsageError(f"--features_dir {args.features_dir} is the folder of the clips itself")
     listing = list_corpus(args.corpus, args.data_dir, args.follow_links)
     if not listing.clips and not listing.failures:
         raise UsageError(f"no clips found under {args.data_dir.resolve()}")
@@ -176,11 +180,10 @@ def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> d
         clip_seconds=args.clip_seconds,
         memory_mb=args.memory_mb,
     )
+    connect(args.backend, args.scheduler)
     begin_tree(args.features_dir, settings_of(args, listing, job))
     work = [(clip, job) for clip in listing.clips]
-    results = parallel_map(
-        work_on, work, max(1, min(args.workers, len(work))), args.backend, args.scheduler
-    )
+    results = parallel_map(work_on, work, max(1, min(args.workers, len(work))), args.backend)
     progress = tqdm(results, "loading libraries", len(work), unit="clip", smoothing=0.05)
     outcomes = {}
     for name, outcome in progress:
@@ -211,23 +214,23 @@ def word_settings(args: argparse.Namespace, listing, modalities: tuple[str, ...]
         return {}
     from extract import vectors, words
 
-    if args.verify:
-        (args.features_dir / vectors.STORE).unlink(missing_ok=True)
     said = [clip.transcript for clip in listing.clips]
-    origin = vectors.gather(args.word_vectors, said, args.features_dir)
+    origin = vectors.gather(args.word_vectors, said, args.features_dir, args.verify)
     print(words.coverage(said, vectors.open_store(args.features_dir)))
     return {"text": words.SETTINGS | {"vectors": origin, "rule": words.RULE}}
 
 
 def common_width(listing, modalities: tuple[str, ...]) -> int | None:
-    """Values per word in most .npz files, asked of some: a corpus of two widths trains nothing."""
+    """Values per word in most .npz files, by up to 200 of them: two widths train nothing."""
     from extract.words import read_words
 
     paths = [clip.words for clip in listing.clips if clip.words and "text" in modalities]
     widths: Counter = Counter()
-    for path in paths[:: len(paths) // 50 + 1]:
+    for path in sorted(paths, key=lambda path: digest(path.name)):  # as good as drawn
         with contextlib.suppress(ClipError):  # the clip's own process says it
             widths[read_words(path, None).shape[1]] += 1
+        if widths.total() == ASKED:
+            break
     return next((width for width, _ in widths.most_common(1)), None)
 
 
@@ -288,10 +291,10 @@ def write_tables(args: argparse.Namespace, listing, outcomes: dict) -> int:
 def verified(features_dir: Path, outcomes: dict) -> str:
     changed = sorted(path for *_, paths in outcomes.values() for path in paths)
     if not changed:
-        return f"verified: all of {features_dir} is as it was written"
+        return f"verified: the features of {len(outcomes)} clips are as they were written"
     names = [ascii(str(path.relative_to(features_dir))) for path in changed[:5]]
     listed = ", ".join(names) + ", ..." * (len(changed) > 5)
-    return f"verified: {len(changed)} changed files made anew: {listed}"
+    return f"verified: {len(changed)} files were missing or changed, and are made anew: {listed}"
 
 
 LACKS = {"E_NOAUDIO": "sound", "E_SILENT": "sound", "E_NOFACE": "a face", "E_NOVIDEO": "a face"}

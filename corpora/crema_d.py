@@ -38,13 +38,13 @@ SENTENCES = {
     "WSI": "We'll stop in a couple of minutes",
 }
 ENDINGS = {".mp4": True, ".flv": True, ".wav": False, ".mp3": False}  # does it show a picture?
-NAME = re.compile(r"\d{4}_[A-Z]{3}_[A-Z]{3}_[A-Z]{1,2}\.(mp4|flv|wav|mp3)")
+NAME = re.compile(r"\d{4}_[A-Z]{3}_[A-Z]{3}_[A-Z]{1,2}\.(mp4|flv|wav|mp3)", re.IGNORECASE)
 
 
 def list_clips(data_dir: Path) -> Listing:
     """Every clip of the first kind of file that is there."""
     files = sorted(path for path in data_dir.rglob("*") if NAME.fullmatch(path.name))
-    kinds = Counter(path.suffix for path in files)
+    kinds = Counter(path.suffix.lower() for path in files)
     chosen = next((ending for ending in ENDINGS if kinds[ending]), None)
     if not chosen:
         raise UsageError(
@@ -55,7 +55,7 @@ def list_clips(data_dir: Path) -> Listing:
         Listing(
             classes=CLASSES,
             modalities=("speech", "video") if ENDINGS[chosen] else ("speech",),
-            clips=[parse_name(path) for path in files if path.suffix == chosen],
+            clips=[parse_name(path) for path in files if path.suffix.lower() == chosen],
             notes=[
                 f"{count} files {ending}: {chosen} is read instead"
                 for ending, count in sorted(kinds.items())

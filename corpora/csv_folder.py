@@ -76,6 +76,8 @@ def read_manifest(
     Commas, semicolons or tabs between fields; spaces around them and capitals of the header do not
     count. A field may be missing at the end of a line, none may be there too many.
     """
+    if path.exists() and not is_file(path):
+        raise UsageError(f"{path} is not a regular file: it should be the table of the clips")
     try:
         text = path.read_bytes().decode("utf-8-sig", encoding_errors)
     except FileNotFoundError as error:

@@ -102,7 +102,8 @@ def _check_clip(clip: Clip, classes: tuple[str, ...], same_id: list[Clip]) -> No
         raise ClipError("E_ID", f"split {clip.split!r} must be letters, digits and _")
     if len(same_id) > 1:
         files = sorted({str(other.media) for other in same_id})
-        what = f"stands for {len(files)} files: {', '.join(files)}; name them in a column clip_id"
+        some = ", ".join(files[:3]) + ", ..." * (len(files) > 3)
+        what = f"stands for {len(files)} files: {some}; tell them apart by a column clip_id"
         if len(files) == 1:
             what = f"is listed {len(same_id)} times: {files[0]}"
         raise ClipError("E_DUP", f"clip id {name!r} {what}")
@@ -120,11 +121,12 @@ def keep_inside(listing: Listing, data_dir: Path) -> Listing:
     root, inside = data_dir.resolve(), []
     for clip in listing.clips:
         # realpath: unlike Path.resolve it takes a link that leads to itself
-        paths = (Path(os.path.realpath(path)) for path in (clip.media, clip.words) if path)
-        if all(path.is_relative_to(root) for path in paths):
+        paths = [path for path in (clip.media, clip.words) if path]
+        away = [path for path in paths if not Path(os.path.realpath(path)).is_relative_to(root)]
+        if not away:
             inside.append(clip)
         else:
-            reason = f"{clip.media} leaves the data folder {data_dir}: copy it, or --follow_links"
+            reason = f"{away[0]} leaves the data folder {data_dir}: copy it, or --follow_links"
             listing.failures.append(Failure(clip.clip_id, clip.media, "list", "E_ID", reason))
     listing.clips = inside
     return listing
@@ -135,7 +137,7 @@ def keep_classes(listing: Listing, wanted: str) -> Listing:
 
     Clips with another label are left out, and a note says how many of which class.
     """
-    groups = [item.split("+") for item in wanted.split(",")]
+    groups = [[name.strip() for name in item.split("+")] for item in wanted.split(",")]
     names = [name for group in groups for name in group]
     if set(names) - set(listing.classes) or len(set(names)) < len(names) or len(groups) < 2:
         known = " ".join(listing.classes)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from extract.media import check_complete, open_media
+from extract.media import check_complete, open_media, packets_of, promised_seconds
 from utils.errors import ClipError
 
 SETTINGS = {
@@ -24,6 +24,7 @@ SETTINGS = {
     "min_frames": 10,  # 0.16 s of speech
     "max_seconds": 1200,  # of sound: 20 minutes are filtered in 1 GB
 }
+LOUDEST = 1e6  # of a sample: files of floats can hold more, sound cannot
 FULL_SCALE = 0.999  # of the largest sample that a file of integers can hold
 
 
@@ -86,20 +87,21 @@ def read_mono(path: Path, settings: dict = SETTINGS) -> Sound:
         stream = container.streams.audio[0]
         track = stream.index  # behind the block it is gone
         resampler = av.AudioResampler(format="fltp", rate=rate)  # keeps the channels
-        blocks, offset, packets, samples = [], 0.0, 0, 0
-        for packet in container.demux(stream):
-            packets += packet.size > 0
+        blocks, offset, samples, seconds = [], 0.0, 0, 0.0
+        for packet in packets_of(container, stream, path):
             for frame in packet.decode():
                 if not blocks:
                     offset = float(frame.time or 0.0)
                 blocks += [mono(part) for part in resampler.resample(frame)]
                 samples += frame.samples
-                if samples > settings["max_seconds"] * frame.sample_rate:
+                seconds = samples / frame.sample_rate
+                if seconds > settings["max_seconds"]:
                     raise ClipError(
                         "E_LIMIT", f"{path.name} is longer than {settings['max_seconds']} s"
                     )
         blocks += [mono(part) for part in resampler.resample(None)] if blocks else []
-        check_complete(stream, packets, path)
+        if blocks:
+            check_complete(path, seconds, promised_seconds(stream, path))
     if not blocks:
         raise ClipError("E_NOAUDIO", f"{path.name} has a sound track without any samples")
     return Sound(np.concatenate(blocks), offset, track)
@@ -112,9 +114,11 @@ def mono(part: Any) -> np.ndarray:
 
 def check_wave(wave: np.ndarray, path: Path, settings: dict) -> None:
     """ClipError for samples that are not numbers, and for silence."""
-    broken = np.flatnonzero(~np.isfinite(wave))
+    with np.errstate(invalid="ignore"):
+        broken = np.flatnonzero(~(np.abs(wave) < LOUDEST))
     if len(broken):
-        raise ClipError("E_NONFINITE", f"sample {broken[0]} of {path.name} is {wave[broken[0]]}")
+        reason = f"sample {broken[0]} of {path.name} is {wave[broken[0]]:g}, full scale is 1"
+        raise ClipError("E_NONFINITE", reason)
     peak = np.abs(wave).max()
     if peak < settings["silent_below"]:
         reason = f"the sound track of {path.name} is silent (peak {peak:.1e} of full scale)"

@@ -15,7 +15,7 @@ from extract import audio, faces, vectors, words
 from extract.media import scan_pictures
 from utils.config import device_name
 from utils.errors import ClipError
-from utils.files import digest, has_sha256, read_known, sha256, write_atomic, write_json
+from utils.files import digest, has_sha256, is_file, read_known, sha256, write_atomic, write_json
 from utils.guard import Limits, guarded, lift_memory_limit
 
 SCHEMA = 2  # raise it when a change of the code changes the features
@@ -136,7 +136,7 @@ def process_clip(clip: Clip, job: Job) -> dict:
         old = before["stages"].get(name)
         keys[name] = _stage_key(name, clip, job, keys)
         failure = before["failure"]
-        if failure and failure["key"] == keys[name] and not job.retry_failed:
+        if failure and failure["key"] == keys[name] and not _try_again(failure, job):
             record["failure"] = failure
             break
         if not (old and old["key"] == keys[name] and _is_there(job, clip, name)):
@@ -144,13 +144,24 @@ def process_clip(clip: Clip, job: Job) -> dict:
                 old = _make(name, clip, job, facts, keys[name])
             except ClipError as error:
                 reason = {"stage": name, "code": error.code, "reason": error.reason}
-                record["failure"] = {"key": keys[name], **reason}
+                record["failure"] = {"key": keys[name], **reason, "limits": limits_of(job)}
                 break
         record["stages"][name] = old
         facts |= old["facts"]
     if record != before:
         write_json(path, record | {"digest": digest(record)})
     return record
+
+
+def limits_of(job: Job) -> list[float]:
+    return [job.clip_seconds, job.memory_mb]
+
+
+def _try_again(failure: dict, job: Job) -> bool:
+    """Whether what stopped a clip before may be gone, though its file is the same."""
+    if failure["code"] in ("E_TIMEOUT", "E_KILLED", "E_CODEC"):
+        return job.retry_failed or failure["limits"] != limits_of(job)
+    return job.retry_failed or failure["code"] in ("E_MISSING", "E_PERM", "E_READ")
 
 
 def read_record(path: Path) -> dict:
@@ -161,21 +172,25 @@ def read_record(path: Path) -> dict:
 
 
 def remove_changed(clip: Clip, job: Job) -> list[Path]:
-    """Remove the files of a clip that are no longer as they were written; which these were.
+    """Remove the files of a clip that are no longer as they were written, or were made from a file
+    that is another one now; these, and those that are missing.
 
     `process_clip` makes them anew. It does not look itself: reading every file takes its time.
     """
     path = record_path(job.features_dir, clip)
     record = read_record(path)
     changed = []
-    for name, stage in record["stages"].items():
-        written = feature_path(job.features_dir, clip, name)
-        if written.is_file() and not has_sha256(written, stage["sha256"]):
-            changed.append(written)
     if path.is_file() and not (record["stages"] or record["failure"]):
         changed.append(path)
+    for name in {*record["stages"]}.intersection(job.modalities):
+        stage, source = record["stages"][name], STAGES[name].source(clip)
+        same = has_sha256(feature_path(job.features_dir, clip, name), stage["sha256"])
+        if same and "source_sha256" in stage and isinstance(source, Path) and is_file(source):
+            same = _digest_of(source, tuple(_identity(source))) == stage["source_sha256"]
+        if not same:
+            changed.append(feature_path(job.features_dir, clip, name))
     for each in changed:
-        each.unlink()
+        each.unlink(missing_ok=True)
     return changed
 
 
@@ -185,7 +200,7 @@ def _make(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
         return _write(name, clip, job, facts, key)
     libraries = [library for stage in job.modalities for library in STAGES[stage].libraries]
     size = _identity(STAGES[name].source(clip))
-    megabytes = size[0] / 1e6 if isinstance(size, list) else 0
+    megabytes = size[1] / 1e6 if isinstance(size, list) else 0
     limits = Limits(job.clip_seconds * (1 + megabytes / 10), job.memory_mb, tuple(libraries))
     return guarded(_write, name, clip, job, facts, key, limits=limits)
 
@@ -218,14 +233,15 @@ def _stage_key(name: str, clip: Clip, job: Job, keys: dict[str, str]) -> str:
 
 
 def _identity(source: Path | str | None) -> list | str | None:
-    """Size and time of change: enough to see a replaced file without reading it. Text is itself."""
+    """Name, size and time of change: enough to see most replaced files without reading them (all,
+    with --verify). Text is itself."""
     if isinstance(source, str):
         return source
     try:
         status = source.stat()
     except (AttributeError, OSError):  # none, or the stage will say why it cannot be read
         return None
-    return [status.st_size, status.st_mtime_ns]
+    return [source.name, status.st_size, status.st_mtime_ns]
 
 
 def _is_there(job: Job, clip: Clip, stage: str) -> bool:

@@ -30,7 +30,8 @@ FORMATS = {
     ".mp3": "mp3",
 }
 MAX_PIXELS = 36_000_000  # of a frame: 8K
-TRUNCATED_BELOW = 0.9  # share of the frames that the file's index lists
+WHOLE = ("matroska", "flv")  # they tell how long they are, but not how long a track is
+TRUNCATED_BELOW = 0.9  # share of what the file promises: packets, seconds or bytes
 BOXES = (b"ftyp", b"free", b"skip", b"wide", b"uuid", b"moov", b"mdat", b"moof")  # of an .mp4
 
 
@@ -88,6 +89,8 @@ def broken(code: str, path: Path, error: Exception) -> ClipError:
         return ClipError("E_TRUNC", reason)
     why = getattr(error, "strerror", None) or "its data is damaged"  # no names from inside
     if code == "E_CODEC":
+        if isinstance(error, MemoryError):
+            why += " (it is damaged, or needs more than --memory_mb)"
         return ClipError(code, f"{path.name} does not decode: {why}")
     if promised:
         why = "its index (moov) is missing or damaged"
@@ -122,16 +125,54 @@ def promised_bytes(file: BinaryIO) -> int:
     return end
 
 
-def check_complete(stream: Any, packets: int, path: Path) -> None:
-    """ClipError when the file holds clearly fewer packets than its own index lists.
+def packets_of(container: Any, stream: Any, path: Path) -> Iterator[Any]:
+    """The packets of a track; at their end ClipError when there were clearly fewer than promised.
 
-    Only .mp4 and .mov have such an index, and for uncompressed sound it counts samples.
+    An .mp4 or .mov lists its packets (of uncompressed sound its samples). Other kinds of file tell
+    how long they are, or nothing: then nothing is known to lack.
     """
-    indexed = FORMATS[path.suffix.lower()] == "mov" and not stream.codec.name.startswith("pcm")
-    if indexed and packets < TRUNCATED_BELOW * stream.frames:
-        kind = stream.type
-        reason = f"{path.name} is cut short: {packets} of {stream.frames} {kind} packets are there"
-        raise ClipError("E_TRUNC", reason)
+    kind, count, reached = FORMATS[path.suffix.lower()], 0, 0.0
+    # what .mkv and .flv tell is the length of the longest track
+    for packet in container.demux() if kind in WHOLE else container.demux(stream):
+        if packet.pts is not None:
+            end = (packet.pts + (packet.duration or 0)) * packet.time_base
+            reached = max(reached, float(end))
+        if packet.stream.index == stream.index:
+            count += packet.size > 0
+            yield packet
+    if kind == "mov" and not stream.codec.name.startswith("pcm"):
+        check_complete(path, count, stream.frames, f"{stream.type} packets")
+    elif kind in WHOLE:
+        check_complete(path, reached, (container.duration or 0) / 1e6)
+    elif kind == "wav":
+        check_complete(path, *riff_bytes(path), "bytes")
+    elif kind == "avi" and stream.frames < 1 << 30:  # its header counts in units of time
+        check_complete(path, reached, float(stream.frames * stream.time_base))
+
+
+def check_complete(path: Path, there: float, promised: float, unit: str = "seconds") -> None:
+    if there < TRUNCATED_BELOW * promised:
+        counts = f"{there:.4g} of {promised:.4g}" if unit == "seconds" else f"{there} of {promised}"
+        raise ClipError("E_TRUNC", f"{path.name} is cut short: {counts} {unit} are there")
+
+
+def promised_seconds(stream: Any, path: Path) -> float:
+    """Seconds of sound that decode when nothing lacks; 0 where the file does not tell."""
+    kind = FORMATS[path.suffix.lower()]
+    sure = kind == "flac"
+    if kind == "mp3":  # without such a mark it is FFmpeg's guess from the size
+        with open(path, "rb") as file:
+            start = file.read(1 << 16)
+        sure = b"Xing" in start or b"Info" in start
+    return float(stream.duration * stream.time_base) if sure and stream.duration else 0.0
+
+
+def riff_bytes(path: Path) -> tuple[int, int]:
+    """Bytes of a .wav, and how many its header promises; 0 where it was written as a stream."""
+    with open(path, "rb") as file:
+        head, there = file.read(8), file.seek(0, 2)
+    size = int.from_bytes(head[4:8], "little") + 8
+    return there, size if head[:4] == b"RIFF" and size < 0xFFFF_0000 else 0
 
 
 class Pictures(NamedTuple):
@@ -146,9 +187,8 @@ def scan_pictures(path: Path) -> Pictures:
     """First and last moment of the picture and its entry points. ClipError when it is cut short."""
     with open_media(path) as container:
         stream = video_stream(container, path)
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        check_complete(stream, len(packets), path)
-        timed = [packet for packet in packets if packet.pts is not None]
+        packets = packets_of(container, stream, path)
+        timed = [packet for packet in packets if packet.size and packet.pts is not None]
         if not timed:
             raise ClipError("E_NOVIDEO", f"{path.name} has a video track without any frame")
         unit = stream.time_base

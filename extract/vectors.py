@@ -11,6 +11,7 @@ import gzip
 import itertools
 import json
 import math
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -33,19 +34,22 @@ class NoneKnown(UsageError):
     """A file of word vectors that has none of the words that are said."""
 
 
-def gather(path: Path, transcripts: list[str], features_dir: Path) -> str:
+def gather(path: Path, transcripts: list[str], features_dir: Path, verify: bool = False) -> str:
     """Put the vectors of all words of the transcripts in the store; the file's sha256, 16 digits.
 
-    A file of the same size and time of change is not read again unless there are new words.
+    A file of the same size and time of change is not read again unless there are new words, or to
+    `verify` what is there.
     """
     wanted = set().union(*map(candidates, transcripts))
     try:
         status = path.stat()
     except OSError as error:
         raise UsageError(f"--word_vectors {path}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        raise UsageError(f"--word_vectors {path}: no regular file, or it is empty")
     stamp = [status.st_size, status.st_mtime_ns, digest(sorted(wanted))]
     origin = _origin(features_dir / STORE)
-    if origin.get("stamp") != stamp:
+    if verify or origin.get("stamp") != stamp:
         vectors = read_vectors(path, wanted)
         origin = {"name": path.name, "sha256": sha256(path), "stamp": stamp}
         arrays = dict(words=np.array(list(vectors)), vectors=np.stack(list(vectors.values())))

@@ -24,6 +24,8 @@ from utils.files import is_file
 
 Vectors = dict[str, np.ndarray]  # word -> (D,) float32
 TOKEN = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
+NUMPYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+NUMPYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 RULE = 1  # raise it when the rule for transcripts changes
 SETTINGS = {"key": "word_embed", "max_words": 2000, "max_bytes": 16 << 20}
 
@@ -57,8 +59,10 @@ def _read_member(path: Path, settings: dict) -> bytes:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if names.count(wanted) != 1 or any(".." in Path(name).parts for name in names):
-                held = ", ".join(names) or "nothing"
+                held = ", ".join(names[:5]) + ", ..." * (len(names) > 5) or "nothing"
                 raise ClipError("E_NPZ", f"{path.name}: expected one {wanted}, it holds {held}")
+            if archive.getinfo(wanted).compress_type not in NUMPYS:  # zipfile unpacks others whole
+                raise ClipError("E_NPZ", f"{path.name} is packed in a way that numpy does not use")
             with archive.open(wanted) as member:
                 data = member.read(settings["max_bytes"] + 1)
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -79,7 +83,8 @@ def _parse_npy(data: bytes, path: Path) -> np.ndarray:
         header = f"read_array_header_{version[0]}_0"
         shape, fortran, dtype = getattr(np.lib.format, header)(file)
     except Exception as error:  # numpy parses the header as Python: damage raises anything
-        raise ClipError("E_NPZ", f"{path.name} holds a damaged array: {error}") from error
+        reason = f"{path.name} holds an array whose header is damaged or of a newer numpy"
+        raise ClipError("E_NPZ", reason) from error
     if dtype.kind not in "fiu":
         raise ClipError("E_DTYPE", f"{path.name} holds values of type {dtype}, expected numbers")
     if any(type(axis) is not int or axis < 0 for axis in shape):

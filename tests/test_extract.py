@@ -21,7 +21,7 @@ from extract import audio, detector, faces
 from extract.audio import denoise, extract_speech, log_mel_spectrogram, read_mono
 from extract.detector import Track, detect, overlap, square
 from extract.faces import extract_faces, sample_times
-from extract.media import frames_at, upright
+from extract.media import frames_at, scan_pictures, upright
 from extract.words import read_words
 from utils import guard
 from utils.errors import CLIP_CODES, ClipError
@@ -622,6 +622,69 @@ def test_mutants_are_read_or_classified(tmp_path, read):
     assert len(codes) == MUTANTS
     expected = {"E_OPEN", "E_CODEC"} if read is read_mutant_clip else {"E_NPZ"}
     assert expected <= set(codes) <= {*CLIP_CODES, "read"} - {"E_CRASH"}
+
+
+CUT = {  # (ending, sound codec, picture)
+    "wav": ("pcm_s16le", None),
+    "flac": ("flac", None),
+    "mp3": ("libmp3lame", None),
+    "mkv": ("aac", "libx264"),
+    "webm": ("libopus", "libvpx"),
+    "avi": ("libmp3lame", "mpeg4"),
+    "flv": ("aac", "libx264"),
+}
+
+
+@pytest.mark.parametrize("ending", CUT)
+def test_clips_that_are_cut_short_are_named_in_every_kind_of_file(tmp_path, ending):
+    sound, picture = CUT[ending]
+    whole = make_clip(
+        tmp_path / f"whole.{ending}",
+        moving_picture(45) if picture else None,
+        tone(3.0, rate=48_000),
+        rate=48_000,
+        sound_codec=sound,
+        codec=picture or "",
+    )
+    assert abs(extract_speech(whole).log_mel.shape[1] - 188) <= 4
+    part = tmp_path / f"part.{ending}"
+    data = whole.read_bytes()
+    body = len(data) if ending != "avi" else data.find(b"idx1")  # its index lies behind
+    part.write_bytes(data[: body * 6 // 10])
+    assert code_of(extract_speech, part) in ("E_TRUNC", "E_CODEC")
+    if picture:
+        assert scan_pictures(whole).end > 2.8 and code_of(scan_pictures, part) == "E_TRUNC"
+
+
+def test_a_stream_of_unknown_length_is_read(tmp_path):
+    """As ffmpeg writes a .wav into a pipe."""
+    path = make_clip(tmp_path / "a.wav", sound=tone(1.0), sound_codec="pcm_s16le")
+    data = bytearray(path.read_bytes())
+    data[4:8] = b"\xff" * 4
+    path.write_bytes(data)
+    assert extract_speech(path).log_mel.shape[1] > 50
+
+
+def test_samples_that_no_sound_has_are_refused(tmp_path):
+    loud = make_clip(tmp_path / "a.mov", sound=1e20 * tone(1.0), sound_codec="pcm_f32le")
+    assert code_of(extract_speech, loud) == "E_NONFINITE"
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_bombs_that_zipfile_would_unpack_whole_are_refused(tmp_path, packing):
+    with (
+        zipfile.ZipFile(tmp_path / "a.npz", "w", packing) as archive,
+        archive.open("word_embed.npy", "w", force_zip64=True) as member,
+    ):
+        np.lib.format.write_array_header_1_0(
+            member, {"descr": "<f4", "fortran_order": False, "shape": (1, 200 << 18)}
+        )
+        for _ in range(200):
+            member.write(bytes(1 << 20))
+    tracemalloc.start()
+    assert code_of(read_words, tmp_path / "a.npz", None) == "E_NPZ"
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
 
 
 def test_huge_pictures_are_refused_before_they_are_decoded(tmp_path, monkeypatch):

@@ -576,14 +576,15 @@ def test_changed_files_are_found_and_made_anew_when_asked(copies):
         (features / name).write_bytes(change(old))
         assert change(old) != old
     done = preprocess(data, features, "--verify", "--workers", 2)
-    assert f"verified: 3 changed files made anew: {', '.join(map(repr, changed))}\n" in done.stdout
+    listed = f"3 files were missing or changed, and are made anew: {', '.join(map(repr, changed))}"
+    assert f"verified: {listed}\n" in done.stdout
     assert content(features) == whole
     made_anew = {name for name, stamp in stamps(features).items() if stamp != before[name]}
     assert {*changed} <= made_anew <= {*changed} | {name for name in before if "val/" in name}
 
     before = stamps(features)
     done = preprocess(data, features, "--verify")
-    assert f"verified: all of {features} is as it was written\n" in done.stdout
+    assert "verified: the features of 4 clips are as they were written\n" in done.stdout
     assert stamps(features) == before
 
 
@@ -605,3 +606,57 @@ def test_word_vectors_of_another_width_than_most_are_refused(tmp_path):
     before = stamps(features)
     preprocess(raw, features, *command, code=3)
     assert stamps(features) == before
+
+
+def test_a_replaced_file_of_the_same_size_and_time_is_seen_by_name_or_verified(tmp_path):
+    raw, features = tmp_path / "raw", tmp_path / "features"
+    for name, hertz in (("x", 300), ("y", 900), ("z", 1500)):
+        path = make_clip(raw / f"{name}.wav", sound=tone(1.0, hertz), sound_codec="pcm_s16le")
+        os.utime(path, (1e9, 1e9))
+    command = ("--corpus", "csv", "--modalities", "speech")
+
+    def made(name: str, *flags) -> str:
+        head = "media,split,emotion,clip_id"
+        (raw / "manifest.csv").write_text(f"{head}\n{name}.wav,train,hap,one\n")
+        preprocess(raw, features, *command, *flags)
+        return digests(features)["train/speech/one.npy"]
+
+    first, second = made("x"), made("y")
+    assert first != second
+    shutil.copy2(raw / "z.wav", raw / "y.wav")  # as large and as old
+    assert made("y") == second and made("y", "--verify") not in (first, second)
+
+
+def test_failures_are_tried_again_when_their_cause_may_be_gone(tmp_path):
+    raw, features = tmp_path / "raw", tmp_path / "features"
+    make_clip(raw / "a.wav", sound=tone(120), sound_codec="pcm_s16le")
+    (raw / "manifest.csv").write_text("media,split,emotion\na.wav,train,hap\n")
+    command = ("--corpus", "csv", "--modalities", "speech")
+    preprocess(raw, features, *command, "--memory_mb", 1, code=3)
+    [row] = table(features / "failed.csv").to_dict("records")
+    assert row["code"] in ("E_KILLED", "E_CODEC") and "--memory_mb" in row["reason"]
+    before = stamps(features)
+    preprocess(raw, features, *command, "--memory_mb", 1, code=3)
+    assert stamps(features) == before
+    preprocess(raw, features, *command)
+
+
+def test_the_folder_of_the_clips_is_no_place_for_features(tmp_path):
+    raw = make_clip(tmp_path / "a.wav", sound=tone(1.0), sound_codec="pcm_s16le").parent
+    (raw / "manifest.csv").write_text("media,split,emotion\na.wav,train,hap\n")
+    before = digests(raw)
+    done = preprocess(raw, raw, "--corpus", "csv", code=2)
+    assert "the folder of the clips itself" in done.stderr and digests(raw) == before
+
+
+def test_many_clips_of_one_name_are_told_in_few_words(tmp_path):
+    files = [f"clip_{number}/video.mp4" for number in range(300)]
+    rows = [f"{name},train,hap" for name in files]
+    (tmp_path / "manifest.csv").write_text("\n".join(["media,split,emotion", *rows]))
+    features = tmp_path / "features"
+    preprocess(tmp_path, features, "--corpus", "csv", code=3)
+    failed = table(features / "failed.csv")
+    assert set(failed["code"]) == {"E_DUP"} and len(failed) == 300
+    assert (
+        failed["reason"].str.contains("300 files").all() and max(map(len, failed["reason"])) < 400
+    )

@@ -110,7 +110,7 @@ def test_coverage_counts_what_is_said():
 
 DAMAGE = {
     "absent": (None, "No such file"),
-    "empty": (b"", "-1 values"),
+    "empty": (b"", "empty"),
     "prose": (b"Once\nupon a time\n", "0 values"),
     "huge header": (b"3 99999999\nthe ", "99999999 values"),
     "cut text": (b"3 2\nthe 1 2\nno 1 2\n", "holds 2 words, its first line promises 3"),

@@ -83,6 +83,11 @@ def run_script(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        if not error.filename:
+            raise
+        print(f"{script}: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
     except BrokenPipeError:  # `... | head` closed our output: not worth a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -85,7 +85,7 @@ def read_sealed(path: Path) -> bytes:
 def write_bytes(path: Path, data: bytes) -> None:
     """Nothing is written where the file holds exactly this already."""
     with contextlib.suppress(OSError):
-        if Path(path).read_bytes() == data:
+        if Path(path).is_file() and Path(path).read_bytes() == data:  # a pipe would wait for ever
             return
     write_atomic(path, lambda file: file.write(data))
 

@@ -61,7 +61,9 @@ def _call(function: Callable, args: tuple, limits: Limits) -> Any:
         return ClipError("E_TIMEOUT", f"not done after {limits.seconds:.0f} s (--clip_seconds)")
     except (EOFError, OSError):
         _here.process.join()
-        return ClipError("E_KILLED", f"its process died {_cause(_here.process.exitcode)}")
+        died = f"its process died {_cause(_here.process.exitcode)}"
+        tight = " (is --memory_mb too small?)" * (_here.process.exitcode > 0 < limits.memory_mb)
+        return ClipError("E_KILLED", died + tight)
 
 
 def _start(limits: Limits) -> None:

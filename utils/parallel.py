@@ -53,28 +53,26 @@ def parallel_map(
     items: list,
     workers: int,
     backend: str = "loky",
-    scheduler: str | None = None,
 ) -> Iterator[Any]:
-    """Yield `function(item)` for every item, in any order.
+    """Yield `function(item)` for every item, in any order; on a cluster after `connect`.
 
     On this machine the workers are threads: each hands its work to a process of its own
     (utils/guard.py), so that a process that dies costs one clip, where a pool would be lost.
     """
-    one_of("backend", backend, BACKENDS)
     from joblib import Parallel, delayed, parallel_config
 
     if backend == "loky" and workers == 1:
         yield from map(function, items)
         return
-    if backend != "loky":
-        _connect(backend, scheduler)
     kind, count = ("threading", workers) if backend == "loky" else (backend, -1)
     with parallel_config(backend=kind, n_jobs=count):
         as_they_end = "generator_unordered" if backend == "loky" else "list"
         yield from Parallel(return_as=as_they_end)(delayed(function)(item) for item in items)
 
 
-def _connect(backend: str, scheduler: str | None) -> None:
+def connect(backend: str, scheduler: str | None) -> None:
+    """Find the cluster, or start one on this machine; nothing for loky. UsageError says why not."""
+    one_of("backend", backend, BACKENDS)
     try:
         if backend == "dask":
             from dask.distributed import Client
@@ -82,7 +80,7 @@ def _connect(backend: str, scheduler: str | None) -> None:
             Client(
                 scheduler
             )  # joblib uses the newest client; None starts a cluster on this machine
-        else:
+        elif backend == "ray":
             import ray
             from ray.util.joblib import register_ray
 
