@@ -77,8 +77,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def run_name(text: str) -> str:
-    if not re.fullmatch(r"\w[\w.+=-]{0,100}", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: use letters, digits and . _ - + =")
+    if not re.fullmatch(r"\w[\w.+=-]*", text) or len(text.encode()) > 200:
+        what = "use letters, digits and . _ - + =, at most 200 bytes of them"
+        raise argparse.ArgumentTypeError(f"{text!r}: {what}")
     return text
 
 
@@ -116,6 +117,7 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> None:
+    from training.checkpoint import find_checkpoints
     from training.data import Features
     from training.run import train_run
 
@@ -131,8 +133,14 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
         return
     if (folder / "last.pth").is_file():
         raise UsageError(f"{folder} holds a run without folds: take another --exp_name")
-    results = {}
-    for fold in features.folds():
+    results, folds = {}, features.folds()
+    if config["val_fold"] not in (None, "next"):
+        raise UsageError("--fold all holds out each fold once: --val_fold can only be next")
+    for fold in folds:  # what any of them lacks is known before the first one trains
+        starts = config_of_fold(config, fold)
+        paths = (starts[f"{name}_load_weights"] for name in FOLDERS)
+        find_checkpoints(filter(None, paths))
+    for fold in folds:
         print(f"fold {fold}", flush=True)
         run = folder / fold_folder(fold)
         results[fold] = train_run(config_of_fold(config, fold), features, run, device, args)
@@ -166,8 +174,9 @@ def leak_stamp(args: argparse.Namespace, config: dict[str, Any]) -> str:
 
 def config_of_fold(config: dict[str, Any], fold: str) -> dict[str, Any]:
     """The settings of one fold; weights to start from are those of the same fold's run."""
+    place = fold_folder(fold)
     paths = [f"{name}_load_weights" for name in FOLDERS if config[f"{name}_load_weights"]]
-    starts = {name: str(Path(config[name]) / fold_folder(fold)) for name in paths}
+    starts = {name: str(Path(config[name]) / place) for name in paths}
     return config | {"fold": fold} | starts
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
+import signal
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -168,3 +171,21 @@ def test_a_name_that_stands_twice_in_json_is_told(tmp_path):
     (tmp_path / "a.json").write_text('{"n_epoch": 1, "n_epoch": 2}')
     with pytest.raises(UsageError, match="it has 'n_epoch' twice"):
         read_json(tmp_path / "a.json")
+
+
+def test_what_a_holder_forks_does_not_keep_its_lock(tmp_path):
+    held, end = multiprocessing.get_context("fork").Event(), time.sleep
+    context = multiprocessing.get_context("fork")
+
+    def hold() -> None:
+        with lock_folder(tmp_path):
+            context.Process(target=end, args=(30,)).start()
+            held.set()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    holder = context.Process(target=hold)
+    holder.start()
+    assert held.wait(20)
+    holder.join()
+    with lock_folder(tmp_path):
+        pass

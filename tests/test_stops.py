@@ -362,4 +362,71 @@ def test_own_features_that_changed_are_not_resumed(start, tmp_path):
     path = folder / "val" / "au" / "00014.npy"
     np.save(path, np.load(path) + 1)
     run = start("a", *inputs, "--resume", mode="multimodal", folder=folder)
-    assert run.code == 4 and "its run differs: au: " in run.err and " now" in run.err, run.err
+    assert run.code == 4 and "its run differs: content of au: " in run.err and " now" in run.err, (
+        run.err
+    )
+
+
+def test_built_in_features_that_changed_are_not_resumed(start, tmp_path):
+    folder = write_features(tmp_path / "features", splits=("train", "val"))
+    assert start("a", folder=folder).code == 0
+    path = next((folder / "train" / "text").glob("*.npz"))
+    np.savez(path, word_embed=np.ones((3, 16), np.float32))
+    run = start("a", "--resume", folder=folder)
+    assert run.code == 4 and "its run differs: content of text: " in run.err, run.err
+    dry = start("a", "--resume", "--dry_run", "--learning_rate", "0.5", folder=folder)
+    assert dry.code == 4 and "learning_rate" in dry.err
+
+
+def test_readers_that_hang_do_not_keep_a_run_from_stopping(start, tmp_path, monkeypatch):
+    """They stop for ever in their fourth clip, as a network can; the signal comes meanwhile."""
+    view, main = training.data.ClipDataset.view, os.getpid()
+
+    def hang(self, row, *args):
+        if os.getpid() != main and self.training and row["clip_id"] == "00003":
+            os.kill(main, signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return view(self, row, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.data.ClipDataset, "view", hang)
+        began = time.monotonic()
+        cut = start("a", "--num_workers", "2")
+    assert cut.code == 143 and "saved in" in cut.err, cut.err
+    assert time.monotonic() - began < 15
+    assert start("a", "--resume").code == 0
+    assert start("whole").code == 0
+    assert remains(tmp_path / "text" / "a") == remains(tmp_path / "text" / "whole")
+
+
+def test_a_best_checkpoint_is_neither_lost_nor_trusted_blindly(start, tmp_path):
+    folder = tmp_path / "text" / "a"
+    assert start("a", "--n_epoch", "4", "--eval_step", "2").code == 0
+    (best,) = folder.glob("*_best_*.pth")
+    whole = best.read_bytes()
+    best.write_bytes(whole[:100])
+    run = start("a", "--n_epoch", "4", "--eval_step", "2", "--resume")
+    assert run.code == 4 and best.name in run.err and "delete it" in run.err
+    best.unlink()
+    run = start("a", "--n_epoch", "4", "--eval_step", "2", "--resume")
+    assert run.code == 4 and "is gone: only a better epoch" in run.err and "--overwrite" in run.err
+    (folder / "4_best_1.0000.pth").write_bytes(whole)
+    for name in ("last.pth", "previous.pth", "best.json"):
+        (folder / name).unlink()
+    run = start("a", "--n_epoch", "4", "--eval_step", "2", "--resume")
+    assert run.code == 2 and "nothing to go on from" in run.err
+    assert (folder / "4_best_1.0000.pth").is_file()
+
+
+def test_a_run_goes_on_without_the_weights_it_started_from(start, tmp_path):
+    assert start("first").code == 0
+    flags = ["--text_load_weights", tmp_path / "text" / "first"]
+    assert start("second", *flags).code == 0
+    seen = load_checkpoint(tmp_path / "text" / "second" / "last.pth")["clips"]
+    (tmp_path / "text" / "first").rename(tmp_path / "elsewhere")
+    for name in ("best.json", "metrics.csv"):
+        (tmp_path / "text" / "second" / name).unlink()
+    run = start("second", *flags, "--resume")
+    assert run.code == 0 and (tmp_path / "text" / "second" / "best.json").is_file(), run.err
+    again = load_checkpoint(tmp_path / "text" / "second" / "last.pth")["clips"]
+    assert all(torch.equal(seen[name], again[name]) for name in seen)

@@ -595,3 +595,21 @@ def test_an_own_feature_beside_all_three_is_fused():
     config = recipe("multimodal") | {"inputs": "speech,face,text,my_au"}
     assert task_of(config).heads["integrated"] == (("speech", "face", "text", "my_au"), "emotion")
     assert set(task_of(config).heads) == {"integrated", "speech", "face"}
+
+
+def test_folds_are_checked_before_the_first_and_can_be_started_anew(features, start, tmp_path):
+    assert start("text", "--fold", "all", "--overwrite", "--n_epoch", 1).code == 0
+    assert start("text", "--fold", "all", "--overwrite", "--n_epoch", 1).code == 0
+    run = start("text", "--fold", "all", "--val_fold", "1", name="b")
+    assert run.code == 2 and "can only be next" in run.err
+    odd = shutil.copytree(features, tmp_path / "odd")
+    table = pd.read_csv(odd / "manifest.csv", dtype=str, keep_default_na=False)
+    table["fold"] = table["fold"].replace({"1": "b c"})
+    table.to_csv(odd / "manifest.csv", index=False)
+    run = start("text", "--fold", "all", "--features_dir", odd, name="c")
+    assert run.code == 2 and "fold 'b c'" in run.err and "epoch" not in run.out
+
+
+@pytest.mark.parametrize("flag", ["--lam", "--clip_norm", "--warmup", "--mixup_alpha"])
+def test_endless_numbers_are_refused(start, flag):
+    assert start("multimodal" if flag == "--lam" else "text", flag, "inf").code == 2

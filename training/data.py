@@ -124,7 +124,9 @@ class Features:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
             reason = f"{path} is missing or damaged ({error})"
-            raise IntegrityError(f"{reason}; delete it and run preprocess.py again") from error
+            made = modality in FOLDERS or modality == "video_embedding"
+            maker = "delete it and run preprocess.py again" if made else "make it again"
+            raise IntegrityError(f"{reason}; {maker}") from error
 
 
 def folder_of(modality: str) -> str:
@@ -245,6 +247,8 @@ class ClipDataset(Dataset):
                 maker = "run again what made this feature of your own"
             listed = ", ".join(map(str, missing[:5])) + ", ..." * (len(missing) > 5)
             raise IntegrityError(f"{len(missing)} feature files are missing: {listed}; {maker}")
+        for row in self.rows if "face" in self.task.inputs else ():
+            self.faces(row)
         with ThreadPool(available_cores()) as pool:  # hashing leaves the interpreter free
             own = self.rows[dist.rank :: dist.world]
             found = tqdm(pool.imap(self._changed, own), "digests", len(own), **CHECKING)
@@ -253,8 +257,6 @@ class ClipDataset(Dataset):
                     f"{len(changed)} feature files are not as preprocess.py wrote them, the first "
                     f"is {changed[0]}; preprocess.py --verify makes them anew"
                 )
-        for row in self.rows if "face" in self.task.inputs else ():
-            self.faces(row)
         for name, expected in self.shapes().items():
             for row in self.rows:
                 self._check_shape(name, row, expected)
@@ -354,6 +356,7 @@ def make_loader(
         num_workers=workers,
         pin_memory=device.startswith("cuda"),
         persistent_workers=workers > 0,
+        timeout=min(workers, 1),  # seconds after which the loader asks whether to stop
         worker_init_fn=_start_worker,
         collate_fn=collate,
     )

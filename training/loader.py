@@ -5,12 +5,13 @@ from __future__ import annotations
 import atexit
 import signal
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from training.stopping import StepAbandoned
 from utils.errors import UsageError
 from utils.parallel import trim_memory
 
@@ -28,7 +29,10 @@ class Loader(DataLoader):
 
     Its workers ignore SIGTERM, so a process that ends without `close` would wait for them forever.
     Freeing the loader is not enough: whoever keeps an exception keeps its caller's variables.
+    `asked`: whether the run is to stop, which it shall although a worker hangs in a read.
     """
+
+    asked: Callable[[], bool] = staticmethod(lambda: False)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         ahead = iter(list(self.batch_sampler))
@@ -40,9 +44,12 @@ class Loader(DataLoader):
             if self.num_workers:
                 # torch's handler of a worker's death raises anywhere, also within an update
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for batch in batches:
+            for batch in self.patiently(batches):
                 next(ahead)
                 yield batch
+        except StepAbandoned:
+            self.kill_workers()  # one of them hangs in a read
+            raise
         except Exception as error:
             self.kill_workers()
             if isinstance(error, UsageError):  # of a worker: behind its traceback
@@ -53,6 +60,21 @@ class Loader(DataLoader):
             if handing_over or str(error).startswith(("DataLoader worker", "Pin memory thread")):
                 raise LoaderError(self.killed(ahead)) from error
             raise
+
+    def patiently(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The batches; StepAbandoned when a stop is asked for while the next one does not come."""
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:
+                if "timed out" not in str(error):
+                    raise
+                if self.asked():
+                    raise StepAbandoned from error
+            else:
+                if batch is None:
+                    return
+                yield batch
 
     def close(self) -> None:
         """End the workers; the next epoch starts new ones."""

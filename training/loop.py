@@ -213,7 +213,8 @@ class Trainer:
             f"the loss is {loss:g} and the gradient's norm {norm:g} at step {self.step}; nothing "
             f"was updated with it, and no checkpoint holds it. Clips: "
             f"{', '.join(batch['clip_id'][:8])}{', ...' * (len(batch['clip_id']) > 8)}. "
-            f"Inputs: {seen}. Look at those, or lower --learning_rate or set --clip_norm"
+            f"Inputs: {seen}. Look at those, or start a new run "
+            "with a lower --learning_rate or with --clip_norm"
         )
 
     def epoch_summary(self) -> dict[str, float]:

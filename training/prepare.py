@@ -12,6 +12,7 @@ import torch
 from models import build_model
 from models.backbone import Backbone, load_pretrained
 from training.checkpoint import transfer_weights
+from training.data import folder_of
 from training.tasks import FOLDERS
 from utils.distributed import Alone
 from utils.errors import IntegrityError, UsageError
@@ -50,12 +51,19 @@ def class_weights(train_set: Any) -> dict[str, torch.Tensor]:
 
 
 def data_of(train_set: Any, val_set: Any) -> dict[str, str]:
-    """What a run learns from, to be compared when it goes on; by name also the content of own
-    features, which have no records."""
-    rows = [(each.features, row) for each in (train_set, val_set) for row in each.rows]
-    own = (name for name in train_set.task.inputs if name not in FOLDERS)
-    files = {n: digest([sha256(folder.path(row, n)) for folder, row in rows]) for n in own}
-    return {"training": names(train_set), "validation": names(val_set), **files}
+    """What a run learns from, to be compared when it goes on: clips, labels, content of the files
+    (as the records tell it, where there are any)."""
+    rows = [row for each in (train_set, val_set) for row in each.rows]
+    features, inputs = train_set.features, train_set.task.inputs
+    files: dict[str, list[str]] = {f"content of {name}": [] for name in inputs}
+    for row in rows:
+        made = features.stages(row)
+        for name, known in zip(inputs, files.values(), strict=True):
+            own = name not in FOLDERS and folder_of(name) not in made
+            stage = {} if own else made.get(folder_of(name), {})
+            known.append(stage.get("sha256") or sha256(features.path(row, name)))
+    contents = {name: digest(known) for name, known in files.items()}
+    return {"training": names(train_set), "validation": names(val_set), **contents}
 
 
 def names(dataset: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from models import build_model
 from training.checkpoint import (
     LAST,
     PREVIOUS,
     best_checkpoint,
+    best_name,
     keep_best,
+    load_checkpoint,
     load_last,
     save_best,
     save_last,
@@ -43,7 +47,8 @@ def train_run(
     `options`: num_workers, save_minutes, resume, overwrite, dry_run, leaks (what the audit says).
     The caller holds the folder.
     """
-    check_folder(folder, options)
+    check_folder(folder, options, config["eval_step"])
+    found = None if options.overwrite else load_last(folder)
     dist, device = join(device)
     task = task_of(config)
     features.require(task.inputs)
@@ -59,7 +64,10 @@ def train_run(
 
     torch.manual_seed(config["seed"])
     arch = model_arch(task, config, len(features.classes), train_set.shapes())
-    model, earlier = create_model(arch, config, features.classes, clips)
+    if found:  # all weights are in there, and what those it started from have seen
+        model, earlier = build_model(**arch), [found[1]]
+    else:
+        model, earlier = create_model(arch, config, features.classes, clips)
     model.to(device)
     train_loader, val_loader = (
         make_loader(each, config["batch_size"], options.num_workers, device, dist)
@@ -68,9 +76,6 @@ def train_run(
     steps = len(train_loader.batch_sampler)
     trainer = Trainer(model, task, config, device, steps, class_weights(train_set), dist)
     print(describe(config, trainer, train_set, val_set), flush=True)
-    if options.dry_run:
-        print("dry run: everything is in place, nothing was trained")
-        return None
     identity = {
         "arch": arch,
         "classes": features.classes,
@@ -79,8 +84,16 @@ def train_run(
         **heritage({"clips": clips, "leaks": options.leaks}, earlier),
         "data": {**data_of(train_set, val_set), "steps": steps},
     }
+    if found:
+        check_same(found[1], identity, found[0])
+        check_best(folder, *found)
+    if options.dry_run:
+        print("dry run: everything is in place, nothing was trained")
+        return None
     with StopSignal(grace=launched()) as stop, closing(train_loader), closing(val_loader):
-        run = Run(folder, trainer, identity, options, stop)
+        if dist.world == 1:  # several processes are stopped behind a step of all
+            train_loader.asked = val_loader.asked = lambda: bool(stop.signum)
+        run = Run(folder, trainer, identity, options, stop, found)
         run.train(train_loader, val_loader)
         return run.finish()
 
@@ -99,17 +112,18 @@ def heritage(own: dict[str, Any], earlier: list[dict[str, Any]]) -> dict[str, An
 class Run:
     """The state of a run between epochs, in memory and in its folder."""
 
-    def __init__(self, folder: Path, trainer: Trainer, identity: dict, options: Any, stop: Any):
+    def __init__(
+        self, folder: Path, trainer: Trainer, identity: dict, options: Any, stop: Any, found: Any
+    ):
+        """`found`: the path of the checkpoint to go on from, and what it holds; None: a new run."""
         self.folder, self.trainer, self.identity = folder, trainer, identity
         self.config, self.task, self.dist = trainer.config, trainer.task, trainer.dist
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.stop, self.pause = stop, 60 * options.save_minutes
         trainer.asked = lambda: bool(stop.signum)
-        found = None if options.overwrite else load_last(folder)
         if found:
             place, state = found
-            check_same(state, identity, place)
             trainer.load_state(state)
             self.rows, self.best = state["rows"], state["best"]
             print(f"resumed {place} after step {trainer.step}")
@@ -145,6 +159,8 @@ class Run:
             print(epoch_line(row, epochs, self.best), flush=True)
             if self.asked()[0]:
                 self.leave(f"after epoch {epoch}")
+        if len(self.rows) < epochs:
+            print(f"no better validation loss in {self.config['patience']} validations: ended")
 
     def out_of_patience(self) -> bool:
         """True after `patience` validations in a row without a better loss."""
@@ -233,15 +249,19 @@ class Record(RunLog):
     def finish(self, best: dict[str, Any]) -> None:
         self.close()
         if best_checkpoint(self.folder) is None:
-            raise IntegrityError(f"the best checkpoint of {self.folder} is gone")
+            raise IntegrityError(
+                f"the best checkpoint of {self.folder} is gone and no later epoch was better: put "
+                f"it back, use {LAST}, or start anew with --overwrite"
+            )
         write_json(self.folder / "best.json", best)
         print("curves.png and confusion.png are beside the best checkpoint:")
         clips = f"{best['clips']} validation clips"
         print(f"{best_checkpoint(self.folder)}: {measures(best)} over {clips}", flush=True)
 
 
-def check_folder(folder: Path, options: Any) -> None:
-    """UsageError for a folder that holds what this run would lose or mix with its own."""
+def check_folder(folder: Path, options: Any, first: int) -> None:
+    """UsageError for a folder that holds what this run would lose or mix with its own. `first`: the
+    epoch that is validated first."""
     goes_on = any((folder / name).is_file() for name in (LAST, PREVIOUS))
     there = goes_on or best_checkpoint(folder) or any(folder.glob("fold_*"))
     if there and not (options.resume or options.overwrite):
@@ -249,16 +269,37 @@ def check_folder(folder: Path, options: Any) -> None:
             f"{folder} holds a run already: --resume goes on with it, --overwrite "
             "throws it away, another --exp_name keeps both"
         )
-    if options.resume and not goes_on and (folder / "best.json").is_file():
-        raise UsageError(f"{folder} holds a finished run without its {LAST}: nothing to go on from")
+    best = best_checkpoint(folder)  # that of the first validation is there before any other file
+    later = best and int(best.name.partition("_")[0]) > first
+    if options.resume and not goes_on and (later or (folder / "best.json").is_file()):
+        raise UsageError(
+            f"{folder} holds a run without its {LAST}, nothing to go on from: --overwrite throws "
+            "it away, another --exp_name keeps it"
+        )
     if options.resume and any(folder.glob("fold_*")):
         raise UsageError(f"{folder} holds the runs of --fold all: go on with that, or rename")
 
 
 def empty_folder(folder: Path) -> None:
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.is_dir() else ():
         if path.name != ".lock":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def check_best(folder: Path, place: Path, state: dict[str, Any]) -> None:
+    """IntegrityError for a damaged best checkpoint; a warning where it is gone."""
+    if not state["best"]:
+        return
+    best = folder / best_name(state["best"]["epoch"], state["best"]["loss"])
+    if best.is_file():
+        try:
+            load_checkpoint(best)
+        except IntegrityError as error:
+            remedy = "delete it, then --resume keeps the next epoch that is better"
+            raise IntegrityError(f"{error}; {remedy}, or start anew with --overwrite") from error
+    elif place.name == LAST:  # an older checkpoint goes on to the same best again
+        what = f"WARNING: the best checkpoint {best} is gone: only a better epoch is kept from now"
+        print(what, file=sys.stderr)
 
 
 def check_same(state: dict[str, Any], identity: dict[str, Any], path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import sys
@@ -90,7 +92,14 @@ def run_script(main: Callable[[], int | None]) -> None:
         sys.exit(UsageError.exit_code)
     except BrokenPipeError:  # `... | head` closed our output: not worth a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        sys.exit(128 + signal.SIGPIPE)  # as the shell has it: what is not done is no success
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        with contextlib.suppress(OSError):
+            print(f"{script}: cannot write its output: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UsageError.exit_code)
 
 
 def one_of(kind: str, value: str, known: dict | tuple | list) -> None:

@@ -22,6 +22,7 @@ from utils.errors import IntegrityError, LockedError, UsageError
 SEAL, SEAL_LENGTH = b"sha256:", 7 + 64  # and 64 hex digits end a sealed file
 PART = ".part"  # unfinished files are named .<random>.part, so no glob for *.npy ever meets one
 _unfinished: set[Path] = set()  # of this process
+_locks: set[Any] = set()  # open files that this process holds locked
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -178,7 +179,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         file = open(Path(folder) / ".lock", "a+")
     except OSError as error:
         raise UsageError(f"cannot write in {folder}: {error.strerror}") from error
-    with file:
+    with file, _not_inherited(file):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -194,6 +195,24 @@ def lock_folder(folder: Path) -> Iterator[None]:
         _sweep(folder)  # what a run that was killed has left
         yield
         _sweep(folder)  # and what a worker that was killed has left
+
+
+@contextlib.contextmanager
+def _not_inherited(file: Any) -> Iterator[None]:
+    """Processes that are forked meanwhile let go of the lock: they can outlive its holder."""
+    _locks.add(file)
+    try:
+        yield
+    finally:
+        _locks.discard(file)
+
+
+def _let_go() -> None:
+    while _locks:
+        _locks.pop().close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _sweep(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ def plot_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
     figure, axes = _figure(1, 2, (9, 3.6))
     epochs = [row["epoch"] for row in rows]
     measured = [row for row in rows if row.get("val_loss") is not None]
+    finite = [row for row in measured if math.isfinite(row["val_loss"])]
     # the training loss has smoothed, mixed targets and all heads: not on validation's scale
     labels = {"loss": "training objective", "accuracy": "training"}
     for axis, (name, label) in zip(axes, labels.items(), strict=True):
@@ -26,8 +28,8 @@ def plot_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False)
     axes[1].set_ylim(0, 1)
-    if measured:
-        best = min(measured, key=lambda row: row["val_loss"])
+    if finite:
+        best = min(finite, key=lambda row: row["val_loss"])
         axes[0].plot(best["epoch"], best["val_loss"], "o", color=VAL)
         axes[1].plot(best["epoch"], best["val_accuracy"], "o", color=VAL)
     figure.suptitle(title, x=0.01, ha="left", color=INK)

@@ -16,7 +16,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder, self.rows = folder, []
-        for events in folder.glob("events.out.tfevents.*"):
+        for events in filter(Path.is_file, folder.glob("events.out.tfevents.*")):
             events.unlink()  # they may hold a row too few, or one twice, of a run that was killed
         self.writer = SummaryWriter(str(folder))
         for row in rows:
