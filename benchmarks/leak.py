@@ -29,7 +29,7 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flags.add_argument("--features_dir", type=Path, default=Path("features"))
     flags.add_argument("--work_dir", type=Path, default=Path("leak_run"))
-    flags.add_argument("--picture", type=Path, default=Path("docs/leak.png"))
+    flags.add_argument("--picture", type=Path, default=Path("leak.png"))
     flags.add_argument("train", nargs="*", help="-- flags of train.py")
     args = flags.parse_args()
     shuffled = shuffle_folds(args.features_dir, args.work_dir / "features")

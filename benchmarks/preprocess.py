@@ -185,7 +185,7 @@ def main() -> None:
     if not found:
         raise UsageError(f"no clips in {args.clips}; python demo.py makes some, or give --clips")
     with tempfile.TemporaryDirectory() as folder:
-        clips = usable(found[:: max(1, len(found) // args.most)], Path(folder))
+        clips = usable(found[:: -(-len(found) // args.most)], Path(folder))
         if args.quality:
             quality(clips, args.rounds)
         else:

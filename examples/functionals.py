@@ -5,7 +5,7 @@
 
 Statistics over the speech of pitch, level, cepstrum and spectrum; their course in 12 equal parts;
 how they go together (the logarithm of their covariance); and how fast each band beats. The file
-holds three rows: the clip played 10 % slower, as it is, and 9 % faster, which stand for speakers of
+holds three rows: the clip at 0.9, 1 and 1.1 times its speed, which stand for speakers of
 other sizes (speed perturbation, Ko et al. 2015, Interspeech). Every number is standardized over all
 clips of its speaker, whose clips must therefore be at hand, labels not: (x - mean) / deviation.
 """
@@ -36,7 +36,9 @@ from utils.parallel import available_cores
 
 RATE, HOP, FFT = SETTINGS["sample_rate"], SETTINGS["hop_length"], SETTINGS["n_fft"]
 SPEEDS = ((10, 9), (1, 1), (10, 11))  # new samples for so many old ones
+FEW = 5  # clips: what deviates from their mean says little
 FLOOR = 1e-6  # of amplitudes and powers, -120 dB
+WINDOW = 256  # columns, 4.1 s
 BEATS = (0.5, 1.5, 2.5, 3.5, 5, 7, 9, 12, 16, 22, 31)  # Hz
 
 
@@ -50,6 +52,9 @@ def main() -> None:
     clips = Features.open(args.features_dir).manifest
     if unknown := (clips["speaker"] == "").sum():
         raise UsageError(f"{unknown} clips of {args.features_dir} have no speaker in the manifest")
+    counts = clips["speaker"].value_counts()
+    if few := (counts < FEW).sum():
+        print(f"warning: {few} speakers have under {FEW} clips, too few to know their voice")
     jobs = [delayed(views)(args.data_dir / media) for media in clips["media"]]
     work = Parallel(available_cores(), return_as="generator")
     with own_compilations():
@@ -196,11 +201,19 @@ def log_covariance(tracks: np.ndarray) -> np.ndarray:
     return logarithm[np.triu_indices(len(logarithm))]
 
 
-def beats(bands: np.ndarray) -> np.ndarray:
-    """(N, T) in dB -> (N, 10): log power of the modulation between the frequencies BEATS."""
+def modulation(bands: np.ndarray) -> np.ndarray:
+    """(N, T) -> (N, 1 + WINDOW // 2): the power of each frequency, T <= WINDOW."""
     bands = (bands - bands.mean(axis=1, keepdims=True)) * np.hanning(bands.shape[1])
-    power = np.abs(np.fft.rfft(bands, 256, axis=1)) ** 2 / bands.shape[1]
-    frequency = np.fft.rfftfreq(256, HOP / RATE)
+    return np.abs(np.fft.rfft(bands, WINDOW, axis=1)) ** 2 / bands.shape[1]
+
+
+def beats(bands: np.ndarray) -> np.ndarray:
+    """(N, T) in dB -> (N, 10): log power of the modulation between the frequencies BEATS; of a
+    long clip the mean over windows that overlap by half or more (Welch 1967)."""
+    count = max(1, -(-2 * bands.shape[1] // WINDOW) - 1)
+    firsts = np.linspace(0, max(0, bands.shape[1] - WINDOW), count).astype(int)
+    power = np.mean([modulation(bands[:, first:][:, :WINDOW]) for first in firsts], axis=0)
+    frequency = np.fft.rfftfreq(WINDOW, HOP / RATE)
     edges = np.searchsorted(frequency, BEATS)
     means = [power[:, a:b].mean(axis=1) for a, b in pairwise(edges)]
     return np.log(np.stack(means, axis=1) + FLOOR)

@@ -1,4 +1,5 @@
-"""Which words and letters speak for which emotion: an own feature (2 K,) for train.py.
+"""Which words and letters speak for which emotion: an own feature (2 K,) for train.py, (K,)
+where the clips have no dialogues.
 
     python examples/ngrams.py                                 # -> features/<split>/ngrams/
     python train.py --mode multimodal --inputs text,ngrams --exp_name first
@@ -7,6 +8,12 @@ Two logistic regressions, on the utterance (TF-IDF of words, word pairs and lett
 capitals) and on the utterance before it, each give the logarithm of every class's probability.
 They learn from the split train alone; its own clips are answered by models that saw none of their
 dialogue, so that what is fused with them learns how far to trust them (stacking, Wolpert 1992).
+
+What is learnt from labels belongs to one division of the clips, and train.py refuses it for any
+other. For a run that holds out a fold:
+
+    python examples/ngrams.py --fold 2                        # -> features/<split>/ngrams_2/
+    python train.py --mode multimodal --inputs text,ngrams_2 --fold 2 --exp_name held-out-2
 """
 
 from __future__ import annotations
@@ -28,7 +35,7 @@ from sklearn.preprocessing import StandardScaler
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from training.data import Features
 from utils.errors import UsageError, run_script
-from utils.files import write_atomic
+from utils.files import write_atomic, write_json
 
 WORDS = {"token_pattern": r"[^\W\d_]+(?:'[^\W\d_]+)?|[!?]+|\.\.+|[,.]", "sublinear_tf": True}
 SURFACE = ["length", "exclamations", "questions", "capitals", "place"]
@@ -39,14 +46,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--features_dir", default=Path("features"), type=Path)
+    parser.add_argument("--fold", help="learn from the other folds, for train.py --fold")
     args = parser.parse_args()
-    clips = with_context(Features.open(args.features_dir).manifest)
-    train = (clips["split"] == "train").to_numpy()
+    features = Features.open(args.features_dir)
+    clips = with_context(features.manifest)
+    train, name = clips["split"] == "train", "ngrams"
+    if args.fold is not None:
+        if args.fold not in features.folds():
+            raise UsageError(f"--fold {args.fold}: the folds are {', '.join(features.folds())}")
+        name = f"ngrams_{args.fold}"
+        train = clips["split"].isin(("train", "val")) & ~clips["fold"].isin(("", args.fold))
+    train = train.to_numpy()
     if train.sum() < 100 or clips.loc[train, "transcript"].eq("").any():
         raise UsageError(f"{args.features_dir}: expected 100 or more training clips with words")
-    values = np.concatenate([answers(model, clips, train) for model in (own(), before())], axis=1)
+    models = [own(), before()] if clips.loc[train, "before"].ne("").sum() >= 100 else [own()]
+    values = np.concatenate([answers(model, clips, train) for model in models], axis=1)
+    write_json(args.features_dir / f"{name}.json", {"learnt_without_fold": args.fold})
     for clip, value in zip(clips.itertuples(), values.astype(np.float32), strict=True):
-        path = args.features_dir / clip.split / "ngrams" / f"{clip.clip_id}.npy"
+        path = args.features_dir / clip.split / name / f"{clip.clip_id}.npy"
         write_atomic(path, partial(np.save, arr=value))
     print(f"{len(values)} clips: {values.shape[1]} numbers each, learned from {train.sum()}")
 
@@ -54,6 +71,8 @@ def main() -> None:
 def with_context(clips: pd.DataFrame) -> pd.DataFrame:
     """The clips with what was said before in their dialogue, and numbers about their letters."""
     clips = clips.assign(place=pd.to_numeric(clips["utterance"]).fillna(0))
+    alone = clips["dialogue"] == ""  # each is a dialogue of its own
+    clips["dialogue"] = clips["dialogue"].where(~alone, clips["split"] + "/" + clips["clip_id"])
     clips = clips.sort_values(["split", "dialogue", "place"]).reset_index(drop=True)
     text = clips["transcript"]
     return clips.assign(

@@ -16,9 +16,13 @@ if len(sys.argv) != 4:
 model, folder, split = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 session = onnxruntime.InferenceSession(model)
 about = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-for row in csv.DictReader(open(folder / "manifest.csv")):
-    if row["split"] != split:
-        continue
+table = list(csv.DictReader(open(folder / "manifest.csv")))
+rows = [row for row in table if row["split"] == split]
+if not rows:
+    sys.exit(
+        f"{folder} has no clips of {split}: it has {', '.join({row['split'] for row in table})}"
+    )
+for row in rows:
     feed = {}
     if "speech" in about["inputs"]:
         log_mel = np.load(folder / split / "speech" / f"{row['clip_id']}.npy", allow_pickle=False)

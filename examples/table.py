@@ -82,6 +82,8 @@ def by_speaker(values: np.ndarray, clips: pd.DataFrame) -> np.ndarray:
     """(N, D) -> deviations from the mean of the clip's speaker, at most 4 (outliers)."""
     if (clips["speaker"] == "").any():
         raise UsageError("some clips have no speaker in the manifest: give --raw")
+    if few := (clips["speaker"].value_counts() < 5).sum():
+        print(f"warning: {few} speakers have under 5 clips, too few to know their mean: see --raw")
     values = values.copy()
     for rows in clips.groupby("speaker").indices.values():
         own = values[rows]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import cProfile
 import pstats
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -128,6 +129,12 @@ class Predictor:
         except vectors.NoneKnown as error:  # costs the words alone
             self.unknown = f"E_SHORT: {error}"
             return
+        if "vectors" not in text:
+            print(
+                "the checkpoint was trained on vectors from .npz files: nothing tells whether "
+                f"{self.word_vectors} is where these are from",
+                file=sys.stderr,
+            )
         if text.get("vectors", self.origin) != self.origin:
             raise IntegrityError(
                 f"{self.word_vectors} ({self.origin}) is not the file of word vectors that the "

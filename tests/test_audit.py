@@ -186,6 +186,16 @@ def test_folds_leak_into_tests_too_and_a_replaced_clip_is_seen(tmp_path):
     assert leaks(audited(tmp_path), folds=True) == []
 
 
+def test_what_two_test_splits_share_is_no_leak(tmp_path):
+    folder = Folder(tmp_path)
+    folder.add("copy", "noisy", voice(7), speaker="p7")
+    folder.add("again", "test", voice(7), speaker="p7")
+    folder.save()
+    assert [one for one in audited(tmp_path) if "noisy" in one["crosses"].get("split", {})]
+    assert not [one for one in leaks(audited(tmp_path), folds=False) if "p7" in one["name"]]
+    assert leaks(audited(tmp_path), folds=True) == []
+
+
 def test_features_without_clips_have_no_findings(tmp_path):
     folder = Folder(tmp_path)
     columns = [*folder.rows[0]]

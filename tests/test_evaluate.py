@@ -109,6 +109,15 @@ def test_measures_by_hand():
         np.testing.assert_allclose(many[name], [value, value])
 
 
+def test_all_right_is_no_certainty():
+    truth = np.repeat([0, 1], [56, 8])
+    found = scores.full_scores(truth, truth, np.array([""] * 64), ["a", "b"])
+    assert found["intervals"]["accuracy"] == pytest.approx([0.9434, 1], abs=1e-4)  # 1 / (1 + z²/n)
+    assert found["per_class"]["b"]["recall_interval"] == pytest.approx([0.6756, 1], abs=1e-4)
+    none = scores.full_scores(truth, 1 - truth, np.array([""] * 64), ["a", "b"])
+    assert none["intervals"]["accuracy"] == pytest.approx([0, 0.0566], abs=1e-4)
+
+
 def test_bootstrap_draws_speakers_and_repeats_itself():
     rng = np.random.default_rng(5)
     truth, speakers = rng.integers(0, 3, 120), np.repeat([f"s{k}" for k in range(12)], 10)
@@ -321,7 +330,7 @@ def relabelled(features, tmp_path, **columns):
 
 def test_test_clips_are_tempered_by_validation_clips(evaluate, features, members, tmp_path):
     run = evaluate("--split", "test")
-    assert run.code == 2 and "0 of 7" in run.err
+    assert run.code == 2 and "none of 7" in run.err
     kinds = [*CLASSES] * 3
     kinds[-1] = ""
     labelled = relabelled(features, tmp_path, emotion=kinds)
@@ -531,6 +540,19 @@ def test_the_band_of_a_certificate_is_one_more_seeds():
     bands = [prediction_band(row[:3].std(ddof=1), 3) for row in runs[:2000]]
     inside = np.abs(runs[:2000, 3] - runs[:2000, :3].mean(axis=1)) <= bands
     assert abs(inside.mean() - 0.95) < 0.02
+
+
+def test_a_fold_of_one_clip_is_scored_with_the_others(features, tmp_path, evaluate):
+    folder = shutil.copytree(features, tmp_path / "odd")
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    labelled = table["fold"].ne("") & table["emotion"].ne("")
+    table.loc[labelled, "fold"] = ["1"] + ["0"] * (labelled.sum() - 1)
+    table.to_csv(folder / "manifest.csv", index=False)
+    for fold in ("0", "1"):
+        place = tmp_path / "run" / f"fold_{fold}" / "1_best_1.0000.pth"
+        save_member(place, folder, int(fold), fold=fold)
+    run = evaluate("--features_dir", folder, checkpoints=[tmp_path / "run"])
+    assert run.code == 0 and run.report["systems"][0]["clips"] == labelled.sum(), run.err
 
 
 def test_validation_clips_that_are_judged_too_temper_nothing(features, tmp_path):

@@ -119,6 +119,46 @@ def test_ngrams_learn_from_train_and_answer_each_clip_from_elsewhere(tmp_path):
     assert (answers == label_of.to_numpy()).mean() < 0.5
 
 
+def test_ngrams_for_a_fold_know_nothing_of_its_labels(tmp_path):
+    folder = write_features(tmp_path / "f", 20, word_dim=4, modalities=("text",))
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    letters = {"0": "abcdefg", "1": "hijklmn", "": "opqrstu"}  # an emotion's in each fold
+    known = sorted(set(table["emotion"]))[-7:]
+    said = [
+        4 * letters[row.fold][known.index(row.emotion)] if row.emotion else "yes"
+        for row in table.itertuples()
+    ]
+    change(folder, transcript=said, dialogue="")
+    assert run_main("examples.ngrams", "--features_dir", folder).code == 0
+    run = run_main("examples.ngrams", "--features_dir", folder, "--fold", 0)
+    assert run.code == 0 and "learned from 140" in run.out, run.err
+    judged = (table["fold"] == "0") & (table["emotion"] != "")
+    classes = np.array(sorted(set(table["emotion"]) - {""}))
+    right = {
+        name: classes[own_of(folder, name)[:, :7].argmax(axis=1)] == table["emotion"]
+        for name in ("ngrams", "ngrams_0")
+    }
+    assert right["ngrams"][judged].mean() > 0.9 and right["ngrams_0"][judged].mean() < 0.4
+    command = ["--mode", "multimodal", "--features_dir", folder, "--logs_dir", tmp_path]
+    command += ["--exp_name", "a", "--dry_run", "--inputs"]
+    for inputs, fold, code in (("ngrams", 0, 4), ("ngrams_0", 1, 4), ("ngrams_0", 0, 0)):
+        run = run_main("train", *command, inputs, "--fold", fold)
+        assert run.code == code, run.err
+        assert code == 0 or "was learnt from the labels" in run.err
+    assert run_main("train", *command, "ngrams").code == 0
+    assert run_main("examples.ngrams", "--features_dir", folder, "--fold", 7).code == 2
+
+
+def test_beats_of_a_long_clip_count_its_end():
+    bands = np.random.default_rng(0).normal(size=(4, 900))
+    other = bands.copy()
+    other[:, 600:] = np.sin(np.arange(300) / 2)
+    assert np.abs(functionals.beats(bands) - functionals.beats(other)).max() > 0.5
+    short = bands[:, :200]
+    power = functionals.modulation(short)
+    assert functionals.beats(short).shape == (4, 10) and power.shape == (4, 129)
+
+
 def test_ngrams_need_words(tmp_path):
     folder = write_features(tmp_path / "f", 20, splits=("train",), modalities=("text",))
     run = run_main("examples.ngrams", "--features_dir", folder)

@@ -73,6 +73,8 @@ def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[E
         name = str(place if len(files) > 1 or place.is_file() else files[0].parent)
         parts = [run_of(path, name, features, options) for path in files]
         runs.append(pool(name, parts) if len(parts) > 1 else parts[0])
+        if len(runs[-1].clips) < 2:
+            raise UsageError(f"{name}: one clip with its label is too few to score")
         check_comparable(runs[0], runs[-1], features.classes)
     return runs
 
@@ -83,10 +85,8 @@ def run_of(path: Path, name: str, features: Features, options: Any) -> Evaluated
     config, column = member.config, member.task.label_columns[member.task.answer]
     judged = judged_clips(config, features, options.split)
     clips = judged[judged[column].isin(features.classes)]
-    if len(clips) < 2:
-        raise UsageError(
-            f"{len(clips)} of {len(judged)} clips have their {column}: too few to score"
-        )
+    if clips.empty:
+        raise UsageError(f"{path}: none of {len(judged)} clips has its {column}: nothing to score")
     warnings = warnings_of(member, clips, features, options.allow_training_clips)
     if len(clips) < len(judged):
         warnings.append(f"{len(judged) - len(clips)} clips without {column} are left out")

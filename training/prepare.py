@@ -16,7 +16,7 @@ from training.data import folder_of
 from training.tasks import FOLDERS
 from utils.distributed import Alone
 from utils.errors import IntegrityError, UsageError
-from utils.files import digest, sha256
+from utils.files import digest, read_known, sha256
 
 
 def check_data(train_set: Any, val_set: Any, dist: Alone) -> None:
@@ -27,6 +27,7 @@ def check_data(train_set: Any, val_set: Any, dist: Alone) -> None:
             if min(labels.values()) < 0:
                 known = " ".join(dataset.features.classes)
                 raise IntegrityError(f"clip {row['clip_id']}: a label is not one of {known}")
+    check_learnt(train_set)
     if len(train_set) < 2:
         raise UsageError(f"{len(train_set)} training clip: at least 2 are needed")
     size, world = min(len(train_set), train_set.config["batch_size"]), dist.world
@@ -35,6 +36,22 @@ def check_data(train_set: Any, val_set: Any, dist: Alone) -> None:
             f"--batch_size {train_set.config['batch_size']} for {world} processes and "
             f"{len(train_set)} clips: each needs the same number of clips, and at least 2"
         )
+
+
+def check_learnt(train_set: Any) -> None:
+    """IntegrityError for own features that were learnt from labels of clips which this run holds
+    out: `features/<name>.json` says which fold was left out (null: train and val are splits)."""
+    config = train_set.config
+    for name in (name for name in train_set.task.inputs if name not in FOLDERS):
+        about = read_known(train_set.features.folder / f"{name}.json")
+        without = about.get("learnt_without_fold")
+        if "learnt_without_fold" in about and (without != config["fold"] or config["val_fold"]):
+            apart = f"fold {without}" if without is not None else "the split val"
+            raise IntegrityError(
+                f"{name} was learnt from the labels of all clips but those of {apart}: a run with "
+                f"--fold {config['fold']} --val_fold {config['val_fold']} would know its answers; "
+                "make it for that fold"
+            )
 
 
 def class_weights(train_set: Any) -> dict[str, torch.Tensor]:

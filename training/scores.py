@@ -74,9 +74,14 @@ class Bootstrap:
         return np.tensordot(self.counts, table, 1).astype(np.float64)
 
 
-def interval(draws: np.ndarray) -> list[float]:
-    """The middle 95 % of a bootstrap's values."""
-    return [float(value) for value in np.nanpercentile(draws, [2.5, 97.5])]
+def interval(draws: np.ndarray, clips: float = 0) -> list[float]:
+    """The middle 95 % of a bootstrap's values. Where all or none of so many `clips` are right, no
+    draw differs: Wilson's interval (1927) then."""
+    low, high = (float(value) for value in np.nanpercentile(draws, [2.5, 97.5]))
+    if clips and low == high and low in (0, 1):
+        sure = binomtest(round(low * clips), round(clips)).proportion_ci(method="wilson")
+        low, high = float(sure.low), float(sure.high)
+    return [low, high]
 
 
 def full_scores(
@@ -93,9 +98,10 @@ def full_scores(
         "groups": bootstrap.size,
         "unit": bootstrap.unit,
         "measures": measure(truth, answer),
-        "intervals": {name: interval(draws[name]) for name in MEASURES},
+        "intervals": {name: interval(draws[name], len(truth)) for name in MEASURES},
         "per_class": {
-            classes[k]: table[classes[k]] | {"recall_interval": interval(draws["recall"][:, k])}
+            classes[k]: table[classes[k]]
+            | {"recall_interval": interval(draws["recall"][:, k], table[classes[k]]["support"])}
             for k in np.unique(truth)
         },
         "confusion": confusion_matrix(truth, answer, labels=numbers).tolist(),

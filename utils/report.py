@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,11 @@ def write_report(folder: Path, report: dict[str, Any], predictions: Any) -> None
     pictures = {p.stem: base64.b64encode(p.read_bytes()).decode() for p in files if p.is_file()}
     page = Path(__file__).with_name("report.html").read_text()
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = environment.from_string(page).render(report, main=main, pictures=pictures)
+    support = {name: each["support"] / main["clips"] for name, each in main["per_class"].items()}
+    commonest = max(support.items(), key=lambda item: item[1])
+    common = os.path.commonpath([each["name"] for each in report["systems"][:-1]] or ["."])
+    shown = {"pictures": pictures, "commonest": commonest, "common": f"{common}/"}
+    html = environment.from_string(page).render(report, main=main, **shown)
     write_text(folder / "index.html", html + "\n")
 
 
