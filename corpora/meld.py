@@ -10,7 +10,7 @@ features, words alone:
 
 With the unpacked clips (train_splits/, dev_splits_complete/, output_repeated_splits_test/) anywhere
 below --data_dir, speech and video are extracted too. The classes are in the challenge's order, so
-that models of both answer alike. The speakers of train, val and test are the same six friends.
+that models of both answer alike. The six friends speak in train, val and test alike.
 """
 
 from __future__ import annotations

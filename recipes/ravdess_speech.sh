@@ -8,7 +8,8 @@ set -eu
 data=${1:?the folder with Actor_01 ... Actor_24}
 features=${FEATURES_DIR:-features/ravdess}
 python preprocess.py --corpus ravdess --data_dir "$data" --features_dir "$features" --modalities speech
-[ -d "$features/train/functionals" ] || # an interrupted run goes on behind them
+# an interrupted run goes on behind them, unless it was interrupted within them
+[ "$(ls "$features/train/functionals" 2>/dev/null | wc -l)" = 1440 ] ||
   python examples/functionals.py --data_dir "$data" --features_dir "$features"
 # RAVDESS holds one recording twice (actor 07), in one fold: no leak.
 for seed in 1 2 3; do
