@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -98,7 +99,10 @@ def test_a_validation_is_left_within_a_batch(features):
     assert leaves(trainer.state()) == before
 
 
-@pytest.mark.parametrize(("signum", "times"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
+STOPS = [(signal.SIGTERM, 2), (signal.SIGINT, 1), (signal.SIGHUP, 1)]
+
+
+@pytest.mark.parametrize(("signum", "times"), STOPS)
 def test_a_signal_within_a_step_leaves_it_out(start, tmp_path, monkeypatch, signum, times):
     """It comes between the way forward and the way back of the fifth step; from a launcher it
     comes twice, also to a process that is the only one."""
@@ -430,3 +434,19 @@ def test_a_run_goes_on_without_the_weights_it_started_from(start, tmp_path):
     assert run.code == 0 and (tmp_path / "text" / "second" / "best.json").is_file(), run.err
     again = load_checkpoint(tmp_path / "text" / "second" / "last.pth")["clips"]
     assert all(torch.equal(seen[name], again[name]) for name in seen)
+
+
+def test_a_terminal_that_closes_costs_nothing(features, tmp_path):
+    """The run's terminal is gone in the middle of its training."""
+    places = ["--features_dir", features, "--logs_dir", tmp_path, "--exp_name", "a", *TINY]
+    command = [sys.executable, "train.py", "--mode", "text", *places, "--n_epoch", "400"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, list(map(str, command)))
+    seen = b""
+    while b"epoch 3/400" not in seen:
+        seen += os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
+    assert len(load_checkpoint(tmp_path / "text" / "a" / "last.pth")["rows"]) >= 3

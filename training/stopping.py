@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-STOPS = (signal.SIGTERM, signal.SIGINT)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignal:
-    """SIGTERM and SIGINT ask for a stop where nothing is lost; a second one stops at once.
+    """SIGTERM, SIGINT and SIGHUP ask for a stop where nothing is lost; a second one stops at once.
 
+    SIGHUP, of a terminal that closes, stays ignored where it is (nohup).
     `grace`: the same signal can come twice within a second, from a launcher and to its group.
     """
 
@@ -25,7 +27,8 @@ class StopSignal:
         self.signum, self.came, self.grace = 0, 0.0, float(grace)
 
     def __enter__(self) -> StopSignal:
-        self.before = {each: signal.signal(each, self._ask) for each in STOPS}
+        stops = [each for each in STOPS if signal.getsignal(each) != signal.SIG_IGN]
+        self.before = {each: signal.signal(each, self._ask) for each in stops}
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -38,7 +41,18 @@ class StopSignal:
             os.kill(os.getpid(), signum)
         if not self.signum:
             self.signum, self.came = signum, time.monotonic()
+            if signum == signal.SIGHUP:
+                leave_terminal()
             os.write(2, b"stopping ...\n")  # print could be in the middle of one
+
+
+def leave_terminal() -> None:
+    """What is still printed goes nowhere: writing to a closed terminal is an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in (1, 2):
+        if stat.S_ISCHR(os.fstat(output).st_mode):  # isatty says no where it has gone
+            os.dup2(nowhere, output)
+    os.close(nowhere)
 
 
 class StepAbandoned(Exception):
