@@ -240,7 +240,11 @@ def work_on(item: tuple) -> tuple[tuple[str, str], tuple[dict | None, dict, list
     clip, job = item
     changed = remove_changed(clip, job) if job.verify else []
     record = process_clip(clip, job)
-    return (clip.split, clip.clip_id), (record["failure"], facts_of(record), changed)
+    return (clip.split, clip.clip_id), (
+        record["failure"],
+        facts_of(record, job.modalities),
+        changed,
+    )
 
 
 def settings_of(args: argparse.Namespace, listing, job) -> dict:

@@ -132,8 +132,14 @@ def process_clip(clip: Clip, job: Job) -> dict:
     record: dict = {"stages": {}, "failure": None}
     facts: dict = {}
     keys: dict[str, str] = {}
-    for name in (name for name in STAGES if name in job.modalities):
+    kept: dict[str, str] = {}  # of stages that this run does not ask for: the next one may
+    for name in STAGES:
         old = before["stages"].get(name)
+        if name not in job.modalities:
+            if old and name in job.settings and _is_there(job, clip, name):
+                kept[name] = _stage_key(name, clip, job, kept | keys)
+                record["stages"] |= {name: old} if old["key"] == kept[name] else {}
+            continue
         keys[name] = _stage_key(name, clip, job, keys)
         failure = before["failure"]
         if failure and failure["key"] == keys[name] and not _try_again(failure, job):
@@ -277,7 +283,8 @@ def manifest_row(clip: Clip, facts: dict[str, Any], data_dir: Path) -> dict[str,
     return row | {"media": relative(clip.media, data_dir)}
 
 
-def facts_of(record: dict) -> dict[str, Any]:
-    """Those of all stages that stand in manifest.csv."""
-    facts = {k: v for stage in record["stages"].values() for k, v in stage["facts"].items()}
+def facts_of(record: dict, modalities: tuple[str, ...]) -> dict[str, Any]:
+    """Those of these stages that stand in manifest.csv."""
+    stages = [stage for name, stage in record["stages"].items() if name in modalities]
+    facts = {k: v for stage in stages for k, v in stage["facts"].items()}
     return {name: value for name, value in facts.items() if name in MANIFEST_COLUMNS}

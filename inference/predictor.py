@@ -108,10 +108,13 @@ class Predictor:
         if clip.media == Path():
             missing |= dict.fromkeys(wanted.keys() - {"text"}, "E_MISSING: no clip was given")
         while True:
-            record = process_clip(clip, self.job_of(clip, missing, wanted))
+            job = self.job_of(clip, missing, wanted)
+            record = process_clip(clip, job)
             failure = record["failure"]
             if not failure:
-                return manifest_row(clip, facts_of(record), self.job.features_dir), missing
+                return manifest_row(
+                    clip, facts_of(record, job.modalities), job.features_dir
+                ), missing
             name = next(name for name, stage in wanted.items() if stage == failure["stage"])
             missing[name] = f"{failure['code']}: {failure['reason']}"
 

@@ -181,6 +181,13 @@ def test_a_second_run_makes_only_what_is_missing_or_has_changed(copies, face_ima
     assert changed(before, stamps(features)) == {"val/speech/00001.npy", "train/text/00002.npz"}
     assert content(features) == first
 
+    preprocess(data, features, "--modalities", "speech")
+    assert set(table(features / "manifest.csv")["face_valid"]) == {""}
+    preprocess(data, features)
+    remade = {"val/speech/00001.npy", "train/text/00002.npz"}
+    assert changed(before, stamps(features)) == remade, "what one run did not ask for is kept"
+    assert content(features) == first
+
     before = stamps(features)
     preprocess(data, features, "--face_fps", 5)
     assert changed(before, stamps(features)) == {name for name in before if "/video/" in name}

@@ -22,6 +22,7 @@ from utils.files import discard_unfinished
 START = "forkserver"  # one process loads the libraries, children fork from it
 LOST = ("E_TIMEOUT", "E_KILLED", "E_CRASH")  # after these the child is replaced
 TRY_AGAIN = ("E_KILLED", "E_CRASH", "E_READ")  # causes can lie outside: another's memory, a network
+NO_MEMORY = ("alloc", "map zero-fill", "map segment")  # a library, the dynamic loader
 _here = threading.local()  # each supervising thread keeps one child, which loads its libraries once
 
 
@@ -125,7 +126,7 @@ def _answer(function: Callable, args: tuple) -> Any:
     except (ClipError, UsageError) as error:
         return error
     except Exception as error:  # torch and OpenCV have their own words for MemoryError
-        if isinstance(error, MemoryError) or "alloc" in str(error):
+        if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
             return ClipError("E_KILLED", "needs more memory than --memory_mb allows")
         traceback.print_exc(file=sys.stderr)
         return ClipError("E_CRASH", f"a bug of ours, please report it: {error!r}")
