@@ -54,7 +54,8 @@ def load_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             return place, state
         except IntegrityError as error:
             if place == found[-1]:
-                raise
+                remedy = "nothing is left to go on from: start anew with --overwrite"
+                raise IntegrityError(f"{error}; {remedy}") from error
             print(f"WARNING: {error}\nWARNING: going on from {found[-1]}", file=sys.stderr)
     return None
 
