@@ -439,7 +439,8 @@ def test_a_run_goes_on_without_the_weights_it_started_from(start, tmp_path):
 def test_a_terminal_that_closes_costs_nothing(features, tmp_path):
     """The run's terminal is gone in the middle of its training."""
     places = ["--features_dir", features, "--logs_dir", tmp_path, "--exp_name", "a", *TINY]
-    command = [sys.executable, "train.py", "--mode", "text", *places, "--n_epoch", "400"]
+    flags = [*places, "--n_epoch", "400", "--num_workers", "2"]
+    command = [sys.executable, "train.py", "--mode", "text", *flags]
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
@@ -450,3 +451,35 @@ def test_a_terminal_that_closes_costs_nothing(features, tmp_path):
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
     assert len(load_checkpoint(tmp_path / "text" / "a" / "last.pth")["rows"]) >= 3
+
+
+HOLDS_READERS = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+from test_training import dataset
+from training.data import Features, make_loader
+
+loader = make_loader(dataset(Features.open(Path(sys.argv[1])), "text"), 5, 2, "cpu")
+next(iter(loader))
+print(*(each.pid for each in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch looks every five seconds")
+def test_readers_end_with_a_run_that_is_killed(features):
+    done = run_code(HOLDS_READERS, features)
+    readers = [Path("/proc") / pid for pid in done.stdout.split()]
+    assert done.returncode == -signal.SIGKILL and len(readers) == 2
+    until = time.monotonic() + 3
+    while any(map(alive, readers)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def alive(process: Path) -> bool:
+    """A dead one that nobody has waited for yet counts as dead."""
+    try:
+        return "Z" not in (process / "stat").read_text().rpartition(")")[2][:3]
+    except OSError:
+        return False

@@ -23,12 +23,13 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from tqdm import tqdm
 
 from training.loader import Loader
+from training.stopping import STOPS
 from training.tasks import FOLDERS, Task
 from training.transforms import face_view, feature_view, speech_view, text_view
 from utils.distributed import ALONE, Alone
 from utils.errors import IntegrityError, UsageError
 from utils.files import has_sha256, read_json, read_known
-from utils.parallel import available_cores
+from utils.parallel import available_cores, end_with_parent
 
 CHECKING = {"file": sys.stderr, "unit": "clip", "leave": False, "delay": 2}
 COLUMNS = ("clip_id", "split", "emotion", "speech_emotion", "face_emotion", "fold")
@@ -374,12 +375,14 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _start_worker(worker: int) -> None:
-    """A stop asked of the whole process group is the training's to answer, not the loaders'."""
+    """A stop asked of the whole process group is the training's to answer, not the loaders'; they
+    end with it, however it ends."""
     import cv2
 
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for stop in STOPS:
+        signal.signal(stop, signal.SIG_IGN)
+    end_with_parent()
 
 
 def to_device(inputs: dict[str, list[Tensor]], device: str) -> dict[str, tuple[Tensor, ...]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from utils.errors import UsageError, one_of
 BACKENDS = ("loky", "dask", "ray")  # "loky" is this machine
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # of mallopt(3)
 GLIBC = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20}  # what it comes to
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 KEEP = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1}
 
 
@@ -40,6 +43,15 @@ def use_tensor_cores(device: str) -> None:
 
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
+
+
+def end_with_parent() -> None:
+    """Have the system kill this child when its parent dies; at once, where that has happened."""
+    with contextlib.suppress(AttributeError, OSError):  # Linux alone
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    forked = multiprocessing.get_start_method() == "fork"  # else another process is the parent
+    if forked and os.getppid() != multiprocessing.parent_process().pid:
+        os._exit(1)
 
 
 def trim_memory() -> None:
