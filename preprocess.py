@@ -81,6 +81,7 @@ def main() -> int:
         listing = keep_classes(listing, args.classes)
     modalities = chosen_modalities(args, listing)
     print(describe(args, listing, modalities), file=sys.stderr)
+    connect(args.backend, args.scheduler)
     with lock_folder(args.features_dir):
         end_at_signals()
         outcomes = extract(args, listing, modalities)
@@ -172,7 +173,7 @@ def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> d
         settings=SETTINGS
         | {"video": SETTINGS["video"] | given}
         | word_settings(args, listing, modalities),
-        word_dim=listing.word_dim or common_width(listing, modalities),
+        word_dim=listing.word_dim or common_width(listing),
         device=device,
         threads=max(1, available_cores() // args.workers),
         retry_failed=args.retry_failed,
@@ -180,7 +181,6 @@ def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> d
         clip_seconds=args.clip_seconds,
         memory_mb=args.memory_mb,
     )
-    connect(args.backend, args.scheduler)
     begin_tree(args.features_dir, settings_of(args, listing, job))
     work = [(clip, job) for clip in listing.clips]
     results = parallel_map(work_on, work, max(1, min(args.workers, len(work))), args.backend)
@@ -220,11 +220,11 @@ def word_settings(args: argparse.Namespace, listing, modalities: tuple[str, ...]
     return {"text": words.SETTINGS | {"vectors": origin, "rule": words.RULE}}
 
 
-def common_width(listing, modalities: tuple[str, ...]) -> int | None:
+def common_width(listing) -> int | None:
     """Values per word in most .npz files, by up to 200 of them: two widths train nothing."""
     from extract.words import read_words
 
-    paths = [clip.words for clip in listing.clips if clip.words and "text" in modalities]
+    paths = [clip.words for clip in listing.clips if clip.words]
     widths: Counter = Counter()
     for path in sorted(paths, key=lambda path: digest(path.name)):  # as good as drawn
         with contextlib.suppress(ClipError):  # the clip's own process says it

@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> None:
-    from training.checkpoint import find_checkpoints
+    from training.checkpoint import LAST, PREVIOUS, find_checkpoints
     from training.data import Features
     from training.run import train_run
 
@@ -137,9 +137,11 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
     if config["val_fold"] not in (None, "next"):
         raise UsageError("--fold all holds out each fold once: --val_fold can only be next")
     for fold in folds:  # what any of them lacks is known before the first one trains
-        starts = config_of_fold(config, fold)
-        paths = (starts[f"{name}_load_weights"] for name in FOLDERS)
-        find_checkpoints(filter(None, paths))
+        place = folder / fold_folder(fold)
+        if not any((place / name).is_file() for name in (LAST, PREVIOUS)):
+            starts = config_of_fold(config, fold)
+            paths = (starts[f"{name}_load_weights"] for name in FOLDERS)
+            find_checkpoints(filter(None, paths))
     for fold in folds:
         print(f"fold {fold}", flush=True)
         run = folder / fold_folder(fold)

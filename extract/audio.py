@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from extract.media import check_complete, open_media, packets_of, promised_seconds
+from extract.media import FORMATS, check_complete, mp3_seconds, open_media, packets_of
 from utils.errors import ClipError
 
 SETTINGS = {
@@ -87,7 +87,7 @@ def read_mono(path: Path, settings: dict = SETTINGS) -> Sound:
         stream = container.streams.audio[0]
         track = stream.index  # behind the block it is gone
         resampler = av.AudioResampler(format="fltp", rate=rate)  # keeps the channels
-        blocks, offset, samples, seconds = [], 0.0, 0, 0.0
+        blocks, offset, samples, seconds, end = [], 0.0, 0, 0.0, 0.0
         for packet in packets_of(container, stream, path):
             for frame in packet.decode():
                 if not blocks:
@@ -95,13 +95,16 @@ def read_mono(path: Path, settings: dict = SETTINGS) -> Sound:
                 blocks += [mono(part) for part in resampler.resample(frame)]
                 samples += frame.samples
                 seconds = samples / frame.sample_rate
+                end = (frame.time or 0.0) + frame.samples / frame.sample_rate
                 if seconds > settings["max_seconds"]:
                     raise ClipError(
                         "E_LIMIT", f"{path.name} is longer than {settings['max_seconds']} s"
                     )
         blocks += [mono(part) for part in resampler.resample(None)] if blocks else []
-        if blocks:
-            check_complete(path, seconds, promised_seconds(stream, path))
+        if blocks and FORMATS[path.suffix.lower()] == "mp3":
+            check_complete(path, seconds, mp3_seconds(stream, path))
+        if blocks and FORMATS[path.suffix.lower()] == "flac":  # what is damaged in it is left out
+            check_complete(path, seconds, end - offset)
     if not blocks:
         raise ClipError("E_NOAUDIO", f"{path.name} has a sound track without any samples")
     return Sound(np.concatenate(blocks), offset, track)

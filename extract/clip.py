@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -186,13 +187,16 @@ def remove_changed(clip: Clip, job: Job) -> list[Path]:
     path = record_path(job.features_dir, clip)
     record = read_record(path)
     changed = []
-    if path.is_file() and not (record["stages"] or record["failure"]):
+    places = [path, *(feature_path(job.features_dir, clip, name) for name in job.modalities)]
+    unknown = not (record["stages"] or record["failure"])
+    if unknown and any(place.is_file() for place in places):
         changed.append(path)
     for name in {*record["stages"]}.intersection(job.modalities):
         stage, source = record["stages"][name], STAGES[name].source(clip)
         same = has_sha256(feature_path(job.features_dir, clip, name), stage["sha256"])
         if same and "source_sha256" in stage and isinstance(source, Path) and is_file(source):
-            same = _digest_of(source, tuple(_identity(source))) == stage["source_sha256"]
+            with contextlib.suppress(OSError):  # a file that cannot be read now costs nothing made
+                same = _digest_of(source, tuple(_identity(source))) == stage["source_sha256"]
         if not same:
             changed.append(feature_path(job.features_dir, clip, name))
     for each in changed:

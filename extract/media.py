@@ -128,8 +128,8 @@ def promised_bytes(file: BinaryIO) -> int:
 def packets_of(container: Any, stream: Any, path: Path) -> Iterator[Any]:
     """The packets of a track; at their end ClipError when there were clearly fewer than promised.
 
-    An .mp4 or .mov lists its packets (of uncompressed sound its samples). Other kinds of file tell
-    how long they are, or nothing: then nothing is known to lack.
+    An .mp4 or .mov lists its packets (of uncompressed sound, and in fragments, not), a .wav or .avi
+    its bytes, an .mkv or .flv its seconds; some tell nothing, and then nothing is known to lack.
     """
     kind, count, reached = FORMATS[path.suffix.lower()], 0, 0.0
     # what .mkv and .flv tell is the length of the longest track
@@ -140,14 +140,14 @@ def packets_of(container: Any, stream: Any, path: Path) -> Iterator[Any]:
         if packet.stream.index == stream.index:
             count += packet.size > 0
             yield packet
-    if kind == "mov" and not stream.codec.name.startswith("pcm"):
+    if kind == "mov" and stream.frames and not stream.codec.name.startswith("pcm"):
         check_complete(path, count, stream.frames, f"{stream.type} packets")
-    elif kind in WHOLE:
+    elif kind in ("mov", "wav", "avi"):
+        with open(path, "rb") as file:
+            promised = promised_bytes(file) if kind == "mov" else riff_bytes(file)
+            check_complete(path, file.seek(0, 2), promised, "bytes")
+    elif kind == "matroska" or (kind == "flv" and ends_in_a_tag(path)):
         check_complete(path, reached, (container.duration or 0) / 1e6)
-    elif kind == "wav":
-        check_complete(path, *riff_bytes(path), "bytes")
-    elif kind == "avi" and stream.frames < 1 << 30:  # its header counts in units of time
-        check_complete(path, reached, float(stream.frames * stream.time_base))
 
 
 def check_complete(path: Path, there: float, promised: float, unit: str = "seconds") -> None:
@@ -156,23 +156,39 @@ def check_complete(path: Path, there: float, promised: float, unit: str = "secon
         raise ClipError("E_TRUNC", f"{path.name} is cut short: {counts} {unit} are there")
 
 
-def promised_seconds(stream: Any, path: Path) -> float:
-    """Seconds of sound that decode when nothing lacks; 0 where the file does not tell."""
-    kind = FORMATS[path.suffix.lower()]
-    sure = kind == "flac"
-    if kind == "mp3":  # without such a mark it is FFmpeg's guess from the size
-        with open(path, "rb") as file:
-            start = file.read(1 << 16)
-        sure = b"Xing" in start or b"Info" in start
-    return float(stream.duration * stream.time_base) if sure and stream.duration else 0.0
-
-
-def riff_bytes(path: Path) -> tuple[int, int]:
-    """Bytes of a .wav, and how many its header promises; 0 where it was written as a stream."""
+def mp3_seconds(stream: Any, path: Path) -> float:
+    """How long an .mp3 is by the frame that its encoder writes first; 0 where there is none, and
+    FFmpeg's number is a guess from the size."""
     with open(path, "rb") as file:
-        head, there = file.read(8), file.seek(0, 2)
+        tag = file.read(10)
+        size = sum((byte & 127) << 7 * place for place, byte in enumerate(tag[:5:-1]))
+        file.seek(10 + size if tag[:3] == b"ID3" else 0)
+        first = file.read(256)
+    sure = (b"Xing" in first or b"Info" in first) and stream.duration
+    return float(stream.duration * stream.time_base) if sure else 0.0
+
+
+def riff_bytes(file: BinaryIO) -> int:
+    """Bytes that the header of a .wav or .avi promises; 0 where it was written as a stream (with a
+    size of none, of 2 or of 4 GiB)."""
+    file.seek(0)
+    head = file.read(8)
     size = int.from_bytes(head[4:8], "little") + 8
-    return there, size if head[:4] == b"RIFF" and size < 0xFFFF_0000 else 0
+    return size if head[:4] == b"RIFF" and size < 0x7FFF_0000 else 0
+
+
+def ends_in_a_tag(path: Path) -> bool:
+    """Whether an .flv ends within one of its tags. The seconds that it tells may be those of a
+    longer recording, and alone prove nothing."""
+    with open(path, "rb") as file:
+        there, end = file.seek(0, 2), 9 + 4
+        while end < there:
+            file.seek(end)
+            head = file.read(4).ljust(4, b"\0")
+            if head[0] & 31 not in (8, 9, 18):  # sound, picture, text
+                return False
+            end += 11 + int.from_bytes(head[1:], "big") + 4
+    return end - 4 > there
 
 
 class Pictures(NamedTuple):

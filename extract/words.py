@@ -25,7 +25,6 @@ from utils.files import is_file
 Vectors = dict[str, np.ndarray]  # word -> (D,) float32
 TOKEN = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
 NUMPYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-NUMPYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 RULE = 1  # raise it when the rule for transcripts changes
 SETTINGS = {"key": "word_embed", "max_words": 2000, "max_bytes": 16 << 20}
 

@@ -880,3 +880,24 @@ def test_embeddings_come_from_the_cached_weights_and_are_zero_without_a_face(tmp
     with torch.inference_mode():
         expected = network((picture - 127.5) / 128)[0].numpy()
     np.testing.assert_allclose(vectors[2], expected, atol=1e-5)
+
+
+def test_headers_that_promise_what_nobody_wrote_reject_nothing(tmp_path):
+    """Sizes of 2 GiB stand for none; a longer recording's seconds may stand in an .flv; letters of
+    a title are no frame of an encoder."""
+    wav = make_clip(tmp_path / "a.wav", sound=tone(1.0), sound_codec="pcm_s16le")
+    data = bytearray(wav.read_bytes())
+    data[4:8] = (0x7FFFF024).to_bytes(4, "little")
+    wav.write_bytes(data)
+    flv = make_clip(tmp_path / "a.flv", moving_picture(), tone(1.0, rate=44_100), rate=44_100)
+    data = flv.read_bytes()
+    place = data.index(b"duration") + 9
+    flv.write_bytes(data[:place] + struct.pack(">d", 600) + data[place + 8 :])
+    mp3 = make_clip(tmp_path / "a.mp3", sound=tone(1.0), sound_codec="libmp3lame")
+    tag = b"ID3\4\0\0" + bytes([0, 0, 2, 0]) + b"Info" * 64
+    mp3.write_bytes(tag + mp3.read_bytes())
+    for path in (wav, flv, mp3):
+        assert extract_speech(path).log_mel.shape[1] > 55
+    start = flv.read_bytes()
+    flv.write_bytes(start[: len(start) * 6 // 10 - 7])  # within a tag
+    assert code_of(extract_speech, flv) in ("E_TRUNC", "E_CODEC")

@@ -667,3 +667,24 @@ def test_many_clips_of_one_name_are_told_in_few_words(tmp_path):
     assert (
         failed["reason"].str.contains("300 files").all() and max(map(len, failed["reason"])) < 400
     )
+
+
+def test_verifying_goes_on_beside_a_clip_that_cannot_be_read(copies, monkeypatch):
+    data, features = copies
+    before = stamps(features)
+
+    def refuse(path, *_):
+        if path.name.startswith("00001"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *_)
+
+    from extract import clip
+
+    real = clip._digest_of
+    with monkeypatch.context() as patch:
+        patch.setattr("extract.clip._digest_of", refuse)
+        done = preprocess(data, features, "--verify")
+    assert "verified: the features of 4 clips" in done.stdout and stamps(features) == before
+    (features / "val/records/00001.json").unlink()
+    done = preprocess(data, features, "--verify")
+    assert "1 files were missing or changed" in done.stdout and "val/records/00001" in done.stdout

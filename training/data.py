@@ -157,6 +157,7 @@ def training_rows(
             have = f"the folds {', '.join(known)}" if known else "no folds"
             asked = f"--fold {fold}{f' --val_fold {val_fold}' * bool(val_fold)}"
             needed = "; a third is needed to train on" * (sorted((fold, val_fold or fold)) == known)
+            needed = "; they must differ" if fold == val_fold else needed
             raise UsageError(f"{asked}: the manifest has {have}{needed}")
     training = table[~table["fold"].isin((fold, val_fold))]
     held_out = table[table["fold"] == (val_fold or fold)]

@@ -79,8 +79,10 @@ class Loader(DataLoader):
     def close(self) -> None:
         """End the workers; the next epoch starts new ones."""
         if self._iterator is not None:
+            if not self.pin_memory:  # whose thread must not meet half of a batch
+                self.kill_workers()  # torch waits ten seconds for each that hangs in a read
             self._iterator._shutdown_workers()
-            self.kill_workers()  # those that hang in a read
+            self.kill_workers()
             self._iterator = None
 
     def kill_workers(self) -> None:
