@@ -86,6 +86,11 @@ def main() -> int:
         end_at_signals()
         outcomes = extract(args, listing, modalities)
         rejected = write_tables(args, listing, outcomes)
+        for names in same_recordings(outcomes)[:5]:
+            print(
+                f"warning: one recording, byte for byte: {names}; see corpora.audit",
+                file=sys.stderr,
+            )
         if args.verify:
             print(verified(args.features_dir, outcomes))
     return REJECTED if rejected else 0
@@ -157,7 +162,7 @@ def twins(clips: list) -> list[str]:
 
 
 def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> dict:
-    """(failure, facts, changed files) of all clips by (split, id); the work runs in parallel."""
+    """(failure, facts, changed files, sha256 of the recording) of all clips by (split, id)."""
     from tqdm import tqdm
 
     from extract.clip import SETTINGS, Job
@@ -234,17 +239,16 @@ def common_width(listing) -> int | None:
     return next((width for width, _ in widths.most_common(1)), None)
 
 
-def work_on(item: tuple) -> tuple[tuple[str, str], tuple[dict | None, dict, list[Path]]]:
+def work_on(item: tuple) -> tuple[tuple[str, str], tuple[dict | None, dict, list[Path], str]]:
     from extract.clip import facts_of, process_clip, remove_changed
 
     clip, job = item
     changed = remove_changed(clip, job) if job.verify else []
     record = process_clip(clip, job)
-    return (clip.split, clip.clip_id), (
-        record["failure"],
-        facts_of(record, job.modalities),
-        changed,
-    )
+    facts = facts_of(record, job.modalities)
+    made = (record["stages"].get(name, {}) for name in ("speech", "video"))
+    recording = next((each["source_sha256"] for each in made if each), "")
+    return (clip.split, clip.clip_id), (record["failure"], facts, changed, recording)
 
 
 def settings_of(args: argparse.Namespace, listing, job) -> dict:
@@ -273,7 +277,7 @@ def write_tables(args: argparse.Namespace, listing, outcomes: dict) -> int:
 
     failures, rows = list(listing.failures), []
     for clip in listing.clips:
-        failure, facts, _ = outcomes[clip.split, clip.clip_id]
+        failure, facts, *_ = outcomes[clip.split, clip.clip_id]
         if failure:
             why = (failure["stage"], failure["code"], failure["reason"])
             failures.append(Failure(clip.clip_id, clip.media, *why))
@@ -292,8 +296,17 @@ def write_tables(args: argparse.Namespace, listing, outcomes: dict) -> int:
     return len(failures)
 
 
+def same_recordings(outcomes: dict) -> list[str]:
+    """The names of clips that are made from equal files. All are kept: which of them make a score
+    too good depends on the splits, and training asks."""
+    groups = defaultdict(list)
+    for (split, clip_id), (*_, recording) in sorted(outcomes.items()):
+        groups[recording].append(f"{split}/{clip_id}")
+    return [", ".join(group[:5]) for sha, group in groups.items() if sha and len(group) > 1]
+
+
 def verified(features_dir: Path, outcomes: dict) -> str:
-    changed = sorted(path for *_, paths in outcomes.values() for path in paths)
+    changed = sorted(path for _, _, paths, _ in outcomes.values() for path in paths)
     if not changed:
         return f"verified: the features of {len(outcomes)} clips are as they were written"
     names = [ascii(str(path.relative_to(features_dir))) for path in changed[:5]]

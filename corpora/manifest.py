@@ -11,6 +11,8 @@ from pathlib import Path
 
 from utils.errors import ClipError, UsageError
 
+DEVICES = {"con", "prn", "aux", "nul"}  # what Windows takes for something else than a file
+DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)}
 LABELLED_SPLITS = ("train", "val")  # a clip here must carry its labels
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_]{1,40}")
 MAX_ID_BYTES = 200  # file systems allow 255, and we add an ending
@@ -94,6 +96,8 @@ def _check_clip(clip: Clip, classes: tuple[str, ...], same_id: list[Clip]) -> No
     name = clip.clip_id
     if not name or name[0] in ".-" or re.search(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", name):
         raise ClipError("E_ID", f"clip id {name!r} cannot be a file name; rename the clip")
+    if name.partition(".")[0].casefold() in DEVICES:
+        raise ClipError("E_ID", f"clip id {name!r} is a device to Windows; rename the clip")
     if "\0" in str(clip.media):
         raise ClipError("E_ID", f"{str(clip.media)!r} cannot be the name of a file")
     if len(name.encode()) > MAX_ID_BYTES:

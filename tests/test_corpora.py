@@ -90,6 +90,8 @@ def test_merc2020_folders_become_splits(tmp_path):
         ("", "train", "E_ID"),
         (".hidden", "train", "E_ID"),
         ("-rf", "train", "E_ID"),
+        ("con", "train", "E_ID"),
+        ("LPT1.b", "train", "E_ID"),
         ("new\nline", "train", "E_ID"),
         ("tab\t", "train", "E_ID"),
         ("\udcff", "train", "E_ID"),

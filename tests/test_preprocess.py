@@ -688,3 +688,14 @@ def test_verifying_goes_on_beside_a_clip_that_cannot_be_read(copies, monkeypatch
     (features / "val/records/00001.json").unlink()
     done = preprocess(data, features, "--verify")
     assert "1 files were missing or changed" in done.stdout and "val/records/00001" in done.stdout
+
+
+def test_one_recording_under_two_ids_is_told_and_kept(tmp_path):
+    raw = make_clip(tmp_path / "raw" / "a.wav", sound=tone(1.0), sound_codec="pcm_s16le").parent
+    shutil.copy(raw / "a.wav", raw / "b.wav")
+    make_clip(raw / "c.wav", sound=tone(1.1), sound_codec="pcm_s16le")
+    rows = ["a.wav,train,hap", "b.wav,val,hap", "c.wav,val,sad"]
+    (raw / "manifest.csv").write_text("\n".join(["media,split,emotion", *rows]))
+    done = preprocess(raw, tmp_path / "features", "--corpus", "csv", "--modalities", "speech")
+    assert "one recording, byte for byte: train/a, val/b;" in done.stderr
+    assert done.stderr.count("warning: one recording") == 1 and "3 of 3 clips" in done.stdout
