@@ -36,6 +36,7 @@ from training.checkpoint import (
     save_last,
 )
 from training.data import ClipDataset, EpochBatches, Features, make_loader
+from training.foreign import NO_CLIPS
 from training.loop import Trainer
 from training.optim import Ema
 from training.run import class_weights
@@ -136,6 +137,7 @@ def small_state(step: int) -> dict:
     known = {"arch": arch, "classes": list(CLASSES), "features_config": {}, "epoch": step}
     known |= {"config": {"mode": "text"}, "val": {"loss": 1 / step}}
     known |= dict.fromkeys(("sums", "optimizer", "scaler", "ema", "rows", "best"))
+    known |= {"clips": NO_CLIPS, "leaks": ""}
     return {**known, "weights": {"a": torch.arange(100.0)}, "step": step}
 
 

@@ -20,7 +20,7 @@ from training.identity import known
 from utils.errors import IntegrityError, UsageError
 from utils.files import read_sealed, write_sealed
 
-RESUME = ("step", "sums", "optimizer", "scaler", "ema", "rows", "best")  # besides the model
+RESUME = ("step", "sums", "optimizer", "scaler", "ema", "rows", "best", "clips", "leaks")
 BEST = re.compile(r"(\d+)_best_(\d+\.\d+)\.pth")
 LAST, PREVIOUS = "last.pth", "previous.pth"
 

@@ -52,15 +52,14 @@ def train_run(
     dist, device = join(device)
     task = task_of(config)
     features.require(task.inputs)
-    train_rows, val_rows = training_rows(features, config["fold"], config["val_fold"])
-    train_set = ClipDataset(features, train_rows, task, config, training=True)
-    val_set = ClipDataset(features, val_rows, task, config, training=False)
+    rows = training_rows(features, config["fold"], config["val_fold"])
+    train_set, val_set = (
+        ClipDataset(features, part, task, config, training)
+        for part, training in zip(rows, (True, False), strict=True)
+    )
     check_data(train_set, val_set, dist)
-
-    clips = {
-        name: identities(features, each.rows)
-        for name, each in (("training", train_set), ("validation", val_set))
-    }
+    sets = {"training": train_set, "validation": val_set}
+    clips = {name: identities(features, each.rows) for name, each in sets.items()}
 
     torch.manual_seed(config["seed"])
     arch = model_arch(task, config, len(features.classes), train_set.shapes())
@@ -71,7 +70,7 @@ def train_run(
     model.to(device)
     train_loader, val_loader = (
         make_loader(each, config["batch_size"], options.num_workers, device, dist)
-        for each in (train_set, val_set)
+        for each in sets.values()
     )
     steps = len(train_loader.batch_sampler)
     trainer = Trainer(model, task, config, device, steps, class_weights(train_set), dist)
