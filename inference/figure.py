@@ -131,7 +131,7 @@ def show_result(axis: Any, answer: Answer) -> None:
     bars(axis, probabilities, answer.classes, 10)
     title = PARTS[part] if len(answer.parts) > 1 else f"{PARTS[part]} alone"
     if part == FUSED and answer.missing:
-        title = "all together, given " + " and ".join(PARTS[name] for name in answer.rests_on)
+        title = "given " + " + ".join(PARTS[name] for name in answer.rests_on)
     axis.set_title(title, loc="left", fontsize=10, color=INK, weight="bold")
     for place, value in enumerate(probabilities):
         axis.text(value + 0.03, place, f"{value:.0%}", va="center", fontsize=8, color=GREY)
