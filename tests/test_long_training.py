@@ -597,6 +597,11 @@ for name in ("Dropout", "MultiheadAttention"):
         start(self, *args, **options)
         setattr(self, "p" if kind is torch.nn.Dropout else "dropout", 0.0)
     kind.__init__ = without
+import atexit, pathlib
+def count():  # last of all: what still runs here can abort the process
+    threads = [each.read_text() for each in pathlib.Path("/proc/self/task").glob("*/comm")]
+    print("threads of gloo left:", sum("gloo" in name for name in threads), file=sys.stderr)
+atexit.register(count)
 import runpy
 sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")
@@ -619,6 +624,7 @@ def test_two_processes_train_like_one(features, tmp_path):
     args += ["--batch_size", 10, "--n_epoch", 2, "--device", "cpu", "--class_weights", "balanced"]
     two = torchrun(tmp_path, *args, "--exp_name", "two")
     assert two.returncode == 0, two.stderr
+    assert two.stderr.count("threads of gloo left: 0") == 2, two.stderr
     with pytest.MonkeyPatch.context() as patch:
         real = training.run.create_model
         patch.setattr(training.run, "create_model", lambda *a: leave_dropout(*real(*a)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -46,6 +47,10 @@ class Group(Alone):
     def __init__(self, device: str):
         import torch.distributed as dist
 
+        # DDP imports this module, whose default arguments hold the group there is by then: the
+        # threads of gloo would never end, and one that gives a tensor back while the interpreter
+        # ends aborts the process (github.com/pytorch/pytorch/pull/179291). So: before the group.
+        importlib.import_module("torch.distributed.nn")
         cuda = device.startswith("cuda")
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
