@@ -126,8 +126,10 @@ def test_a_signal_within_a_step_leaves_it_out(start, tmp_path, monkeypatch, sign
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_stops_both(features, tmp_path):
-    """The other one is at the same step: both leave behind it, one has saved."""
+@pytest.mark.parametrize("killed", ["one of them", "their launcher"])
+def test_a_signal_to_one_of_two_processes_stops_both(features, tmp_path, killed):
+    """The other one is at the same step: both leave behind it, one has saved. A launcher that is
+    killed leaves nobody training: all have closed their stderr."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["train.py", "--mode", "text", "--exp_name", "run", *TINY, "--n_epoch", "5000"]
     command += ["--features_dir", features, "--logs_dir", tmp_path, "--batch_size", "10"]
@@ -136,7 +138,10 @@ def test_a_signal_to_one_of_two_processes_stops_both(features, tmp_path):
         metrics = tmp_path / "text" / "run" / "metrics.csv"
         wait_until(metrics.exists, 120)
         [second] = [each for each in children(launcher.pid) if variable(each, "RANK") == "1"]
-        os.kill(second, signal.SIGTERM)
+        if killed == "one of them":
+            os.kill(second, signal.SIGTERM)
+        else:
+            launcher.kill()
         began, (_, said) = time.monotonic(), launcher.communicate(timeout=60)
     assert time.monotonic() - began < 10 and "; saved" in said, said
     assert load_checkpoint(tmp_path / "text" / "run" / "last.pth")["rows"]

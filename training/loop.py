@@ -209,12 +209,14 @@ class Trainer:
 
     def stop_not_finite(self, loss: float, norm: float, batch: dict[str, Any]) -> NoReturn:
         seen = "; ".join(f"{name} {statistics(t[0])}" for name, t in batch["inputs"].items())
+        clips = ", ".join(batch["clip_id"][:8]) + ", ..." * (len(batch["clip_id"]) > 8)
+        others = " (that of all processes: look first where the loss is not finite either)"
+        shared = self.dist.world > 1 and math.isfinite(loss)
         raise UsageError(
-            f"the loss is {loss:g} and the gradient's norm {norm:g} at step {self.step}; nothing "
-            f"was updated with it, and no checkpoint holds it. Clips: "
-            f"{', '.join(batch['clip_id'][:8])}{', ...' * (len(batch['clip_id']) > 8)}. "
-            f"Inputs: {seen}. Look at those, or start a new run "
-            "with a lower --learning_rate or with --clip_norm"
+            f"the loss is {loss:g} and the gradient's norm {norm:g}{others * shared} at step "
+            f"{self.step}; nothing was updated with it, and no checkpoint holds it. Clips: {clips}"
+            f". Inputs: {seen}. Look at those, or start a new run with a lower --learning_rate or "
+            "with --clip_norm"
         )
 
     def epoch_summary(self) -> dict[str, float]:

@@ -6,12 +6,14 @@ import atexit
 import contextlib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from utils.files import lock_folder
+from utils.parallel import signal_at_parents_end
 
 
 class Alone:
@@ -98,7 +100,10 @@ def launched() -> bool:
 
 
 def join(device: str) -> tuple[Alone, str]:
-    """This process's place among those of torchrun, and its own device."""
+    """This process's place among those of torchrun, and its own device. A launcher that is killed
+    can stop nobody any more: the system then asks this process to stop."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        signal_at_parents_end(signal.SIGTERM)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return ALONE, device
     if device == "cuda":

@@ -45,10 +45,15 @@ def use_tensor_cores(device: str) -> None:
         torch.backends.cudnn.benchmark = True
 
 
+def signal_at_parents_end(signum: int) -> None:
+    """Have the system send this process a signal when its parent dies."""
+    with contextlib.suppress(AttributeError, OSError):  # Linux alone
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum)
+
+
 def end_with_parent() -> None:
     """Have the system kill this child when its parent dies; at once, where that has happened."""
-    with contextlib.suppress(AttributeError, OSError):  # Linux alone
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal_at_parents_end(signal.SIGKILL)
     forked = multiprocessing.get_start_method() == "fork"  # else another process is the parent
     if forked and os.getppid() != multiprocessing.parent_process().pid:
         os._exit(1)
