@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from fractions import Fraction
@@ -24,6 +25,7 @@ QUIET = {
     "PYTHONWARNINGS": "ignore",
 }
 os.environ.update(QUIET)  # before torch is imported
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 
 def run_script(name: str, *args: object, env: dict | None = None, timeout: float = 120):
