@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from extract.media import open_media
 from inference.answer import Answer
-from inference.figure import CAUTION, class_name
+from inference.figure import CAUTION, GREY, PARTS, class_name
 from utils.errors import ClipError
 from utils.plots import INK, blank_figure, png
 
@@ -26,6 +27,8 @@ def draw_timeline(answers: list[Answer]) -> bytes:
     figure = blank_figure((11, 3.6))
     name = Path(sources[0].name).name
     figure.text(0.03, 0.93, name, fontsize=14, weight="bold", color=INK, va="center")
+    grey = dict(fontsize=7.5, color=GREY, va="center")
+    figure.text(0.03, 0.86, bases(answers), **grey)
     axis = figure.add_axes((0.03, 0.24, 0.83, 0.44))
     for answer, source in zip(answers, sources, strict=True):
         stack(axis, answer, source.start, source.end)
@@ -40,8 +43,15 @@ def draw_timeline(answers: list[Answer]) -> bytes:
     axis.set(xlim=(first, last), ylim=(0, 1), yticks=[])
     axis.set_xlabel("seconds", fontsize=8, color=INK)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    figure.text(0.03, 0.03, CAUTION, fontsize=7.5, color="#777777")
+    figure.text(0.03, 0.03, CAUTION, **grey)
     return png(figure)
+
+
+def bases(answers: list[Answer]) -> str:
+    """What the utterances' answers rest on: no colour tells whether a voice was heard at all."""
+    names = Counter(" + ".join(PARTS[name] for name in answer.rests_on) for answer in answers)
+    shares = (f"{what or 'no answer'} ({count} of {len(answers)})" for what, count in names.items())
+    return f"rests on {', '.join(shares)}"
 
 
 def stack(axis: Any, answer: Answer, start: float, end: float) -> None:

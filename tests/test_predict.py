@@ -224,6 +224,18 @@ def test_the_annotated_video_shows_the_answer_while_it_holds(place, face_image, 
     assert during[-20:, :20].mean() < 130 and after[-20:, :20].mean() > 190
 
 
+def test_a_time_line_says_what_its_answers_rest_on():
+    """Its colours look the same whether a voice was heard or not."""
+    from inference.answer import FUSED, Answer, Look
+    from inference.timeline import bases
+
+    look, even = Look(np.zeros(1), None), np.full(7, 1 / 7)
+    both = ({FUSED: even, "face": even}, {"speech": look, "face": look})
+    seen = [both, ({"face": even}, {"speech": look, "face": look}), both, ({}, {})]
+    answers = [Answer(None, list(CLASSES), {}, {}, *each) for each in seen]
+    assert bases(answers) == "rests on voice + face (2 of 4), face (1 of 4), no answer (1 of 4)"
+
+
 def test_words_are_looked_up(place, inputs, ask, tmp_path):
     """--text with the vectors of an .npz beside the clip gives that clip's answer."""
     vectors = tmp_path / "vectors.npz"
