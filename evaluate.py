@@ -50,10 +50,10 @@ def main() -> int:
     if not (args.checkpoints or args.certify):
         raise UsageError("give --checkpoints, or --certify with a certificate that names some")
 
-    from training.certificate import certificate, compare, read_certificate
+    from evaluation.certificate import certificate, compare, read_certificate
+    from evaluation.report import write_report
+    from evaluation.runs import evaluate_runs, pool
     from training.data import Features
-    from training.evaluation import evaluate_runs, pool
-    from utils.report import write_report
 
     args.device = device_name(args.device)
     published = read_certificate(args.certify) if args.certify else {}
@@ -81,8 +81,8 @@ def report_of(args: argparse.Namespace, features: Any, runs: list, systems: list
     """Everything that metrics.json holds and the page shows; the last system is the headline."""
     from importlib.metadata import version
 
-    from training.certificate import features_digest
-    from training.summary import paired_tests, summary
+    from evaluation.certificate import features_digest
+    from evaluation.summary import paired_tests, summary
 
     folds = sorted({each["config"]["fold"] or "" for each in runs[0].checkpoints} - {""})
     held_out = f"held-out folds {', '.join(folds)} (of {len(features.folds())})"
@@ -106,7 +106,7 @@ def predictions(systems: list, classes: list[str]) -> Any:
     import numpy as np
     import pandas as pd
 
-    from training.evaluation import ALL
+    from evaluation.runs import ALL
 
     tables = []
     for run in systems:

@@ -36,9 +36,9 @@ def main() -> None:
         need = "pip install -r requirements-export.txt"
         raise UsageError(f"export needs one more package, {error.name}: {need}") from error
 
+    from evaluation.ensemble import Member
     from inference.portable import largest_difference, to_onnx
     from training.checkpoint import find_checkpoints, load_checkpoint, restore_model
-    from training.ensemble import Member
 
     (path,) = find_checkpoints([args.checkpoint])
     checkpoint = load_checkpoint(path)

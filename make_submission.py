@@ -154,8 +154,8 @@ def tell_oddities(sheets: list, found: list, features: Any) -> None:
 
 def members_of(args: argparse.Namespace, features: Any) -> list:
     """The runs of --checkpoints, else every run of logs/multimodal that has a best checkpoint."""
+    from evaluation.ensemble import load_members
     from training.checkpoint import best_checkpoint
-    from training.ensemble import load_members
 
     folder = args.logs_dir / "multimodal"
     runs = [run for run in sorted(folder.glob("*")) if run.is_dir()]
@@ -173,7 +173,7 @@ def score(member: Any, rows: list[dict], features: Any, args: Any, device: str) 
     """(N, K) probabilities of one model: power mean over the views of each clip."""
     import numpy as np
 
-    from training.ensemble import face_views, make_dataset, power_mean, predict
+    from evaluation.ensemble import face_views, make_dataset, power_mean, predict
 
     dataset = make_dataset(member, rows, features, face_frames=args.face_frames)
     views = face_views(args.tta)

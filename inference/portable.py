@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from evaluation.ensemble import Member
 from models.fusion import EmotionClassifier
-from training.ensemble import Member
 
 LENGTHS = ("speech_frames", "face_frames", "max_words", "feature_frames")
 

@@ -1,7 +1,7 @@
 """Checkpoints and a clip -> the answer.
 
 The features are made by the training's own code with the checkpoint's own settings, and read by the
-training's own dataset: the road that preprocess.py and training/ensemble.py take.
+training's own dataset: the road that preprocess.py and evaluation/ensemble.py take.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from corpora.manifest import Clip
+from evaluation.ensemble import Member, face_views, load_members, power_mean, predict
 from extract import audio, detector, vectors, words
 from extract.clip import SETTINGS, Job, facts_of, manifest_row, process_clip
 from inference.answer import FUSED, Answer, Look, answer_first
@@ -29,7 +30,6 @@ from models.attention import FrameAttention
 from models.fusion import EmotionClassifier
 from training.checkpoint import find_checkpoints, load_checkpoint
 from training.data import ClipDataset, Features, folder_of
-from training.ensemble import Member, face_views, load_members, power_mean, predict
 from training.tasks import FOLDERS
 from utils.errors import IntegrityError, UsageError
 from utils.parallel import available_cores

@@ -15,17 +15,16 @@ from conftest import CLASSES, write_features
 from inside import run_main
 from torch.nn.utils.rnn import pad_sequence
 
+from evaluation import report, scores
+from evaluation.certificate import compare, prediction_band
+from evaluation.corruptions import Degraded, add_noise, blur, drop_words
+from evaluation.ensemble import load_members, make_dataset, predict
+from evaluation.runs import evaluate_runs
 from models import build_model
-from training import scores
-from training.certificate import compare, prediction_band
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.data import Features, training_rows
-from training.degrade import Degraded, add_noise, blur, drop_words
-from training.ensemble import load_members, make_dataset, predict
-from training.evaluation import evaluate_runs
-from training.identity import identities
+from training.fingerprint import identities
 from training.tasks import TASKS, model_arch, recipe
-from utils import report
 from utils.files import write_bytes
 
 SMALL = {"speech_coeff": 0, "face_coeff": 0, "text_layers": 1, "speech_frames": 48}

@@ -11,8 +11,8 @@ import torch
 from conftest import CLASSES, ROOT, save_untrained
 from inside import run_main
 
+from evaluation.ensemble import load_members, make_dataset, predict
 from training.data import Features
-from training.ensemble import load_members, make_dataset, predict
 
 EXAMPLE = "import sys, runpy; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
 EXAMPLE += "runpy.run_path(sys.argv[0])"

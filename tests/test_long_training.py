@@ -36,12 +36,12 @@ from training.checkpoint import (
     save_last,
 )
 from training.data import ClipDataset, EpochBatches, Features, make_loader
-from training.foreign import NO_CLIPS
 from training.loop import Trainer
 from training.optim import Ema
 from training.run import class_weights
 from training.stopping import StopSignal
 from training.tasks import TASKS, model_arch, recipe
+from training.untrusted import NO_CLIPS
 from utils.distributed import Alone
 from utils.errors import IntegrityError, UsageError
 from utils.files import SEAL_LENGTH

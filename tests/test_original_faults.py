@@ -14,10 +14,10 @@ from test_submission import Counting
 
 import make_submission
 from corpora.manifest import Clip
+from evaluation.ensemble import Member, face_views, predict
 from extract import audio, clip, faces
 from models import build_model
 from training import transforms
-from training.ensemble import Member, face_views, predict
 from training.metrics import Metrics
 from training.tasks import TASKS, model_arch, recipe
 from utils.errors import ClipError, IntegrityError
@@ -186,7 +186,7 @@ def test_speech_and_text_encoded_for_every_view():
     member = Member(Path("a/b"), {"config": recipe("multimodal")}, model)
     batch = {"speech": [torch.ones(2, 3)], "face": [torch.ones(2, 1, 3, 4, 4)]}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.ensemble.make_loader", lambda *_: [{"inputs": batch}])
+        patch.setattr("evaluation.ensemble.make_loader", lambda *_: [{"inputs": batch}])
         list(predict(member, None, "cpu", views))
     assert model.counts == {"speech": 2, "face": 24, "text": 0}
 

@@ -12,13 +12,13 @@ import torch
 from conftest import CLASSES, digests, make_clip, tone
 from inside import run_main
 
+from evaluation.ensemble import load_members, make_dataset, predict
 from inference.predictor import Predictor
 from inference.sources import find_sources, read_cues, read_text
 from inference.windows import cut_long, utterances
 from models.attention import FrameAttention
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.data import Features
-from training.ensemble import load_members, make_dataset, predict
 from utils.errors import IntegrityError, UsageError
 
 SAID = "a good day"

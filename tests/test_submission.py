@@ -15,10 +15,10 @@ from conftest import CLASSES, write_features
 from inside import run_main
 
 import make_submission
+from evaluation.ensemble import Member
 from models import build_model
 from training.checkpoint import save_checkpoint
 from training.data import ClipDataset, Features, make_loader, to_device
-from training.ensemble import Member
 from training.tasks import TASKS, model_arch, recipe
 from utils.errors import IntegrityError, UsageError
 from utils.sheet import Sheet

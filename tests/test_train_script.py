@@ -23,7 +23,7 @@ from inside import run_main
 import train
 from models import build_model
 from training.checkpoint import best_checkpoint, load_checkpoint
-from training.identity import identities, known
+from training.fingerprint import identities, known
 from training.run import create_model
 from training.tasks import TASKS, recipe, task_of
 from utils.files import lock_folder

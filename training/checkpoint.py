@@ -15,8 +15,8 @@ from torch import Tensor
 
 from models import build_model
 from models.fusion import EmotionClassifier
-from training.foreign import check_archive, check_content
-from training.identity import known
+from training.fingerprint import known
+from training.untrusted import check_archive, check_content
 from utils.errors import IntegrityError, UsageError
 from utils.files import read_sealed, write_sealed
 

@@ -26,7 +26,7 @@ from training.checkpoint import (
     save_last,
 )
 from training.data import ClipDataset, Features, make_loader, training_rows
-from training.identity import identities
+from training.fingerprint import identities
 from training.loader import LoaderError
 from training.loop import Trainer
 from training.prepare import check_data, class_weights, create_model, data_of, describe

@@ -84,7 +84,7 @@ def _is_dict_of(value: Any, fits: Any) -> bool:
 
 
 def _is_clips(value: Any) -> bool:
-    """Identities of the clips that a run has seen (training/identity.py)."""
+    """Identities of the clips that a run has seen (training/fingerprint.py)."""
     return (
         isinstance(value, dict)
         and value.keys() == NO_CLIPS.keys()

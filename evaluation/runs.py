@@ -12,13 +12,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from evaluation.corruptions import HARMS, Degraded
+from evaluation.ensemble import Member, load_members, make_dataset
 from training.checkpoint import find_checkpoints, load_checkpoint, weights_digest
 from training.data import ClipDataset, Features, make_loader, to_device
-from training.degrade import HARMS, Degraded
-from training.ensemble import Member, load_members, make_dataset
-from training.foreign import NO_CLIPS
-from training.identity import identities, known
+from training.fingerprint import identities, known
 from training.loop import progress
+from training.untrusted import NO_CLIPS
 from utils.errors import IntegrityError, UsageError
 from utils.files import sha256
 

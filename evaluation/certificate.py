@@ -7,10 +7,10 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from evaluation.runs import ALL, Evaluated, truth_of
+from evaluation.scores import MEASURES
 from training.data import Features, folder_of
-from training.evaluation import ALL, Evaluated, truth_of
 from training.loop import progress
-from training.scores import MEASURES
 from utils.errors import UsageError
 from utils.files import digest, read_json, sha256
 

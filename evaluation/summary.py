@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from training import scores
-from training.evaluation import ALL, Evaluated, truth_of
-from training.scores import Bootstrap
+from evaluation import scores
+from evaluation.runs import ALL, Evaluated, truth_of
+from evaluation.scores import Bootstrap
 
 
 def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:

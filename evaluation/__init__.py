@@ -1,0 +1,1 @@
+"""Checkpoints x features -> numbers, intervals, tests, pictures: what trained models are worth."""
