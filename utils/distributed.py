@@ -1,4 +1,4 @@
-"""The processes of one training under torchrun; a process alone is the inert case of it."""
+"""The processes of one training under torchrun; a single process is the inert case of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.files import lock_folder
 from utils.parallel import signal_at_parents_end
 
 
-class Alone:
+class SingleProcess:
     """A training in one process: nothing to wrap, to add up or to agree on."""
 
     rank, world = 0, 1
@@ -32,26 +32,26 @@ class Alone:
         """A CPU tensor, added up over the processes."""
         return values
 
-    def align(self, model: Any) -> None:
+    def broadcast_buffers(self, model: Any) -> None:
         """Statistics of batch norm as rank 0 has them: they are what is saved."""
 
-    def most(self, values: list[int]) -> list[int]:
+    def all_reduce_max(self, values: list[int]) -> list[int]:
         """The largest of each value over the processes: all of them go on with the same ones."""
         return values
 
 
-ALONE = Alone()
+SINGLE_PROCESS = SingleProcess()
 
 
-class Group(Alone):
+class DistributedGroup(SingleProcess):
     """One of several processes, each with its share of every batch; gloo on CPUs, nccl on GPUs."""
 
     def __init__(self, device: str):
         import torch.distributed as dist
 
-        # DDP imports this module, whose default arguments hold the group there is by then: the
-        # threads of gloo would never end, and one that gives a tensor back while the interpreter
-        # ends aborts the process (github.com/pytorch/pytorch/pull/179291). So: before the group.
+        # DDP imports this module, and its default arguments keep the group that exists by then.
+        # The threads of gloo would never end: one that frees a tensor while the interpreter ends
+        # aborts the process (github.com/pytorch/pytorch/pull/179291). So import it before.
         importlib.import_module("torch.distributed.nn")
         cuda = device.startswith("cuda")
         if not dist.is_initialized():
@@ -80,13 +80,13 @@ class Group(Alone):
         torch.distributed.all_reduce(values)
         return values
 
-    def align(self, model: Any) -> None:
+    def broadcast_buffers(self, model: Any) -> None:
         import torch
 
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)
 
-    def most(self, values: list[int]) -> list[int]:
+    def all_reduce_max(self, values: list[int]) -> list[int]:
         import torch
 
         tensor = torch.tensor(values, dtype=torch.int64)
@@ -94,35 +94,37 @@ class Group(Alone):
         return tensor.tolist()
 
 
-def launched() -> bool:
+def launched_by_torchrun() -> bool:
     """Whether torchrun, which passes signals on, started this process."""
     return "WORLD_SIZE" in os.environ
 
 
-def join(device: str) -> tuple[Alone, str]:
-    """This process's place among those of torchrun, and its own device. A launcher that is killed
-    can stop nobody any more: the system then asks this process to stop."""
+def init_distributed(device: str) -> tuple[SingleProcess, str]:
+    """This process's place among those of torchrun, and its own device."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        signal_at_parents_end(signal.SIGTERM)
+        signal_at_parents_end(signal.SIGTERM)  # a launcher that is killed can stop nobody itself
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return ALONE, device
+        return SINGLE_PROCESS, device
     if device == "cuda":
         import torch
 
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    return Group(device), device
+    return DistributedGroup(device), device
 
 
-def writes() -> bool:
-    """Whether this is the one process of a training that writes and speaks."""
+def is_main_process() -> bool:
+    """Whether this is rank 0: the one process of a training that writes files and prints."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def only_writer(folder: Path) -> contextlib.AbstractContextManager:
-    """Rank 0 holds the folder and speaks; the others are silent. To be called before torch comes:
-    a second start is then refused at once, and progress bars read the environment on import."""
-    if writes():
+def hold_run_folder(folder: Path) -> contextlib.AbstractContextManager:
+    """Lock the run folder in rank 0; silence the other ranks.
+
+    To be called before torch is imported: a second start is then refused at once, and progress
+    bars read the environment when they are imported.
+    """
+    if is_main_process():
         return lock_folder(folder)
     os.environ["TQDM_DISABLE"] = "1"
     sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
@@ -134,3 +136,15 @@ class Silent:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None
+
+
+# The names of the first edition, until their callers use the new ones.
+Alone, Group, ALONE = SingleProcess, DistributedGroup, SINGLE_PROCESS
+launched, join, writes, only_writer = (
+    launched_by_torchrun,
+    init_distributed,
+    is_main_process,
+    hold_run_folder,
+)
+SingleProcess.align = lambda self, model: self.broadcast_buffers(model)
+SingleProcess.most = lambda self, values: self.all_reduce_max(values)
