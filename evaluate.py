@@ -53,7 +53,7 @@ def main() -> int:
     from evaluation.certificate import certificate, compare, read_certificate
     from evaluation.report import write_report
     from evaluation.runs import evaluate_runs, pool
-    from training.data import Features
+    from training.features import Features
 
     args.device = device_name(args.device)
     published = read_certificate(args.certify) if args.certify else {}
@@ -110,7 +110,7 @@ def predictions(systems: list, classes: list[str]) -> Any:
 
     tables = []
     for run in systems:
-        log_p, column = run.answers[ALL].log_p, run.answers[ALL].column
+        log_p, column = run.predictions[ALL].log_p, run.predictions[ALL].column
         table = run.clips[["clip_id", "split", "speaker", "fold"]].assign(truth=run.clips[column])
         table["answer"] = [classes[k] for k in log_p.argmax(axis=1)]
         table[[f"p_{name}" for name in classes]] = np.exp(log_p).round(6)

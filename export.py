@@ -3,9 +3,10 @@
     python export.py --checkpoint logs/multimodal/NAME --out model.onnx
     python examples/onnx_predict.py model.onnx features val
 
-Inputs are what the model sees: speech (B, 1, 128, T) and face (B, T, 3, S, S) in [0, 1], text
-(B, L, D) with text_mask (B, L), and for models trained with --modality_dropout left_out
-(B, inputs). Outputs are probabilities by head. Classes and settings are in the file's metadata.
+Inputs are what the model sees: speech (B, 1, 128, T) with speech_mask (B, T) and face
+(B, T, 3, S, S) in [0, 1], text (B, L, D) with text_mask (B, L), and for models trained with
+--modality_dropout left_out (B, inputs). Outputs are probabilities by head. Classes and settings
+are in the file's metadata.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main() -> None:
 
     (path,) = find_checkpoints([args.checkpoint])
     checkpoint = load_checkpoint(path)
-    member = Member(path, checkpoint, restore_model(checkpoint, path).eval())
+    member = Member(path, checkpoint, restore_model(checkpoint, path).eval(), path.parent)
     data = to_onnx(member)
     difference = largest_difference(member, data)
     if not difference <= TOLERANCE:

@@ -4,9 +4,10 @@
     python make_submission.py --checkpoints logs/multimodal/a logs/multimodal/b --sheets test1.csv
 
 Each model sees each clip in 12 views of its face (two flips, three brightnesses). The softmax of
-every view is raised to the power --temperature and made to sum to 1 again, and all are averaged.
-p ** t, renormalised, is softmax(t x logits): with t = 0.1 it flattens, and the mean over the views
-comes close to a geometric mean of the probabilities.
+every view is raised to the power --temperature and made to sum to 1 again; these are averaged over
+the views, and then over the runs, each with one vote (evaluation/ensemble.py). With 0.1 the means
+come close to geometric ones: they rank the classes, and the .npz beside the CSV calls them scores.
+Its probabilities are the means without that power.
 """
 
 from __future__ import annotations
@@ -54,9 +55,7 @@ def main() -> None:
     args = parse_args()
     check_place(args.out)
 
-    import numpy as np
-
-    from training.data import Features
+    from training.features import Features
 
     device = device_name(args.device)
     features = Features.open(args.features_dir)
@@ -68,17 +67,17 @@ def main() -> None:
     rows = {(row["split"], row["clip_id"]): row for each in found for row in each.values()}
     if not rows:
         raise IntegrityError(f"no clip of the sheets has features in {args.features_dir}")
-    scores = [score(member, list(rows.values()), features, args, device) for member in members]
-    for member, probabilities in zip(members, scores, strict=True):
-        print(f"{member.path}: {accuracy(member, rows, probabilities, features)}")
-    mean = np.mean(scores, axis=0)
+    votes = [vote_of(member, list(rows.values()), features, args, device) for member in members]
+    for member, (_, scores) in zip(members, votes, strict=True):
+        print(f"{member.path}: {accuracy(member, rows, scores, features)}")
+    probabilities, scores = (combine_all(members, list(each)) for each in zip(*votes, strict=True))
     place = {key: index for index, key in enumerate(rows)}
     for sheet, each in zip(sheets, found, strict=True):
         index = [place[row["split"], row["clip_id"]] for row in each.values()]
-        known = dict(zip(each, mean[index], strict=True))
-        write_submission(args, sheet, known, features.classes)
+        arrays = {"probabilities": probabilities[index], "scores": scores[index]}
+        write_submission(args, sheet, list(each), arrays, features.classes)
     if len(members) > 1:
-        print(f"ensemble of {len(members)}: {accuracy(None, rows, mean, features)}")
+        print(f"ensemble of {len(members)}: {accuracy(None, rows, scores, features)}")
 
 
 def sheet_paths(args: argparse.Namespace) -> list[Path]:
@@ -154,7 +153,7 @@ def tell_oddities(sheets: list, found: list, features: Any) -> None:
 
 def members_of(args: argparse.Namespace, features: Any) -> list:
     """The runs of --checkpoints, else every run of logs/multimodal that has a best checkpoint."""
-    from evaluation.ensemble import load_members
+    from evaluation.ensemble import label_note, load_members
     from training.checkpoint import best_checkpoint
 
     folder = args.logs_dir / "multimodal"
@@ -166,32 +165,47 @@ def members_of(args: argparse.Namespace, features: Any) -> list:
             print(f"left out: {run} has no best checkpoint", file=sys.stderr)
     if not given:
         raise UsageError(f"no runs in {folder}: train one, or give --checkpoints")
-    return load_members(given, features)
+    members = load_members(given, features)
+    if note := label_note(members):
+        print(note, file=sys.stderr)
+    return members
 
 
-def score(member: Any, rows: list[dict], features: Any, args: Any, device: str) -> Any:
-    """(N, K) probabilities of one model: power mean over the views of each clip."""
-    import numpy as np
+def vote_of(member: Any, rows: list[dict], features: Any, args: Any, device: str) -> list:
+    """(N, K) of one model: its probabilities, and its scores with --temperature."""
+    import pandas as pd
 
-    from evaluation.ensemble import face_views, make_dataset, power_mean, predict
+    from evaluation.ensemble import image_views, make_dataset, vote
 
-    dataset = make_dataset(member, rows, features, face_frames=args.face_frames)
-    views = face_views(args.tta)
-    batches = predict(member, dataset, device, views, args.batch_size, args.num_workers)
-    answer = member.task.answer
-    means = [power_mean([view[answer] for view in each], args.temperature) for each in batches]
-    probabilities = np.concatenate([mean.cpu().numpy() for mean in means])
-    if not np.isfinite(probabilities).all():
-        raise IntegrityError(f"{member.path} gives probabilities that are not numbers")
-    return probabilities
+    frames = {"face_frames": args.face_frames}
+    dataset = make_dataset(member, pd.DataFrame(rows), features, **frames)
+    return vote(
+        member,
+        dataset,
+        device,
+        image_views(args.tta),
+        temperatures=(1.0, args.temperature),
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+    )
 
 
-def accuracy(member: Any, rows: dict, probabilities: Any, features: Any) -> str:
+def combine_all(members: list, votes: list) -> Any:
+    """(N, K) of the ensemble, the clips in their order."""
+    import pandas as pd
+
+    from evaluation.ensemble import combine_runs
+
+    clips = pd.RangeIndex(len(votes[0]))
+    return combine_runs(members, [(clips, each) for each in votes])[1]
+
+
+def accuracy(member: Any, rows: dict, scores: Any, features: Any) -> str:
     """The member's validation score, and the score on these clips where they carry labels."""
-    answers = [features.classes[index] for index in probabilities.argmax(axis=1)]
-    truths = [row["emotion"] for row in rows.values()]
-    right = sum(truth == answer for truth, answer in zip(truths, answers, strict=True))
-    labelled = sum(map(bool, truths))
+    predicted = [features.classes[index] for index in scores.argmax(axis=1)]
+    labels = [row["emotion"] for row in rows.values()]
+    right = sum(label == each for label, each in zip(labels, predicted, strict=True))
+    labelled = sum(map(bool, labels))
     here = f"{right} of {labelled} right here" if labelled else "no labels here"
     if member is None:
         return here
@@ -200,23 +214,26 @@ def accuracy(member: Any, rows: dict, probabilities: Any, features: Any) -> str:
 
 
 def write_submission(
-    args: argparse.Namespace, sheet: Sheet, known: dict[str, Any], classes: list[str]
+    args: argparse.Namespace,
+    sheet: Sheet,
+    ids: list[str],
+    arrays: dict[str, Any],
+    classes: list[str],
 ) -> None:
-    """The CSV in the sheet's own dialect, and beside it the probabilities as .npz."""
+    """The CSV in the sheet's own dialect, and beside it `arrays` of the clips `ids` as .npz."""
     import numpy as np
 
-    answers = {clip_id: classes[int(p.argmax())] for clip_id, p in known.items()}
-    filled = [clip_id for clip_id in sheet.ids if clip_id not in answers]
-    answers |= dict.fromkeys(filled, args.missing)
+    best = arrays["scores"].argmax(axis=1)
+    predicted = {clip_id: classes[k] for clip_id, k in zip(ids, best, strict=True)}
+    filled = [clip_id for clip_id in sheet.ids if clip_id not in predicted]
+    predicted |= dict.fromkeys(filled, args.missing)
     out = args.out / f"{sheet.path.stem}_submission.csv"
-    arrays = {"FileID": np.array(list(known), str), "probabilities": list(known.values())}
-    write_atomic(
-        out.with_suffix(".npz"),
-        lambda file: np.savez(file, classes=classes, filled=np.array(filled, str), **arrays),
-    )
-    write_bytes(out, sheet.filled(answers))
+    about = {"FileID": np.array(ids, str), "classes": classes, "filled": np.array(filled, str)}
+    about["temperature"] = args.temperature
+    write_atomic(out.with_suffix(".npz"), lambda file: np.savez(file, **about, **arrays))
+    write_bytes(out, sheet.filled(predicted))
     note = f", {len(filled)} of them filled with {args.missing}" if filled else ""
-    print(f"{out}: {len(answers)} clips{note}")
+    print(f"{out}: {len(predicted)} clips{note}")
     if filled:
         print(f"{out}: {', '.join(filled)} had no features", file=sys.stderr)
 

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from utils.config import Flags, device_name, ranged
+from utils.config import Flags, ranged
 from utils.errors import run_script
 from utils.files import check_place, write_bytes, write_csv, write_json
 
@@ -55,55 +54,63 @@ def main() -> int:
     from inference.sources import find_sources
 
     sources = find_sources(args.clips, args.text)
-    with tempfile.TemporaryDirectory(prefix="predict-") as folder:
-        answers = answer_all(args, sources, Path(folder))
-    write_tables(args, answers)
-    for name, part in groupby(answers, lambda answer: answer.source.name):
+    predictions = predict_all(args, sources)
+    write_tables(args, predictions)
+    for name, part in groupby(predictions, lambda each: each.source.name):
         write_recording(args, Path(name), list(part))
-    failed = [answer for answer in answers if not answer.parts]
-    print(f"{args.out}: predictions.csv, predictions.json" + ", pictures" * (not args.no_pictures))
+    failed = [each for each in predictions if not each.parts]
+    pictures = "" if args.no_pictures else ", pictures"
+    print(f"{args.out}: predictions.csv, predictions.json{pictures}")
     if failed:
-        print(f"{len(failed)} of {len(answers)} have no answer, see above", file=sys.stderr)
+        print(f"{len(failed)} of {len(predictions)} have no answer, see above", file=sys.stderr)
     return REJECTED if failed else 0
 
 
-def answer_all(args: argparse.Namespace, sources: list, folder: Path) -> list:
-    """Every answer, printed as it comes."""
+def predict_all(args: argparse.Namespace, sources: list) -> list:
+    """Every prediction, printed as it comes."""
     from tqdm import tqdm
 
+    from evaluation.ensemble import label_note
     from inference.predictor import Predictor
     from inference.windows import cut_long
 
-    device = device_name(args.device)
     predictor = Predictor(
-        *(args.checkpoints, folder, device, args.tta, args.temperature, args.word_vectors),
+        args.checkpoints,
+        device=args.device,
+        tta=args.tta,
+        temperature=args.temperature,
+        word_vectors=args.word_vectors,
         times=args.times,
     )
+    if note := label_note(predictor.members):
+        print(note, file=sys.stderr)
+    folder = predictor.features.folder
     parts = [part for source in sources for part in cut_long(source, args.longest, folder)]
     predictor.look_up([part.clip.transcript for part in parts])
     print(header(predictor.classes), flush=True)
-    answers = []
+    predictions = []
     for part in tqdm(parts, unit="clip", desc="predicting", disable=len(parts) < 2, leave=False):
-        answers.append(predictor.answer(part))
-        tqdm.write(lines(answers[-1]))
+        predictions.append(predictor.predict(part))
+        tqdm.write(lines(predictions[-1]))
         if args.times:
-            seconds = answers[-1].seconds.items()
+            seconds = predictions[-1].seconds.items()
             tqdm.write(" " * 28 + ", ".join(f"{name} {value:.2f} s" for name, value in seconds))
-    return answers
+    return predictions
 
 
-def write_recording(args: argparse.Namespace, path: Path, answers: list) -> None:
+def write_recording(args: argparse.Namespace, path: Path, predictions: list) -> None:
     """One picture per clip, one time line per long recording, and the annotated video."""
-    from inference.figure import draw_answer
+    from inference.figure import draw_prediction
     from inference.timeline import annotate, draw_timeline
 
-    is_long = answers[0].source.start is not None
-    name = answers[0].source.clip.clip_id
-    name = name.rpartition("-")[0] if is_long else name
+    is_long = predictions[0].source.start is not None
+    name = predictions[0].source.clip.clip_id
+    if is_long:
+        name = name.rpartition("-")[0]
     if not args.no_pictures:
-        picture = draw_timeline(answers) if is_long else draw_answer(answers[0])
+        picture = draw_timeline(predictions) if is_long else draw_prediction(predictions[0])
         write_bytes(args.out / f"{name}.png", picture)
-    video = annotate(path, answers) if args.annotate else None
+    video = annotate(path, predictions) if args.annotate else None
     if video:
         write_bytes(args.out / f"{name}.mp4", video)
     elif args.annotate:
@@ -114,28 +121,29 @@ def header(classes: list[str]) -> str:
     return f"{'clip':<28}{'part':<8}{'answer':>8}  " + "".join(f"{name:>7}" for name in classes)
 
 
-def lines(answer: Any) -> str:
-    """The rows of one clip: the answer first, then its parts, then what is missing."""
-    name = answer.title if len(answer.title) < 28 else f"…{answer.title[-26:]}"
+def lines(prediction: Any) -> str:
+    """The rows of one clip: what decides first, then its parts, then what is missing."""
+    name = prediction.title if len(prediction.title) < 28 else f"…{prediction.title[-26:]}"
     rows = []
-    for part, probabilities in answer.parts.items():
-        label = answer.classes[int(probabilities.argmax())]
+    for part, probabilities in prediction.parts.items():
+        label = prediction.classes[int(probabilities.argmax())]
         numbers = "".join(f"{value:>7.3f}" for value in probabilities)
         rows.append(f"{name:<28}{part:<8}{label:>8}  {numbers}")
         name = ""
-    rows += [f"{name:<28}no answer"] * (not rows)
-    rows += [f"{'':<28}{text}" for text in answer.remarks]
+    if not rows:
+        rows = [f"{name:<28}no answer"]
+    rows += [f"{'':<28}{text}" for text in prediction.remarks]
     return "\n".join(rows)
 
 
-def write_tables(args: argparse.Namespace, answers: list) -> None:
+def write_tables(args: argparse.Namespace, predictions: list) -> None:
     """predictions.csv, one row per clip and part; predictions.json with all there is to say."""
     import pandas as pd
 
-    rows = [row for answer in answers for row in answer.rows()]
+    rows = [row for prediction in predictions for row in prediction.rows()]
     write_csv(args.out / "predictions.csv", pd.DataFrame(rows))
     about = {"checkpoints": [str(path) for path in args.checkpoints], "tta": args.tta}
-    clips = [answer.as_dict() for answer in answers]
+    clips = [prediction.as_dict() for prediction in predictions]
     write_json(args.out / "predictions.json", {**about, "clips": clips})
 
 

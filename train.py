@@ -19,12 +19,27 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from training.tasks import FOLDERS, SETTINGS, TASKS, recipe
+from training.modalities import MODES
+from training.settings import GROUPS
+from training.tasks import ALL_SETTINGS, TASKS, recipe
 from utils.config import Flags, device_name, ranged
-from utils.distributed import only_writer, writes
+from utils.distributed import hold_run_folder, is_main_process
 from utils.errors import IntegrityError, UsageError, run_script
 from utils.files import check_place, read_json, write_json
 from utils.parallel import set_memory, use_tensor_cores
+
+STARTS = {name: f"{name}_load_weights" for name in MODES}  # modality -> the flag's name
+ALSO_KNOWN_AS = {
+    "--lr": "--learning_rate",
+    "--epochs": "--n_epoch",
+    "--n_epochs": "--n_epoch",
+    "--optimizer": "--optim",
+    "--name": "--exp_name",
+    "--wd": "--weight_decay",
+    "--workers": "--num_workers",
+    "--dropout": "--modality_dropout",
+    "--load_weights": "--speech_load_weights",
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,37 +47,35 @@ def parse_args() -> argparse.Namespace:
         __doc__,
         epilog="In [brackets]: the published recipe, by mode where it differs; see --dry_run.",
         argument_default=argparse.SUPPRESS,
+        also_known_as=ALSO_KNOWN_AS,
     )
-    add = flags.add
-    add("--mode", required=True, choices=TASKS, help="what to train")
-    add("--exp_name", required=True, type=run_name, help="name of the run and of its folder")
-    for name, setting in SETTINGS.items():
+    run = flags.group("run")
+    run.add("--mode", required=True, choices=TASKS, help="what to train")
+    run.add("--exp_name", required=True, type=run_name, help="name of the run and of its folder")
+    run.add("--features_dir", default=Path("features"), type=Path, help="what preprocess.py wrote")
+    run.add("--logs_dir", default=Path("logs"), type=Path, help="where runs are kept")
+    run.add("--config", type=Path, help="JSON of settings, as config.json of a run; flags go first")
+    run.add("--resume", default=False, action="store_true", help="go on where the run stopped")
+    run.add("--overwrite", default=False, action="store_true", help="throw the old run away")
+    run.add("--dry_run", default=False, action="store_true", help="check all, train nothing")
+    groups = {title: flags.group(title) for title in GROUPS}
+    for name, setting in ALL_SETTINGS.items():
         values = dict.fromkeys(str(recipe(mode)[name]) for mode in TASKS)
         kind = "choices" if isinstance(setting.kind, tuple) else "type"
-        add(f"--{name}", help=f"{setting.help} [{'/'.join(values)}]", **{kind: setting.kind})
-    for name in FOLDERS:
-        add(f"--{name}_load_weights", metavar="PATH", help=f"start from a {name} run's checkpoint")
-    add("--fold", help="hold out this fold of the manifest; all: one run per fold, and their mean")
-    add("--val_fold", help="validate on this fold instead (or `next`), leave --fold unseen")
-    add("--features_dir", default=Path("features"), type=Path, help="what preprocess.py wrote")
-    add("--logs_dir", default=Path("logs"), type=Path, help="where runs are kept")
-    add(
-        "--save_minutes",
-        default=10.0,
-        type=ranged(float, 0),
-        help="between saves within an epoch; one follows every epoch and every stop anyway",
-    )
+        described = f"{setting.help} [{'/'.join(values)}]"
+        groups[setting.group].add(f"--{name}", help=described, **{kind: setting.kind})
+    for name, flag in STARTS.items():
+        help_text = f"start {name} from this run, built as it was there"
+        groups["model"].add(f"--{flag}", metavar="RUN", help=help_text)
+    data, long_runs = groups["data"], groups["long runs"]
+    data.add("--fold", help="hold out this fold of the manifest; all: one run per fold, and a mean")
+    data.add("--val_fold", help="validate on this fold (or `next`), leave --fold unseen")
+    yes = dict(default=False, action="store_true")
+    data.add("--allow_leaks", help="train although splits share people; results are marked", **yes)
+    data.add("--verify_features", help="read every feature file before the first step", **yes)
+    minutes = "between saves within an epoch; one follows every epoch and stop anyway"
+    long_runs.add("--save_minutes", default=10.0, type=ranged(float, 0), help=minutes)
     flags.add_machine()
-    add("--config", type=Path, help="JSON of settings, as config.json of a run; flags go first")
-    add("--resume", default=False, action="store_true", help="go on where the run stopped")
-    add("--overwrite", default=False, action="store_true", help="throw the run of that name away")
-    add(
-        "--allow_leaks",
-        default=False,
-        action="store_true",
-        help="train although speakers or recordings are in two splits; the results are marked",
-    )
-    add("--dry_run", default=False, action="store_true", help="check everything, train nothing")
     args = flags.parse_args()
     if "config" in args:  # its settings go through the same checks, and the flags go first
         args = flags.parse_args([*flags_of_file(args.config, args.mode), *sys.argv[1:]])
@@ -70,9 +83,10 @@ def parse_args() -> argparse.Namespace:
         flags.error("--resume goes on with a run and --overwrite throws it away: choose one")
     if "val_fold" in args and "fold" not in args:
         flags.error("--val_fold needs --fold: the fold that stays unseen")
-    for name in FOLDERS:
-        if f"{name}_load_weights" in args and args.mode not in (name, "multimodal"):
-            flags.error(f"--{name}_load_weights: --mode {args.mode} has no {name}")
+    for name, flag in STARTS.items():
+        if flag in args and args.mode in MODES and args.mode != name:
+            flags.error(f"--{flag}: --mode {args.mode} has no {name}")
+    args.given = set(vars(args))
     return args
 
 
@@ -99,65 +113,83 @@ def flags_of_file(path: Path, mode: str) -> list[str]:
 
 def start_config(mode: str) -> dict[str, Any]:
     """All settings of a run before any flag: the mode's recipe, no starting weights, no fold."""
-    paths = [f"{name}_load_weights" for name in FOLDERS]
-    return recipe(mode) | dict.fromkeys(["fold", "val_fold", *paths])
-
-
-def resolve_config(args: argparse.Namespace) -> dict[str, Any]:
-    config = start_config(args.mode)
-    return config | {name: value for name, value in vars(args).items() if name in config}
+    return recipe(mode) | dict.fromkeys(["fold", "val_fold", *STARTS.values()])
 
 
 def main() -> None:
     args = parse_args()
     folder = args.logs_dir / args.mode / args.exp_name
     check_place(folder)
-    with contextlib.nullcontext() if args.dry_run else only_writer(folder):
-        train(args, resolve_config(args), folder)
+    config = start_config(args.mode)
+    config |= {name: value for name, value in vars(args).items() if name in config}
+    with contextlib.nullcontext() if args.dry_run else hold_run_folder(folder):
+        train(args, config, folder)
 
 
 def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> None:
-    from training.checkpoint import LAST, PREVIOUS, find_checkpoints
-    from training.data import Features
-    from training.run import train_run
+    """One run, or one for each fold."""
+    from training.features import Features
 
     device = device_name(args.device)
     set_memory()
     use_tensor_cores(device)
-    if "amp" not in args and device == "cpu":
+    if "amp" not in args.given and device == "cpu":
         config["amp"] = False  # half precision takes 1.5 to 2 times as long there
     features = Features.open(args.features_dir)
     args.leaks = leak_stamp(args, config)
     if config["fold"] != "all":
-        train_run(config, features, folder, device, args)
+        train_run(args, config, features, folder, device)
         return
     if (folder / "last.pth").is_file():
         raise UsageError(f"{folder} holds a run without folds: take another --exp_name")
-    results, folds = {}, features.folds()
     if config["val_fold"] not in (None, "next"):
         raise UsageError("--fold all holds out each fold once: --val_fold can only be next")
-    for fold in folds:  # what any of them lacks is known before the first one trains
+    results, folds = {}, features.folds()
+    if not folds:
+        raise UsageError(f"--fold all: {args.features_dir / 'manifest.csv'} names no folds")
+    check_starts_of_folds(config, folder, folds)
+    for fold in folds:
+        print(f"fold {fold}", flush=True)
+        own = config_of_fold(config, fold)
+        results[fold] = train_run(args, own, features, folder / fold_folder(fold), device)
+    if not args.dry_run and is_main_process():
+        write_json(folder / "folds.json", results)
+        print(fold_line(results))
+
+
+def train_run(
+    args: argparse.Namespace, config: dict[str, Any], features: Any, folder: Path, device: str
+) -> dict[str, Any]:
+    """What the best epoch of this run reached; nothing after a dry run."""
+    from training.loop import fit
+    from training.prepare import describe
+    from training.run import Run, started
+
+    run = Run(config, features, folder, device, args)
+    print(describe(run), flush=True)
+    if args.dry_run:
+        print("dry run: everything is in place, nothing was trained")
+        return {}
+    with started(run) as (record, stop):
+        return fit(run, record, stop)
+
+
+def check_starts_of_folds(config: dict[str, Any], folder: Path, folds: list[str]) -> None:
+    """What any fold lacks to start from is known before the first one trains."""
+    from training.checkpoint import LAST, PREVIOUS, find_checkpoints
+
+    for fold in folds:
         place = folder / fold_folder(fold)
         if not any((place / name).is_file() for name in (LAST, PREVIOUS)):
             starts = config_of_fold(config, fold)
-            paths = (starts[f"{name}_load_weights"] for name in FOLDERS)
-            find_checkpoints(filter(None, paths))
-    for fold in folds:
-        print(f"fold {fold}", flush=True)
-        run = folder / fold_folder(fold)
-        results[fold] = train_run(config_of_fold(config, fold), features, run, device, args)
-    if not results:
-        raise UsageError(f"--fold all: {args.features_dir / 'manifest.csv'} names no folds")
-    if not args.dry_run and writes():
-        write_json(folder / "folds.json", results)
-        print(fold_line(results))
+            find_checkpoints([Path(starts[flag]) for flag in STARTS.values() if starts[flag]])
 
 
 def leak_stamp(args: argparse.Namespace, config: dict[str, Any]) -> str:
     """What the audit finds in two splits, or in two folds; IntegrityError unless it is allowed."""
     from corpora.audit import audited, describe, leaks
 
-    if not writes():  # of several processes one asks, and ends all of them
+    if not is_main_process():  # of several processes one asks, and ends all of them
         return ""
     found = leaks(audited(args.features_dir), folds=config["fold"] is not None)
     if not found:
@@ -176,9 +208,11 @@ def leak_stamp(args: argparse.Namespace, config: dict[str, Any]) -> str:
 
 def config_of_fold(config: dict[str, Any], fold: str) -> dict[str, Any]:
     """The settings of one fold; weights to start from are those of the same fold's run."""
-    place = fold_folder(fold)
-    paths = [f"{name}_load_weights" for name in FOLDERS if config[f"{name}_load_weights"]]
-    starts = {name: str(Path(config[name]) / place) for name in paths}
+    starts = {
+        flag: str(Path(config[flag]) / fold_folder(fold))
+        for flag in STARTS.values()
+        if config[flag]
+    }
     return config | {"fold": fold} | starts
 
 

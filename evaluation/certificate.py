@@ -7,10 +7,11 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from evaluation.runs import ALL, Evaluated, truth_of
+from evaluation.runs import ALL, Evaluated, labels_of
 from evaluation.scores import MEASURES
-from training.data import Features, folder_of
-from training.loop import progress
+from training.features import Features
+from training.modalities import modality
+from training.inference import progress
 from utils.errors import UsageError
 from utils.files import digest, read_json, sha256
 
@@ -38,7 +39,7 @@ def features_digest(features: Features, runs: list[Evaluated]) -> dict[str, str]
 
 def file_digests(features: Features, row: dict, inputs: list[str]) -> list[str]:
     stages = features.stages(row)
-    paths = {folder_of(name): features.path(row, name) for name in inputs}
+    paths = {modality(name).folder: features.path(row, name) for name in inputs}
     return [
         stages[name]["sha256"] if name in stages else sha256(path) if path.is_file() else "missing"
         for name, path in paths.items()
@@ -57,7 +58,7 @@ def certificate(
     if len(runs) > 1 and not report["systems"][-1]["parts"]:
         raise UsageError("a certificate is of runs of one recipe: these read different inputs")
     configs = [checkpoint["config"] for checkpoint in report["checkpoints"]]
-    truth = truth_of(runs[0], ALL, features.classes).tolist()
+    truth = labels_of(runs[0], ALL, features.classes).tolist()
     scored, measures = report["systems"], {}
     for name in MEASURES:
         if len(runs) > 1:

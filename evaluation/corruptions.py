@@ -1,14 +1,17 @@
-"""Features made worse on purpose: noise on speech, blur on faces, words left out."""
+"""Features made worse on purpose: noise on sound, blur on faces, words left out."""
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.data import Features, folder_of
+from training.features import Features
+from training.modalities import modality
+from training.randomness import clip_number, generator
 
 
 def add_noise(
@@ -55,28 +58,50 @@ def drop_words(
 ) -> np.ndarray:
     """(L, D) -> (L', D): each word is lost with probability `share` %, but never all of them."""
     kept = rng.random(len(words)) >= share / 100
-    kept[rng.integers(len(words))] |= not kept.any()
+    if not kept.any():
+        kept[rng.integers(len(words))] = True
     return words[kept]
 
 
-HARMS = {  # modality -> what is done to it, and in which levels, from mild to hard
-    "speech": (add_noise, (30, 20, 10, 5, 0, -5)),
-    "face": (blur, (1, 2, 4, 8, 16)),
-    "text": (drop_words, (10, 25, 50, 75, 90)),
+class Corruption(NamedTuple):
+    """`apply(feature, level, rng, extraction settings)`; levels from mild to hard; `axis` names
+    them in a picture."""
+
+    apply: Callable[..., np.ndarray]
+    levels: tuple[float, ...]
+    axis: str
+
+
+CORRUPTIONS = {  # by the name that a modality's row gives
+    "white noise": Corruption(add_noise, (30, 20, 10, 5, 0, -5), "white noise, dB SNR"),
+    "blur": Corruption(blur, (1, 2, 4, 8, 16), "blurred, sigma in % of its side"),
+    "lost words": Corruption(drop_words, (10, 25, 50, 75, 90), "words lost, %"),
 }
 
 
 @dataclass(frozen=True)
-class Degraded(Features):
-    """Features of which one modality is read at a level of its harm; the clip decides the draw."""
+class CorruptedFeatures(Features):
+    """Features of which one modality is read at a level of its corruption; the clip decides the
+    draw."""
 
-    modality: str
-    level: float
+    modality: str = ""
+    level: float = 0.0
 
-    def load(self, row: dict, modality: str) -> np.ndarray:
-        feature = super().load(row, modality)
-        if modality != self.modality:
+    def load(self, row: dict[str, Any], name: str) -> np.ndarray:
+        feature = super().load(row, name)
+        if name != self.modality:
             return feature
-        rng = np.random.default_rng(zlib.crc32(f"{row['split']}/{row['clip_id']}".encode()))
-        settings = self.settings["features"].get(folder_of(modality), {})
-        return HARMS[modality][0](feature, self.level, rng, settings)
+        kind = modality(name)
+        rng = generator(0, "corruption", clip_number(row))
+        settings = self.settings["features"].get(kind.folder, {})
+        return CORRUPTIONS[kind.corruption].apply(feature, self.level, rng, settings)
+
+
+def corrupt(features: Features, name: str, level: float) -> CorruptedFeatures:
+    return CorruptedFeatures(
+        folder=features.folder,
+        settings=features.settings,
+        manifest=features.manifest,
+        modality=name,
+        level=level,
+    )

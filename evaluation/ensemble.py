@@ -1,36 +1,48 @@
-"""Trained runs as an ensemble: load them, check that they fit the features, score clips."""
+"""Trained runs as an ensemble: load them, check that they fit, and the one rule of their votes.
+
+Every run has one vote, whatever it reads and however it was trained: its probabilities, averaged
+over test-time views; the folds of a --fold all share the vote of their run. The ensemble is the
+mean of the votes. Evaluation, prediction and submission all go through `combine`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from models.fusion import EmotionClassifier
+from models.classifier import EmotionClassifier
 from training.checkpoint import (
+    Checkpoint,
     find_checkpoints,
     load_checkpoint,
     restore_model,
     weights_digest,
 )
-from training.data import ClipDataset, Features, make_loader, to_device
-from training.loop import progress
+from training.data import ClipDataset, make_loader
+from training.features import Features
+from training.inference import Views, infer
+from training.modalities import MODALITIES
 from training.tasks import Task, task_of
 from utils.errors import IntegrityError
+
+Votes = tuple[pd.Index, np.ndarray]  # clips (N,), and the probabilities (N, K) of one voter
 
 
 @dataclass(frozen=True)
 class Member:
-    """One trained run: its file, what the file says, its model (on the CPU)."""
+    """One checkpoint: its file, what it holds, its model (on the CPU), and whose run it is."""
 
     path: Path
-    checkpoint: dict[str, Any]
+    checkpoint: Checkpoint
     model: EmotionClassifier
+    run: Path
 
     @property
     def config(self) -> dict[str, Any]:
@@ -40,94 +52,149 @@ class Member:
     def task(self) -> Task:
         return task_of(self.config)
 
+    @property
+    def label(self) -> str:
+        """The column of the manifest that its deciding head has learnt."""
+        return self.task.label_columns[self.task.main_head]
 
-def load_members(paths: list[Path], features: Features) -> list[Member]:
+
+def combine(votes: Sequence[Votes]) -> Votes:
+    """The mean vote for each clip, over those who vote on it."""
+    clips = np.concatenate([index for index, _ in votes])
+    names, place = np.unique(clips, return_inverse=True)
+    total = np.zeros((len(names), votes[0][1].shape[1]))
+    np.add.at(total, place, np.concatenate([each for _, each in votes]))
+    return pd.Index(names), total / np.bincount(place)[:, np.newaxis]
+
+
+def combine_runs(members: Sequence[Member], votes: Sequence[Votes]) -> Votes:
+    """The same of checkpoints: first those of one run, then the runs."""
+    runs: dict[Path, list[Votes]] = {}
+    for member, each in zip(members, votes, strict=True):
+        runs.setdefault(member.run, []).append(each)
+    return combine([combine(each) for each in runs.values()])
+
+
+def mean_over_views(views: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
+    """Logits (B, K) of each view -> (B, K): the mean of p ** temperature, each made to sum to 1.
+
+    p ** t, renormalised, is softmax(t x logits). With t = 1 the result is a probability. The
+    challenge's 0.1 flattens, so that the mean comes close to a geometric one: scores to rank
+    classes by, no probabilities any more.
+    """
+    return torch.stack([(temperature * each.double()).softmax(dim=1) for each in views]).mean(dim=0)
+
+
+def group_checkpoints(paths: Sequence[Path]) -> dict[Path, list[Path]]:
+    """{run: its checkpoints}; folders fold_* in one place are one run."""
+    runs: dict[Path, list[Path]] = {}
+    for path in map(Path, paths):
+        run = path.parent if path.name.startswith("fold_") else path
+        runs.setdefault(run, []).extend(find_checkpoints([path]))
+    return runs
+
+
+def load_members(paths: Sequence[Path], features: Features) -> list[Member]:
     """Members for these features, in an order that their paths do not decide.
 
-    IntegrityError for other classes or extraction settings, for one checkpoint given twice, and
-    for members that learnt different labels.
+    IntegrityError for other classes or extraction settings, and for one checkpoint given twice.
     """
     members: dict[str, Member] = {}
-    learnt: dict[str, Path] = {}
-    for path in find_checkpoints(paths):
-        checkpoint = load_checkpoint(path)
-        member = Member(path, checkpoint, restore_model(checkpoint, path))
-        inputs = member.task.inputs
-        features.require(inputs)
-        check_match(path, "classes", checkpoint["classes"], features.classes)
-        check_match(path, "features", checkpoint["features_config"], features.config_for(inputs))
-        name = weights_digest(checkpoint)
-        if name in members:
-            raise IntegrityError(
-                f"{path} and {members[name].path} are the same checkpoint: equal weights"
-            )
-        members[name] = member
-        learnt[member.task.label_columns[member.task.answer]] = path
-    if len(learnt) > 1:
-        what = ", ".join(f"{path} {column}" for column, path in learnt.items())
-        raise IntegrityError(f"the members answer different questions: {what}")
+    for run, files in group_checkpoints(paths).items():
+        for path in files:
+            member = load_member(path, run, features)
+            name = weights_digest(member.checkpoint)
+            if name in members:
+                raise IntegrityError(
+                    f"{path} and {members[name].path} are the same checkpoint: equal weights"
+                )
+            members[name] = member
     return [members[name] for name in sorted(members)]
 
 
+def load_member(path: Path, run: Path, features: Features) -> Member:
+    checkpoint = load_checkpoint(path)
+    member = Member(path, checkpoint, restore_model(checkpoint, path), run)
+    inputs = member.task.inputs
+    features.require(inputs)
+    check_match(path, "classes", checkpoint["classes"], features.classes)
+    check_match(path, "features", checkpoint["features_config"], features.config_for(inputs))
+    return member
+
+
 def check_match(path: Path, what: str, trained: Any, here: Any) -> None:
+    """IntegrityError that shows the first thing that differs."""
     if trained == here:
         return
-    if isinstance(trained, dict) and isinstance(here, dict):  # only what differs
-        keys = [key for key in {**trained, **here} if trained.get(key) != here.get(key)]
-        for key in keys[:1]:
+    if isinstance(trained, dict) and isinstance(here, dict):
+        for key in {**trained, **here}:
             check_match(path, f"{what}: {key}", trained.get(key), here.get(key))
     raise IntegrityError(f"{path} was trained on other {what}: {trained} then, {here} here")
 
 
-def make_dataset(member: Member, rows: list[dict], features: Features, **changes: Any) -> Any:
-    """The clips as the member was trained on them, without augmentation; files are checked."""
-    config = member.config | changes
-    dataset = ClipDataset(features, pd.DataFrame(rows), member.task, config, training=False)
-    dataset.check_files()
+def label_note(members: Sequence[Member]) -> str:
+    """What to say of members that have learnt different labels; nothing where all are one."""
+    learnt = {member.label: member.run for member in members}
+    if len(learnt) < 2:
+        return ""
+    listed = ", ".join(f"{run} {label}" for label, run in learnt.items())
+    return f"these runs have learnt different labels and vote all the same: {listed}"
+
+
+def make_dataset(
+    member: Member, rows: pd.DataFrame, features: Features, **changes: Any
+) -> ClipDataset:
+    """The clips as the member saw them for validation; IntegrityError for missing files."""
+    dataset = ClipDataset(features, rows, member.task, member.config | changes, training=False)
+    features.check_files(dataset.rows, member.task.inputs)
     return dataset
 
 
-@torch.inference_mode()
-def predict(
+def vote(
     member: Member,
     dataset: ClipDataset,
     device: str,
-    views: list | None = None,
+    views: Views,
+    temperatures: Sequence[float],
     batch_size: int = 8,
     num_workers: int = 0,
-) -> Iterator[list[dict[str, Tensor]]]:
-    """For each batch of clips, in order, one {head: logits (B, K)} per view of the face.
+) -> list[np.ndarray]:
+    """(N, K) of the deciding head for each temperature: the mean over the views of each clip."""
+    model, head = member.model.to(device), member.task.main_head
 
-    Speech, text and own features are encoded once, whatever the number of views.
-    """
-    model = member.model.to(device).eval()
-    views = views if views and "face" in member.task.inputs else [None]
+    def read(tokens: list) -> list[np.ndarray]:
+        logits = [model.classify(each).logits[head] for each in tokens]
+        return [mean_over_views(logits, each).cpu().numpy() for each in temperatures]
+
     loader = make_loader(dataset, batch_size, num_workers, device)
-    quick = len(loader) < 2
-    for batch in progress(loader, desc=member.path.parent.name, unit="batch", disable=quick):
-        inputs = to_device(batch["inputs"], device)
-        encoded = model.encode({k: v for k, v in inputs.items() if k != "face" or views == [None]})
-        faces = [{"face": (view(inputs["face"][0]),)} if view else {} for view in views]
-        yield [model.classify(encoded | model.encode(face)) for face in faces]
+    batches = [
+        each for _, each in infer(model, loader, device, read, views, title=member.path.parent.name)
+    ]
+    scores = [np.concatenate(each) for each in zip(*batches, strict=True)]
+    check_finite(member, scores)
+    return scores
 
 
-def face_views(count: int) -> list:
-    """Functions (B, T, 3, H, W) in [0, 1] -> the same: flips times factors of brightness.
+def check_finite(member: Member, scores: Sequence[np.ndarray]) -> None:
+    if not all(np.isfinite(each).all() for each in scores):
+        raise IntegrityError(f"{member.path} gives probabilities that are not numbers")
+
+
+def image_views(count: int) -> Views:
+    """Test-time augmentation of faces, functions (B, T, 3, H, W) in [0, 1] -> the same: flips times
+    factors of brightness.
 
     12: both flips, 6: left-right only, each with 0.9, 1.0 and 1.1 (ttach); 1: as it is.
     """
+    if count == 1:
+        return {}
     import ttach
 
     flips = {12: [ttach.HorizontalFlip(), ttach.VerticalFlip()], 6: [ttach.HorizontalFlip()]}
-    if count == 1:
-        return [lambda faces: faces]
     transforms = ttach.Compose([*flips[count], ttach.Multiply([0.9, 1.0, 1.1])])
-    return [
-        lambda faces, t=transform: t.augment_image(faces.flatten(0, 1)).view_as(faces)
-        for transform in transforms
-    ]
 
+    def view(transform: Any) -> Any:
+        return lambda faces: transform.augment_image(faces.flatten(0, 1)).view_as(faces)
 
-def power_mean(views: list[Tensor], temperature: float) -> Tensor:
-    """Logits (B, K) of each view -> (B, K): mean of p ** temperature, each made to sum to 1."""
-    return torch.stack([(temperature * v.double()).softmax(dim=1) for v in views]).mean(dim=0)
+    views = [view(transform) for transform in transforms]
+    return {name: views for name, row in MODALITIES.items() if row.test_views}

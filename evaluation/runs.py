@@ -1,7 +1,8 @@
-"""Checkpoints x features -> the answers of each run to clips that it has not trained on."""
+"""Checkpoints x features -> the predictions of each run for clips that it has not trained on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -9,42 +10,54 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
-from evaluation.corruptions import HARMS, Degraded
-from evaluation.ensemble import Member, load_members, make_dataset
-from training.checkpoint import find_checkpoints, load_checkpoint, weights_digest
-from training.data import ClipDataset, Features, make_loader, to_device
-from training.fingerprint import identities, known
-from training.loop import progress
-from training.untrusted import NO_CLIPS
+from evaluation.corruptions import CORRUPTIONS, corrupt
+from evaluation.ensemble import (
+    Member,
+    check_finite,
+    combine,
+    group_checkpoints,
+    load_member,
+    make_dataset,
+)
+from models.fusion import Tokens
+from training.checkpoint import NO_CLIPS, load_checkpoint, weights_digest
+from training.data import ClipDataset, make_loader
+from training.features import Features
+from training.fingerprint import fingerprints, known
+from training.inference import infer
+from training.modalities import modality
 from utils.errors import IntegrityError, UsageError
 from utils.files import sha256
 
 ALL = ("inputs", "all")  # the condition that headline numbers are about
+Condition = tuple[str, Any]  # which inputs ("inputs", names), or a corruption (modality, level)
 
 
-class Answer(NamedTuple):
-    """What a head says to some clips: log-probabilities (N, K), to be held against a column."""
+class Prediction(NamedTuple):
+    """What a head says of some clips: log-probabilities (N, K), to be held against a column."""
 
     head: str
     column: str
     log_p: np.ndarray
 
 
+Predictions = dict[Condition, Prediction | None]
+
+
 @dataclass(frozen=True)
 class Evaluated:
-    """Clips (manifest rows), and the answers to them under each condition (input, level).
+    """Clips (manifest rows), and the predictions for them under each condition.
 
     A run is one checkpoint, or is made of `parts`: the folds of a training, the members of an
-    ensemble. `validation`: its answers to the clips that chose its epoch, where these are others.
-    `warnings`: what a reader of its numbers must know.
+    ensemble. `validation`: its predictions for the clips that chose its epoch, where these are
+    others. `warnings`: what a reader of its numbers must know.
     """
 
     name: str
     clips: pd.DataFrame
-    answers: dict[tuple[str, Any], Answer | None]
+    predictions: Predictions
     checkpoints: list[dict[str, Any]]
     warnings: list[str]
     parts: tuple[Evaluated, ...] = ()
@@ -54,24 +67,18 @@ class Evaluated:
 def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[Evaluated]:
     """The runs of these checkpoints and run folders, all on the same clips.
 
-    Folders fold_* in one place are one run: each clip is answered by the fold that held it out.
+    Folders fold_* in one place are one run: each clip is predicted by the fold that held it out.
     `options`: split (None: val, or the fold held out), robustness, allow_training_clips,
     batch_size, num_workers, device.
     """
-    numbers = identities(features, features.manifest.to_dict("records"))
-    features = replace(features, manifest=features.manifest.assign(identity=list(numbers)))
-    groups: dict[Path, list[Path]] = {}
-    for path in map(Path, paths):
-        place = path.parent if path.name.startswith("fold_") else path
-        groups.setdefault(place, []).extend(find_checkpoints([path]))
-    found: dict[str, Path] = {}
-    for path in (path for files in groups.values() for path in files):
-        if (first := found.setdefault(weights_digest(load_checkpoint(path)), path)) is not path:
-            raise IntegrityError(f"{path} and {first} are the same checkpoint: equal weights")
-    runs = []
-    for place, files in groups.items():
-        name = str(place if len(files) > 1 or place.is_file() else files[0].parent)
-        parts = [run_of(path, name, features, options) for path in files]
+    groups = group_checkpoints(paths)
+    check_different([path for files in groups.values() for path in files])
+    runs: list[Evaluated] = []
+    for run, files in groups.items():
+        name = str(run if len(files) > 1 or run.is_file() else files[0].parent)
+        parts = [
+            run_of(load_member(path, run, features), name, features, options) for path in files
+        ]
         runs.append(pool(name, parts) if len(parts) > 1 else parts[0])
         if len(runs[-1].clips) < 2:
             raise UsageError(f"{name}: one clip with its label is too few to score")
@@ -79,26 +86,42 @@ def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[E
     return runs
 
 
-def run_of(path: Path, name: str, features: Features, options: Any) -> Evaluated:
-    """One checkpoint's answers; IntegrityError for clips that it was trained on."""
-    (member,) = load_members([path], features)
-    config, column = member.config, member.task.label_columns[member.task.answer]
-    judged = judged_clips(config, features, options.split)
+def check_different(paths: list[Path]) -> None:
+    found: dict[str, Path] = {}
+    for path in paths:
+        first = found.setdefault(weights_digest(load_checkpoint(path)), path)
+        if first is not path:
+            raise IntegrityError(f"{path} and {first} are the same checkpoint: equal weights")
+
+
+def run_of(member: Member, name: str, features: Features, options: Any) -> Evaluated:
+    """One checkpoint's predictions; IntegrityError for clips that it was trained on."""
+    column = member.label
+    judged = judged_clips(member.config, features, options.split)
     clips = judged[judged[column].isin(features.classes)]
     if clips.empty:
-        raise UsageError(f"{path}: none of {len(judged)} clips has its {column}: nothing to score")
+        raise UsageError(
+            f"{member.path}: none of {len(judged)} clips has its {column}: nothing to score"
+        )
     warnings = warnings_of(member, clips, features, options.allow_training_clips)
     if len(clips) < len(judged):
         warnings.append(f"{len(judged) - len(clips)} clips without {column} are left out")
-    facts = {"path": str(path), "sha256": sha256(path), "epoch": member.checkpoint["epoch"]}
-    facts |= {"label": column, "inputs": list(member.task.inputs), "config": config}
-    run = Evaluated(name, clips, answers_of(member, clips, features, options), [facts], warnings)
+    facts = {
+        "path": str(member.path),
+        "sha256": sha256(member.path),
+        "epoch": member.checkpoint["epoch"],
+        "label": column,
+        "inputs": list(member.task.inputs),
+        "config": member.config,
+    }
+    predicted = predictions_of(member, clips, features, options, options.robustness)
+    run = Evaluated(name, clips, predicted, [facts], warnings)
     chosen_on = known_clips(member, features)[1]
     apart = chosen_on[chosen_on[column].isin(features.classes)]
     if apart.empty or apart.index.isin(clips.index).any():
         return run
-    answers = answers_of(member, apart, features, options, robustness=False)
-    return replace(run, validation=Evaluated(name, apart, answers, [facts], []))
+    predicted = predictions_of(member, apart, features, options, robustness=False)
+    return replace(run, validation=Evaluated(name, apart, predicted, [facts], []))
 
 
 def judged_clips(config: dict[str, Any], features: Features, split: str | None) -> pd.DataFrame:
@@ -117,8 +140,11 @@ def known_clips(member: Member, features: Features) -> tuple[pd.DataFrame, pd.Da
     """The rows that a run was trained on, and those that chose its epoch, in whatever split or
     fold they are now."""
     rows, clips = named(features.manifest), member.checkpoint.get("clips", NO_CLIPS)
-    numbers = np.stack(rows["identity"])
-    return tuple(rows[known(numbers, clips[name].numpy())] for name in ("training", "validation"))
+    numbers = fingerprints(features, rows.to_dict("records"))
+    trained_on, chosen_on = (
+        rows[known(numbers, clips[name].numpy())] for name in ("training", "validation")
+    )
+    return trained_on, chosen_on
 
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:
@@ -130,21 +156,23 @@ def warnings_of(
     member: Member, clips: pd.DataFrame, features: Features, allowed: bool
 ) -> list[str]:
     """What makes these numbers too good; IntegrityError for training clips unless `allowed`."""
+    found = []
+    if "clips" not in member.checkpoint:
+        if not allowed:
+            raise IntegrityError(
+                f"{member.path} does not say which clips it was trained on; with "
+                "--allow_training_clips the report carries the warning"
+            )
+        found.append("the checkpoint does not say which clips it was trained on")
     trained_on, chosen_on = known_clips(member, features)
-    unknown = "clips" not in member.checkpoint
-    if unknown and not allowed:
-        raise IntegrityError(
-            f"{member.path} does not say which clips it was trained on; with "
-            "--allow_training_clips the report carries the warning"
-        )
-    found = ["the checkpoint does not say which clips it was trained on"] * unknown
     seen = clips.index[clips.index.isin(trained_on.index)]
-    if len(seen) and not allowed:
-        raise IntegrityError(
-            f"{member.path} was trained on {len(seen)} of these {len(clips)} clips, as {seen[0]}: "
-            "choose another --split; with --allow_training_clips the report carries the warning"
-        )
     if len(seen):
+        if not allowed:
+            raise IntegrityError(
+                f"{member.path} was trained on {len(seen)} of these {len(clips)} clips, as "
+                f"{seen[0]}: choose another --split; with --allow_training_clips the report "
+                "carries the warning"
+            )
         found.append(f"TRAINED ON {len(seen)} of these {len(clips)} clips: this is no test")
     if leaks := member.checkpoint.get("leaks"):
         found.append(f"TRAINED WITH LEAKS, --allow_leaks: {leaks}")
@@ -157,75 +185,111 @@ def warnings_of(
     return found
 
 
-def answers_of(
-    member: Member, clips: pd.DataFrame, features: Features, options: Any, robustness: bool = True
-) -> dict[tuple[str, Any], Answer | None]:
-    """{condition: answer}: all inputs, each smaller set of them, and with --robustness each harm
-    of one input while the others are as they were."""
-    inputs = member.task.inputs
-    make_dataset(member, clips.to_dict("records"), features)  # checks the files
-    clean = encode(member, clips, features, inputs, options)
-    found = {ALL: answer(member, clean, inputs)}
-    for size in range(1, len(inputs)):
-        for names in combinations(inputs, size):
-            found["inputs", "+".join(names)] = answer(member, clean, names)
-    for modality in filter(HARMS.get, inputs) if options.robustness and robustness else ():
-        for level in HARMS[modality][1]:
-            worse = Degraded(*vars(features).values(), modality=modality, level=level)
-            encoded = clean | encode(member, clips, worse, (modality,), options)
-            found[modality, level] = answer(member, encoded, inputs)
+def predictions_of(
+    member: Member, clips: pd.DataFrame, features: Features, options: Any, robustness: bool
+) -> Predictions:
+    """{condition: prediction}: all inputs, each smaller set of them, and with `robustness` each
+    corruption of one input while the others are as they were."""
+    inputs, kept = member.task.inputs, []
+    subsets = [names for size in range(1, len(inputs)) for names in combinations(inputs, size)]
+
+    def read(views: list[dict[str, Tokens]]) -> list[dict[str, Tensor]]:
+        if robustness:
+            kept.append(views[0])
+        return [classify(member, views[0], names) for names in (inputs, *subsets)]
+
+    dataset = make_dataset(member, clips, features)
+    batches = list(run_batches(member, dataset, options, read))
+    conditions = [ALL, *(("inputs", "+".join(names)) for names in subsets)]
+    found: Predictions = {}
+    for condition, names, each in zip(
+        conditions, (inputs, *subsets), zip(*batches, strict=True), strict=True
+    ):
+        found[condition] = prediction_of(member, names, list(each))
+    if robustness:
+        found |= corrupted_predictions(member, clips, features, options, kept)
     return found
 
 
-@torch.inference_mode()
-def encode(
-    member: Member, clips: pd.DataFrame, features: Features, names: tuple[str, ...], options: Any
-) -> dict[str, Tensor]:
-    """{modality: (N, D)} of these inputs, which are read as for validation in training."""
-    task = replace(member.task, inputs=names)
-    dataset = ClipDataset(features, clips, task, member.config, training=False)
-    model = member.model.to(options.device).eval()
+def corrupted_predictions(
+    member: Member, clips: pd.DataFrame, features: Features, options: Any, kept: list
+) -> Predictions:
+    """`kept`: the tokens of all modalities, batch by batch, as they were."""
+    found: Predictions = {}
+    for name in member.task.inputs:
+        corruption = CORRUPTIONS.get(modality(name).corruption)
+        if corruption is None:
+            continue
+        task = replace(member.task, inputs=(name,))
+        for level in corruption.levels:
+            worse = corrupt(features, name, level)
+            dataset = ClipDataset(worse, clips, task, member.config, training=False)
+            clean = iter(kept)
+
+            def read(views: list, clean: Iterator = clean) -> dict[str, Tensor]:
+                return classify(member, next(clean) | views[0], member.task.inputs)
+
+            logits = list(run_batches(member, dataset, options, read))
+            found[name, level] = prediction_of(member, member.task.inputs, logits)
+    return found
+
+
+def run_batches(member: Member, dataset: ClipDataset, options: Any, read: Any) -> Iterator[Any]:
+    model = member.model.to(options.device)
     loader = make_loader(dataset, options.batch_size, options.num_workers, options.device)
-    bar = progress(loader, desc=f"{member.path.parent.name} {'+'.join(names)}", unit="batch")
-    batches = [model.encode(to_device(batch["inputs"], options.device)) for batch in bar]
-    return {name: torch.cat([batch[name] for batch in batches]) for name in names}
+    title = f"{member.path.parent.name} {'+'.join(dataset.task.inputs)}"
+    for _, result in infer(model, loader, options.device, read, title=title):
+        yield result
 
 
-@torch.inference_mode()
-def answer(member: Member, encoded: dict[str, Tensor], names: tuple[str, ...]) -> Answer | None:
-    """The answer from these inputs alone: of the model's answering head, else of the head that
-    sees just them; None where there is no such head."""
-    logits = member.model.classify({name: encoded[name] for name in names})
-    own = (head for head in logits if set(member.model.heads[head].inputs) == set(names))
-    head = member.task.answer if member.task.answer in logits else next(own, None)
-    if head is None:
+def classify(
+    member: Member, tokens: dict[str, Tokens], names: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """{head: logits} from these inputs alone."""
+    return member.model.classify({name: tokens[name] for name in names}).logits
+
+
+def prediction_of(
+    member: Member, names: tuple[str, ...], batches: list[dict[str, Tensor]]
+) -> Prediction | None:
+    """Of the deciding head, else of the head that sees just these inputs; None without such."""
+    heads = [head for head, inputs in member.model.head_inputs.items() if {*inputs} == {*names}]
+    candidates = [head for head in (member.task.main_head, *heads) if head in batches[0]]
+    if not candidates:
         return None
-    log_p = logits[head].double().log_softmax(dim=1).cpu().numpy()
-    if not np.isfinite(log_p).all():
-        raise IntegrityError(f"{member.path} gives probabilities that are not numbers")
-    return Answer(head, member.task.label_columns[head], log_p)
+    head = candidates[0]
+    log_p = np.concatenate(
+        [logits[head].double().log_softmax(dim=1).cpu().numpy() for logits in batches]
+    )
+    check_finite(member, [log_p])
+    return Prediction(head, member.task.label_columns[head], log_p)
 
 
 def pool(name: str, parts: list[Evaluated]) -> Evaluated:
-    """All clips of the parts; the probabilities of parts that answer the same clip are averaged."""
+    """All clips of the parts; parts that predict the same clip vote on it."""
     clips = pd.concat([part.clips for part in parts])
-    names, first, place = np.unique(clips.index, return_index=True, return_inverse=True)
-    answers = {}
-    for key in parts[0].answers:
-        each, answers[key] = [part.answers.get(key) for part in parts], None
-        if all(each) and (key == ALL or len({item[:2] for item in each}) == 1):
-            total = np.zeros((len(names), each[0].log_p.shape[1]))
-            np.add.at(total, place, np.exp(np.concatenate([item.log_p for item in each])))
-            mean = total / total.sum(axis=1, keepdims=True)
-            answers[key] = each[0]._replace(log_p=np.log(np.maximum(mean, 1e-300)))
+    clips = clips[~clips.index.duplicated()].sort_index()
+    predictions: Predictions = {}
+    for condition in parts[0].predictions:
+        given = [part.predictions.get(condition) for part in parts]
+        found = [each for each in given if each is not None]
+        same = len({(each.head, each.column) for each in found}) == 1
+        predictions[condition] = None
+        if len(found) == len(parts) and (condition == ALL or same):
+            votes = [
+                (part.clips.index, np.exp(each.log_p))
+                for part, each in zip(parts, found, strict=True)
+            ]
+            index, mean = combine(votes)
+            log_p = np.log(np.maximum(mean, 1e-300))
+            predictions[condition] = found[0]._replace(log_p=log_p[index.get_indexer(clips.index)])
     checkpoints = [checkpoint for part in parts for checkpoint in part.checkpoints]
     warnings = list(dict.fromkeys(text for part in parts for text in part.warnings))
     apart = [part.validation for part in parts if part.validation]
     validation = pool(name, apart) if len(apart) == len(parts) else None
-    kept = clips.iloc[first]
-    if validation and validation.clips.index.isin(kept.index).any():
+    if validation and validation.clips.index.isin(clips.index).any():
         validation = None  # of all folds together the same clips are judged and chose
-    return Evaluated(name, kept, answers, checkpoints, warnings, tuple(parts), validation)
+    return Evaluated(name, clips, predictions, checkpoints, warnings, tuple(parts), validation)
 
 
 def check_comparable(first: Evaluated, other: Evaluated, classes: list[str]) -> None:
@@ -235,17 +299,17 @@ def check_comparable(first: Evaluated, other: Evaluated, classes: list[str]) -> 
         raise IntegrityError(
             f"runs that are judged on different clips: {sizes}; evaluate them apart"
         )
-    differ = int((truth_of(first, ALL, classes) != truth_of(other, ALL, classes)).sum())
+    differ = int((labels_of(first, ALL, classes) != labels_of(other, ALL, classes)).sum())
     if differ:
-        columns = " and ".join(run.answers[ALL].column for run in (first, other))
+        columns = " and ".join(run.predictions[ALL].column for run in (first, other))
         raise IntegrityError(
             f"{first.name} and {other.name} learnt {columns}, which differ in {differ} of these "
             "clips: evaluate them apart"
         )
 
 
-def truth_of(run: Evaluated, condition: tuple[str, Any], classes: list[str]) -> np.ndarray:
-    """(N,) class indices in the column that the answer is about; -1 for an unknown label."""
+def labels_of(run: Evaluated, condition: Condition, classes: list[str]) -> np.ndarray:
+    """(N,) class indices in the column that the prediction is about; -1 for an unknown label."""
     number = {name: index for index, name in enumerate(classes)}
-    labels = run.clips[run.answers[condition].column]
+    labels = run.clips[run.predictions[condition].column]
     return labels.map(lambda label: number.get(label, -1)).to_numpy()

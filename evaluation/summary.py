@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import scores
-from evaluation.runs import ALL, Evaluated, truth_of
+from evaluation.runs import ALL, Evaluated, labels_of
 from evaluation.scores import Bootstrap
 
 
@@ -20,7 +20,7 @@ def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:
     alike = run.parts if len(kinds) == 1 else ()  # of different models no deviation means anything
     result["parts"] = spread([measures_of(part, classes) for part in alike])
     result["conditions"] = [
-        {"input": key[0], "level": key[1]} | scores_of(run, key, classes) for key in run.answers
+        {"input": key[0], "level": key[1]} | scores_of(run, key, classes) for key in run.predictions
     ]
     faces: Any = False  # where nothing looked for faces
     if "face_valid" in run.clips:
@@ -32,8 +32,8 @@ def scores_of(
     run: Evaluated, key: tuple[str, Any], classes: list[str], among: Any = True
 ) -> dict[str, Any]:
     """`full_scores` under a condition, of the clips that have its label; none: {"clips": 0}."""
-    answer = run.answers[key]
-    truth = truth_of(run, key, classes) if answer else np.full(len(run.clips), -1)
+    answer = run.predictions[key]
+    truth = labels_of(run, key, classes) if answer else np.full(len(run.clips), -1)
     known = (truth >= 0) & among
     if not known.any():
         return {"clips": 0}
@@ -43,7 +43,7 @@ def scores_of(
 
 
 def measures_of(run: Evaluated, classes: list[str]) -> dict[str, float]:
-    return scores.measure(truth_of(run, ALL, classes), run.answers[ALL].log_p.argmax(1))
+    return scores.measure(labels_of(run, ALL, classes), run.predictions[ALL].log_p.argmax(1))
 
 
 def spread(parts: list[dict[str, float]]) -> dict[str, Any]:
@@ -57,10 +57,10 @@ def spread(parts: list[dict[str, float]]) -> dict[str, Any]:
 
 def calibration(run: Evaluated, classes: list[str]) -> dict[str, Any]:
     """Before and after a temperature, which never comes from the clip that it is used on."""
-    truth, log_p = truth_of(run, ALL, classes), run.answers[ALL].log_p
+    truth, log_p = labels_of(run, ALL, classes), run.predictions[ALL].log_p
     if run.validation:
-        known = truth_of(run.validation, ALL, classes)
-        temperatures = [scores.fit_temperature(run.validation.answers[ALL].log_p, known)]
+        known = labels_of(run.validation, ALL, classes)
+        temperatures = [scores.fit_temperature(run.validation.predictions[ALL].log_p, known)]
         after = scores.temper(log_p, temperatures[0])
         how = f"fitted on {len(known)} validation clips, which are none of these"
     else:
@@ -73,12 +73,12 @@ def calibration(run: Evaluated, classes: list[str]) -> dict[str, Any]:
 
 def paired_tests(runs: list[Evaluated], classes: list[str]) -> list[dict[str, Any]]:
     """Every two of the runs, the second minus the first."""
-    truth = truth_of(runs[0], ALL, classes)
+    truth = labels_of(runs[0], ALL, classes)
     bootstrap = Bootstrap(runs[0].clips["speaker"].to_numpy())
     return [
         {"first": a.name, "second": b.name}
         | scores.paired(
-            truth, *(r.answers[ALL].log_p.argmax(1) for r in (a, b)), len(classes), bootstrap
+            truth, *(r.predictions[ALL].log_p.argmax(1) for r in (a, b)), len(classes), bootstrap
         )
         for a, b in combinations(runs, 2)
     ]

@@ -8,57 +8,68 @@ from typing import Any
 
 import numpy as np
 
-from inference.answer import FUSED, MEAN, NAMES, Answer
+from inference.prediction import ENSEMBLE, FUSED, MEAN, NAMES, ClipPrediction
+from training.modalities import MODALITIES, modality
 from utils.plots import INK, VAL, blank_figure, png
 
 SOFT, PALE, GREY = "#8aa4c8", "#cfd6e0", "#777777"
-PARTS = {FUSED: "all together", MEAN: "mean of the parts", "speech": "voice", "face": "face"}
-PARTS["text"] = "words"
+PARTS = {FUSED: "all together", MEAN: "mean of the parts", ENSEMBLE: "all runs together"}
 FRAMES = 8  # of the face strip
 UNEQUAL = 1.25  # times the mean: a frame that counted more than the others
 FONTS = ("DejaVu Sans", "Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
 CAUTION = "Displayed emotion as a model classifies it, not what a person feels."
 
 
-def draw_answer(answer: Answer) -> bytes:
-    """One clip at a glance, as PNG: evidence, what each part says alone, and the answer."""
+def draw_prediction(prediction: ClipPrediction) -> bytes:
+    """One clip at a glance, as PNG: evidence, what each part says alone, and the prediction."""
     figure = blank_figure((11, 5.4))
     head = "no answer"
-    if answer.parts:
-        head = f"{class_name(answer.label)}, {answer.probabilities.max():.0%}"
-        show_result(figure.add_axes((0.83, 0.1, 0.13, 0.68)), answer)
+    if prediction.parts:
+        head = f"{class_name(prediction.label)}, {prediction.probabilities.max():.0%}"
+        show_result(figure.add_axes((0.83, 0.1, 0.13, 0.68)), prediction)
     figure.text(0.02, 0.935, head, fontsize=20, weight="bold", color=INK, va="center")
-    if answer.missing:
-        figure.text(0.02, 0.875, answer.remarks[0][:110], fontsize=8.5, color=GREY, va="center")
-    name = answer.title.rpartition("/")[2][-70:]
+    if prediction.missing:
+        remark = prediction.remarks[0][:110]
+        figure.text(0.02, 0.875, remark, fontsize=8.5, color=GREY, va="center")
+    name = prediction.title.rpartition("/")[2][-70:]
     figure.text(0.98, 0.935, name, fontsize=9, color=GREY, ha="right", va="center")
-    for (modality, show), (low, height) in zip(EVIDENCE.items(), ROWS, strict=True):
-        show(panel(figure, (0.02, low, 0.5, height), modality, answer), answer)
-        if modality in answer.parts and len(answer.parts) > 1:
+    for picture, (low, height) in ROWS.items():
+        shown = [name for name, row in MODALITIES.items() if row.picture == picture]
+        seen = [name for name in shown if name in prediction.seen]
+        name = (seen or shown)[0]
+        axis = panel(figure, (0.02, low, 0.5, height), name, prediction)
+        if seen:
+            SHOW[picture](axis, prediction, name)
+        if name in prediction.parts and len(prediction.parts) > 1:
             axis = figure.add_axes((0.61, low - 0.01, 0.1, 0.2))
-            bars(axis, answer.parts[modality], answer.classes, 7)
-            axis.set_title(f"{PARTS[modality]} alone", loc="left", fontsize=9, color=INK, pad=3)
+            bars(axis, prediction.parts[name], prediction.classes, 7)
+            axis.set_title(f"{part_name(name)} alone", loc="left", fontsize=9, color=INK, pad=3)
     figure.text(0.02, 0.02, CAUTION, fontsize=7.5, color=GREY)
     with warnings.catch_warnings():  # a script that no installed font has: boxes, no noise
         warnings.filterwarnings("ignore", message="Glyph")
         return png(figure)
 
 
+def part_name(part: str) -> str:
+    """A part of a prediction in words for people."""
+    return PARTS.get(part) or modality(part).title
+
+
 def class_name(label: str) -> str:
     return NAMES.get(label, label)
 
 
-def panel(figure: Any, box: tuple, modality: str, answer: Answer) -> Any:
+def panel(figure: Any, box: tuple, name: str, prediction: ClipPrediction) -> Any:
     """Axes with a title; in them why the modality is missing, when it is."""
     axis = figure.add_axes(box)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
-    axis.set_title(PARTS[modality], loc="left", fontsize=9, color=INK, weight="bold", pad=3)
-    if modality not in answer.looks:
-        why = answer.missing.get(modality, "not an input of this model")
+    axis.set_title(part_name(name), loc="left", fontsize=9, color=INK, weight="bold", pad=3)
+    if name not in prediction.seen:
+        why = prediction.missing.get(name, "not an input of this model")
         axis.set_facecolor("#f4f4f4")
-        note = textwrap.fill(f"none: {why.partition(': ')[2] or why}", 80)
-        axis.text(0.02, 0.5, note, transform=axis.transAxes, va="center", color=GREY, fontsize=9)
+        reason = textwrap.fill(f"none: {why.partition(': ')[2] or why}", 80)
+        axis.text(0.02, 0.5, reason, transform=axis.transAxes, va="center", color=GREY, fontsize=9)
     return axis
 
 
@@ -66,11 +77,9 @@ def note(axis: Any, text: str) -> None:
     axis.set_title(text, loc="right", fontsize=7, color=GREY, pad=3)
 
 
-def show_face(axis: Any, answer: Answer) -> None:
+def show_frames(axis: Any, prediction: ClipPrediction, name: str) -> None:
     """The frames that the model saw; under each how much it counted, the most in colour."""
-    if "face" not in answer.looks:
-        return
-    view, weights = answer.looks["face"]
+    view, weights = prediction.seen[name]
     shown = np.linspace(0, len(view) - 1, min(len(view), FRAMES)).round().astype(int)
     stands_out = weights is not None and weights[shown].max() > UNEQUAL * weights[shown].mean()
     for place, index in enumerate(shown):
@@ -82,17 +91,17 @@ def show_face(axis: Any, answer: Answer) -> None:
                 place, 0.3 * weights[index] / weights.max(), 0.95, -0.36, align="edge", color=color
             )
     axis.set(xlim=(0, max(6, len(shown))), ylim=(-0.36, 0.95), aspect="equal", anchor="W")
-    note(axis, "bars: how much each frame counted" + ", about equally" * (not stands_out))
+    equally = "" if stands_out else ", about equally"
+    note(axis, f"bars: how much each frame counted{equally}")
 
 
-def show_speech(axis: Any, answer: Answer) -> None:
+def show_spectrogram(axis: Any, prediction: ClipPrediction, name: str) -> None:
     """The log-mel over the clip's seconds, and how much each stretch of it counted."""
-    if "speech" not in answer.looks:
-        return
-    (log_mel,), weights = answer.looks["speech"]
-    width, total = log_mel.shape[1], float(answer.facts["speech_frames"])
-    begin = answer.facts["speech_start"]
-    rate = total / (answer.facts["speech_end"] - begin)
+    (log_mel,), weights = prediction.seen[name]
+    facts = prediction.facts
+    width, total = log_mel.shape[1], float(facts["speech_frames"])
+    begin = facts["speech_start"]
+    rate = total / (facts["speech_end"] - begin)
     skipped = int((total - width) / 2)  # columns before the view; negative: zeros in front of it
     first, last = max(0, -skipped), min(width, int(total) - skipped)
     seconds = begin + (np.array([first, last]) + skipped) / rate
@@ -107,14 +116,12 @@ def show_speech(axis: Any, answer: Answer) -> None:
     note(axis, "line: how much each moment counted")
 
 
-def show_words(axis: Any, answer: Answer) -> None:
-    if "text" not in answer.looks:
-        return
-    words = f"“{answer.source.clip.transcript}”"
-    if not answer.source.clip.transcript:
-        words = f"{answer.facts['words']} word vectors (what the words are is not known)"
+def show_words(axis: Any, prediction: ClipPrediction, name: str) -> None:
+    words = f"“{prediction.source.clip.transcript}”"
+    if not prediction.source.clip.transcript:
+        words = f"{prediction.facts['words']} word vectors (what the words are is not known)"
     lines = textwrap.wrap(words, 68)
-    text = "\n".join(lines[:2]) + " …" * (len(lines) > 2)
+    text = "\n".join(lines[:2]) + (" …" if len(lines) > 2 else "")
     axis.text(0.01, 0.5, text, va="center", color=INK, fontsize=11, fontfamily=fonts())
 
 
@@ -126,19 +133,20 @@ def fonts() -> list[str]:
     return [name for name in FONTS if name in installed]
 
 
-def show_result(axis: Any, answer: Answer) -> None:
-    part, probabilities = next(iter(answer.parts.items()))
-    bars(axis, probabilities, answer.classes, 10)
-    title = PARTS[part] if len(answer.parts) > 1 else f"{PARTS[part]} alone"
-    if part == FUSED and answer.missing:
-        title = "given " + " + ".join(PARTS[name] for name in answer.rests_on)
+def show_result(axis: Any, prediction: ClipPrediction) -> None:
+    part = prediction.deciding_part
+    bars(axis, prediction.probabilities, prediction.classes, 10)
+    title = part_name(part) if len(prediction.parts) > 1 else f"{part_name(part)} alone"
+    if part == FUSED and prediction.missing:
+        title = "given " + " + ".join(part_name(name) for name in prediction.rests_on)
     axis.set_title(title, loc="left", fontsize=10, color=INK, weight="bold")
-    for place, value in enumerate(probabilities):
+    for place, value in enumerate(prediction.probabilities):
         axis.text(value + 0.03, place, f"{value:.0%}", va="center", fontsize=8, color=GREY)
 
 
-EVIDENCE = {"face": show_face, "speech": show_speech, "text": show_words}
-ROWS = ((0.58, 0.23), (0.335, 0.15), (0.09, 0.12))  # of each: lower edge and height
+SHOW = {"frames": show_frames, "spectrogram": show_spectrogram, "words": show_words}
+ROWS = {"frames": (0.58, 0.23), "spectrogram": (0.335, 0.15), "words": (0.09, 0.12)}
+# of each kind of evidence: lower edge and height
 
 
 def bars(axis: Any, probabilities: np.ndarray, names: list[str], size: int) -> None:

@@ -63,7 +63,7 @@ def answer_one(
     seconds: float,
 ) -> dict[str, Any]:
     """In the answering process: what the page shows of a clip, a sentence or both."""
-    from inference.figure import CAUTION, PARTS, class_name, draw_answer
+    from inference.figure import CAUTION, class_name, draw_prediction, part_name
     from inference.sources import find_sources
     from inference.timeline import draw_timeline
     from inference.windows import cut_long, whole
@@ -79,13 +79,13 @@ def answer_one(
             raise UsageError(f"The clip lasts {end - start:.0f} s; the limit is {seconds:.0f} s.")
     parts = cut_long(source, predictor.longest, folder)
     predictor.look_up([part.clip.transcript for part in parts])
-    answers = [predictor.answer(part) for part in parts]
+    answers = [predictor.predict(part) for part in parts]
     found = [answer for answer in answers if answer.parts]
     if not found:
-        why = {PARTS[name]: why.partition(": ")[2] for name, why in answers[0].missing.items()}
+        why = {part_name(name): why.partition(": ")[2] for name, why in answers[0].missing.items()}
         listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
         raise UsageError(f"Nothing in this clip can be used. {listed}.")
-    picture = draw_timeline(answers) if len(parts) > 1 else draw_answer(found[0])
+    picture = draw_timeline(answers) if len(parts) > 1 else draw_prediction(found[0])
     heads = [f"{class_name(each.label)} ({each.probabilities.max():.0%})" for each in found]
     shown = base64.b64encode(picture).decode()
     remarks = found[0].remarks if len(parts) == 1 else []
@@ -96,7 +96,7 @@ def answer_one(
 def load(checkpoint: Path, word_vectors: Path | None, device: str) -> Any:
     from inference.predictor import Predictor
 
-    predictor = Predictor([checkpoint], Path(), device, word_vectors=word_vectors)
+    predictor = Predictor([checkpoint], folder=Path(), device=device, word_vectors=word_vectors)
     predictor.no_words = "no sentence was given"
     return predictor
 

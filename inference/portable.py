@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.ensemble import Member
-from models.fusion import EmotionClassifier
-
-LENGTHS = ("speech_frames", "face_frames", "max_words", "feature_frames")
+from models.classifier import EmotionClassifier, Inputs
+from training.modalities import SAME, Shape, modality
 
 
 class Portable(nn.Module):
@@ -22,58 +21,77 @@ class Portable(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, inputs: dict[str, tuple[Tensor, ...]], left_out: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    def forward(self, inputs: Inputs, left_out: Tensor | None) -> tuple[Tensor, ...]:
         return probabilities(self.model, inputs, left_out)
 
 
 def probabilities(
-    model: EmotionClassifier, inputs: dict[str, tuple[Tensor, ...]], left_out: Tensor | None
+    model: EmotionClassifier, inputs: Inputs, left_out: Tensor | None
 ) -> tuple[Tensor, ...]:
-    columns = () if left_out is None else zip(model.encoders, left_out.unbind(1), strict=True)
-    return tuple(logits.softmax(dim=1) for logits in model(inputs, dict(columns)).values())
+    columns = {}
+    if left_out is not None:
+        columns = dict(zip(model.encoders, left_out.unbind(1), strict=True))
+    return tuple(each.softmax(dim=1) for each in model(inputs, columns).logits.values())
 
 
-def example_inputs(member: Member, batch: int, length: int) -> tuple[dict, Tensor | None]:
-    """Random inputs of one size: {modality: tensors}, and which of them are left out (B, M)."""
-    arch, made = member.checkpoint["arch"], member.checkpoint["features_config"]
-    inputs = {}
-    for name, options in arch["encoders"].items():
-        dim = options.get("word_dim", options.get("dim"))
-        if options["type"] == "AttnCNN":
-            inputs[name] = (torch.rand(batch, 1, made["speech"]["n_mels"], 32 * length + 1),)
-        elif options["type"] == "CLSTM":
-            size = made["video"]["face_size"]
-            inputs[name] = (torch.rand(batch, length, 3, size, size),)
-        elif options["type"] == "TextTransformer":
-            mask = torch.arange(length).expand(batch, length) <= length // 2
-            inputs[name] = (torch.randn(batch, length, dim), mask)
-        else:
-            own = (batch, dim) if options["type"] == "VectorEncoder" else (batch, length, dim)
-            inputs[name] = (torch.randn(own),)
+def example_inputs(member: Member, batch: int, length: int) -> tuple[Inputs, Tensor | None]:
+    """Random inputs of one size, as the views make them: {modality: tensors}, and which of them
+    are left out (B, M). Of masked inputs the last part is padding."""
+    inputs: Inputs = {}
+    for name, options in member.checkpoint["arch"]["encoders"].items():
+        steps = modality(name).shortest * length
+        features = [example_view(member, name, options, steps) for _ in range(batch)]
+        columns = [torch.from_numpy(np.stack(each)) for each in zip(*features, strict=True)]
+        for tensor in columns:
+            if tensor.dtype == torch.bool:
+                tensor[:, steps // 2 + 1 :] = False
+        inputs[name] = tuple(
+            tensor / 255 if tensor.dtype == torch.uint8 else tensor for tensor in columns
+        )
     left_out = torch.arange(batch * len(inputs)).view(batch, -1) % 3 == 1
-    return inputs, left_out if member.model.absent else None
+    return inputs, left_out if len(member.model.missing) else None
 
 
-def open_sizes(inputs: dict, left_out: Tensor | None) -> tuple[dict, dict | None]:
+def example_view(member: Member, name: str, options: dict, steps: int) -> tuple[np.ndarray, ...]:
+    """The view of a random feature that is `steps` long."""
+    kind, rng, row = modality(name), np.random.default_rng(0), {"face_valid": "1" * steps}
+    made = member.checkpoint["features_config"].get(kind.folder) or {}
+    shape: Shape = (SAME,) if options["type"] == "VectorEncoder" else (None, SAME)
+    if kind.layout:
+        _, shape = kind.layout(made, row)
+    sizes = {None: steps, SAME: options.get("dim")}
+    feature = rng.random([sizes.get(size, size) for size in shape], np.float32)
+    if kind.picture == "frames":
+        feature = (255 * feature).astype(np.uint8)
+    lengths = dict.fromkeys(length_settings(name), steps)
+    return kind.view(feature, row, member.config | lengths, rng, False)
+
+
+def length_settings(name: str) -> list[str]:
+    """The settings that say how long an input of this modality is."""
+    own = [key for key, setting in modality(name).settings.items() if setting.group == "data"]
+    return own or ["feature_frames"]
+
+
+def open_sizes(inputs: Inputs, left_out: Tensor | None) -> tuple[dict, dict | None]:
     """Which sizes of the inputs may differ: the batch, and each modality's length."""
     batch, sizes = torch.export.Dim("batch", min=1), {}
     for name, tensors in inputs.items():
-        at, least = (3, 32) if name == "speech" else (1, 1)
-        size = torch.export.Dim(f"{name}_length", min=least)
-        length = {at: size} if tensors[0].dim() > 2 else {}
-        sizes[name] = tuple({0: batch, **length} for _ in tensors)
+        size = torch.export.Dim(f"{name}_length", min=modality(name).shortest)
+        time, has_length = modality(name).cut_axes[0], tensors[0].dim() > 2
+        sizes[name] = tuple(
+            {0: batch, min(time, each.dim() - 1): size} if has_length else {0: batch}
+            for each in tensors
+        )
     return sizes, None if left_out is None else {0: batch}
 
 
-def input_names(inputs: dict, left_out: Tensor | None) -> list[str]:
-    names = [
-        name if place == 0 else f"{name}_mask"
-        for name in inputs
-        for place in range(len(inputs[name]))
-    ]
-    return names + ["left_out"] * (left_out is not None)
+def input_names(inputs: Inputs, left_out: Tensor | None) -> list[str]:
+    """speech, speech_mask, face, ..., left_out."""
+    names = []
+    for name, tensors in inputs.items():
+        names += [name, f"{name}_mask"][: len(tensors)]
+    return names if left_out is None else [*names, "left_out"]
 
 
 def to_onnx(member: Member) -> bytes:
@@ -94,7 +112,8 @@ def to_onnx(member: Member) -> bytes:
             verbose=False,
         )
     torch.backends.mha.set_fastpath_enabled(quick)
-    about = {name: member.config[name] for name in LENGTHS}
+    lengths = {key for name in member.task.inputs for key in length_settings(name)}
+    about = {name: member.config[name] for name in sorted(lengths)}
     about |= {"classes": member.checkpoint["classes"], "inputs": list(member.task.inputs)}
     about["features_config"] = member.checkpoint["features_config"]
     program.model.metadata_props.update({name: json.dumps(value) for name, value in about.items()})
@@ -110,7 +129,8 @@ def largest_difference(member: Member, data: bytes) -> float:
     for batch, length in ((1, 1), (3, 8)):
         inputs, left_out = example_inputs(member, batch, length)
         flat = [tensor for tensors in inputs.values() for tensor in tensors]
-        flat += [left_out] * (left_out is not None)
+        if left_out is not None:
+            flat.append(left_out)
         arrays = [tensor.numpy() for tensor in flat]
         found = session.run(None, dict(zip(input_names(inputs, left_out), arrays, strict=True)))
         for ours, theirs in zip(probabilities(member.model, inputs, left_out), found, strict=True):

@@ -1,7 +1,7 @@
-"""Checkpoints and a clip -> the answer.
+"""Checkpoints and a clip -> the prediction.
 
-The features are made by the training's own code with the checkpoint's own settings, and read by the
-training's own dataset: the road that preprocess.py and evaluation/ensemble.py take.
+The features are made by preprocess.py's own code with the checkpoint's own settings, and read by
+the training's own dataset.
 """
 
 from __future__ import annotations
@@ -10,91 +10,229 @@ import contextlib
 import cProfile
 import pstats
 import sys
+import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from corpora.manifest import Clip
-from evaluation.ensemble import Member, face_views, load_members, power_mean, predict
+from evaluation.ensemble import (
+    Member,
+    check_finite,
+    combine_runs,
+    group_checkpoints,
+    image_views,
+    load_members,
+    mean_over_views,
+)
 from extract import audio, detector, vectors, words
 from extract.clip import SETTINGS, Job, facts_of, manifest_row, process_clip
-from inference.answer import FUSED, Answer, Look, answer_first
-from inference.sources import Source
-from models.attention import FrameAttention
-from models.fusion import EmotionClassifier
-from training.checkpoint import find_checkpoints, load_checkpoint
-from training.data import ClipDataset, Features, folder_of
-from training.tasks import FOLDERS
+from inference.prediction import ENSEMBLE, FUSED, MEAN, ClipPrediction, Seen
+from inference.sources import Source, find_sources
+from inference.windows import cut_long
+from models.fusion import Tokens
+from training.checkpoint import load_checkpoint
+from training.data import ClipDataset, make_loader
+from training.features import Features
+from training.inference import infer
+from training.modalities import MODALITIES, modality
+from utils.config import device_name
 from utils.errors import IntegrityError, UsageError
 from utils.parallel import available_cores
 
 STEPS = {  # functions of extract/ by what their time is spent on
-    **{"read_mono": "decode", "frames_at": "decode", "find_faces": "detect"},
-    **{"denoise": "mel", "log_mel_spectrogram": "mel"},
+    "read_mono": "decode",
+    "frames_at": "decode",
+    "find_faces": "detect",
+    "denoise": "mel",
+    "log_mel_spectrogram": "mel",
 }
+Logits = dict[str, Tensor]  # head -> (1, K)
 
 
 class Predictor:
-    """Trained runs, loaded once, that answer clip after clip."""
+    """Trained runs, loaded once, that predict clip after clip. Several runs are an ensemble.
 
-    longest = 15.0  # seconds: a longer clip is cut into utterances
+    `device`: auto, cpu, cuda. `tta`: views of the face per clip, 1, 6 or 12. `temperature`: power
+    on each view's probabilities; only with 1 the results are probabilities. `word_vectors`: the
+    file that words are looked up in, as in the training. `folder`: where the features of the clips
+    go; without one they are gone with the predictor.
+    """
+
+    longest = 15.0  # seconds: a longer recording is cut into utterances
     no_words = "no words: give --text, or a .txt, .srt or .npz beside the clip"
 
     def __init__(
         self,
-        checkpoints: list[Path],
-        folder: Path,
-        device: str = "cpu",
+        checkpoints: Iterable[str | Path],
+        *,
+        folder: Path | None = None,
+        device: str = "auto",
         tta: int = 1,
         temperature: float = 1.0,
         word_vectors: Path | None = None,
         times: bool = False,
     ):
-        """`folder`: where the features of the clips go. Several checkpoints are an ensemble."""
-        settings = settings_of(find_checkpoints(checkpoints))
-        self.features = Features(folder, settings, pd.DataFrame())
-        self.members = load_members(checkpoints, self.features)
-        self.device, self.temperature, self.word_vectors = device, temperature, word_vectors
-        self.views = face_views(tta)
-        text = [member.checkpoint["arch"]["encoders"].get("text", {}) for member in self.members]
-        word_dim = max((each["word_dim"] for each in text if each), default=None)
-        self.job = Job(folder, (), settings["features"], word_dim, device, available_cores())
+        self.temporary = tempfile.TemporaryDirectory(prefix="predict-") if folder is None else None
+        folder = Path(self.temporary.name) if self.temporary else Path(folder or "")
+        paths = [Path(path) for path in checkpoints]
+        settings = settings_of(
+            [file for files in group_checkpoints(paths).values() for file in files]
+        )
+        self.features = Features(folder, settings, pd.DataFrame(columns=["split", "clip_id"]))
+        self.members = load_members(paths, self.features)
+        self.device, self.temperature, self.word_vectors = (
+            device_name(device),
+            temperature,
+            word_vectors,
+        )
+        self.views = image_views(tta)
+        self.wanted = {name: modality(name).folder for m in self.members for name in m.task.inputs}
+        self.words = [name for name in self.wanted if modality(name).source == "words"]
+        dims = [
+            member.checkpoint["arch"]["encoders"][name]["dim"]
+            for member in self.members
+            for name in self.words
+            if name in member.task.inputs
+        ]
+        word_dim = max(dims, default=None)
+        self.job = Job(folder, (), settings["features"], word_dim, self.device, available_cores())
         self.origin: str | None = None  # of the word vectors that words are looked up in
         self.unknown = ""  # why none of them can be
-        self.times = times and warm_up(self.job)
+        self.times = times
+        if times:
+            warm_up(self.job)
 
     @property
     def classes(self) -> list[str]:
         return self.features.classes
 
+    def __call__(self, clip: str | Path, text: str | None = None) -> ClipPrediction:
+        """One clip as a whole, with the words that are given or lie beside it."""
+        (source,) = find_sources([Path(clip)], text)
+        self.look_up([source.clip.transcript])
+        return self.predict(source)
+
+    def recording(self, clip: str | Path, text: str | None = None) -> list[ClipPrediction]:
+        """A long recording, utterance by utterance; a clip of up to `longest` seconds as it is."""
+        (source,) = find_sources([Path(clip)], text)
+        parts = cut_long(source, self.longest, self.features.folder)
+        self.look_up([part.clip.transcript for part in parts])
+        return [self.predict(part) for part in parts]
+
     def work_in(self, folder: Path) -> None:
         """Put the features of the next clips there."""
-        self.features = replace(self.features, folder=folder)
+        self.features = replace(self.features, folder=folder, checked=set())
         self.job = replace(self.job, features_dir=folder)
         self.origin, self.unknown = None, ""
 
-    def answer(self, source: Source) -> Answer:
-        """The answer to one clip; it has no parts when nothing in the clip can be used."""
+    def predict(self, source: Source) -> ClipPrediction:
+        """The prediction for one clip; it has no parts when nothing in the clip can be used."""
         start, profile = time.perf_counter(), cProfile.Profile()
         with profile if self.times else contextlib.nullcontext():
             row, missing = self.extract(source.clip, source.problem)
         extracted = time.perf_counter()
-        answer = Answer(source, self.classes, missing, row)
-        parts: dict[str, list] = defaultdict(list)
-        for member in self.members:
-            for part, probabilities in self.scores(member, answer).items():
-                parts[part].append(probabilities)
-        answer.parts = answer_first({part: np.mean(each, axis=0) for part, each in parts.items()})
-        answer.seconds = {"extract": extracted - start, "network": time.perf_counter() - extracted}
+        prediction = ClipPrediction(source, self.classes, missing, row)
+        self.vote(prediction)
+        prediction.seconds = {
+            "extract": extracted - start,
+            "network": time.perf_counter() - extracted,
+        }
         if self.times:
-            answer.seconds = split(profile) | answer.seconds
-        return answer
+            prediction.seconds = split(profile) | prediction.seconds
+        return prediction
+
+    def vote(self, prediction: ClipPrediction) -> None:
+        """Fill in the parts: what each run says from the inputs that are there, and together."""
+        voters, votes, names, rests_on = [], [], [], []
+        alone: dict[str, list[np.ndarray]] = {}
+        for member in self.members:
+            own, parts = self.ask(member, prediction)
+            for name, p in parts.items():
+                alone.setdefault(name, []).append(p)
+            if own is None:
+                continue
+            name, p, inputs = own
+            voters.append(member)
+            votes.append((pd.Index(["clip"]), p[np.newaxis]))
+            names.append(name)
+            rests_on += inputs
+        if not votes:
+            return
+        _, (together,) = combine_runs(voters, votes)
+        first = names[0] if len({*names}) == 1 else ENSEMBLE
+        others = {name: np.mean(alone[name], axis=0) for name in self.wanted if name in alone}
+        prediction.parts = {first: together} | {k: v for k, v in others.items() if k != first}
+        prediction.rests_on = [name for name in self.wanted if name in rests_on]
+
+    def ask(
+        self, member: Member, prediction: ClipPrediction
+    ) -> tuple[tuple[str, np.ndarray, list[str]] | None, dict[str, np.ndarray]]:
+        """One run's vote (its name, probabilities and what they rest on) and what each input says
+        alone; no vote where no head can do with what is there."""
+        inputs = [name for name in member.task.inputs if name not in prediction.missing]
+        if not inputs:
+            return None, {}
+        together, single = self.run(member, inputs, prediction)
+        head, heads = member.task.main_head, member.model.head_inputs
+        alone = {heads[name][0]: p for name, p in together.items() if len(heads[name]) == 1}
+        for name, said in single.items():  # no head of its own: what the fusion says to it alone
+            alone.setdefault(name, said)
+        if head in together:
+            prediction.filled_in |= len(inputs) < len(member.task.inputs)
+            return (
+                heads[head][0] if len(heads[head]) == 1 else FUSED,
+                together[head],
+                inputs,
+            ), alone
+        if not alone:
+            return None, {}
+        if len(alone) == 1:
+            ((name, p),) = alone.items()
+            return (name, p, [name]), alone
+        return (MEAN, np.mean(list(alone.values()), axis=0), list(alone)), alone
+
+    def run(
+        self, member: Member, inputs: list[str], prediction: ClipPrediction
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """{head: probabilities (K,)} from all inputs that are there; and {input: what the deciding
+        head says to it alone}, of runs with modality dropout."""
+        task = replace(member.task, inputs=tuple(inputs))
+        row = pd.DataFrame([prediction.facts])
+        dataset = ClipDataset(self.features, row, task, member.config, training=False)
+        model, head = member.model.to(self.device), member.task.main_head
+        fusable = inputs if model.missing and len(inputs) > 1 else []
+
+        def read(
+            views: list[dict[str, Tokens]],
+        ) -> tuple[list[Logits], dict[str, list[Tensor]], dict]:
+            together = [model.classify(tokens).logits for tokens in views]
+            single = {
+                name: [model.classify({name: tokens[name]}).logits[head] for tokens in views]
+                for name in fusable
+            }
+            return together, single, attention_weights(model, views[0])
+
+        loader = make_loader(dataset, 1, 0, self.device)
+        ((_, (together, single, weights)),) = infer(model, loader, self.device, read, self.views)
+        for name, tensors in dataset[0, 0]["inputs"].items():
+            prediction.seen.setdefault(name, Seen(tensors[0].numpy(), weights.get(name)))
+
+        def mean(logits: list[Tensor]) -> np.ndarray:
+            p = mean_over_views(logits, self.temperature)[0].cpu().numpy()
+            check_finite(member, [p])
+            return p
+
+        return (
+            {name: mean([view[name] for view in together]) for name in together[0]},
+            {name: mean(logits) for name, logits in single.items()},
+        )
 
     def extract(self, clip: Clip, problem: str = "") -> tuple[dict, dict[str, str]]:
         """Features of everything that the clip has: its manifest row, and why the rest is missing.
@@ -103,20 +241,24 @@ class Predictor:
         A stage that fails is left out and the others are made without it, as for a corpus that
         never had it: the face of a clip without sound is looked for in the whole of it.
         """
-        wanted = {name: folder_of(name) for member in self.members for name in member.task.inputs}
-        missing = self.why_no_words(clip, problem) if "text" in wanted else {}
+        missing = self.why_no_words(clip, problem) if self.words else {}
         if clip.media == Path():
-            missing |= dict.fromkeys(wanted.keys() - {"text"}, "E_MISSING: no clip was given")
+            media = [name for name in self.wanted if name not in self.words]
+            missing |= dict.fromkeys(media, "E_MISSING: no clip was given")
         while True:
-            job = self.job_of(clip, missing, wanted)
+            job = self.job_of(clip, missing)
             record = process_clip(clip, job)
             failure = record["failure"]
             if not failure:
-                return manifest_row(
-                    clip, facts_of(record, job.modalities), job.features_dir
-                ), missing
-            name = next(name for name, stage in wanted.items() if stage == failure["stage"])
+                facts = facts_of(record, job.modalities)
+                return manifest_row(clip, facts, job.features_dir), missing
+            name = next(name for name, stage in self.wanted.items() if stage == failure["stage"])
             missing[name] = f"{failure['code']}: {failure['reason']}"
+
+    def word_settings(self) -> dict[str, Any]:
+        """The extraction settings of the modality that is made of words; empty without one."""
+        folders = [modality(name).folder for name in self.words]
+        return self.job.settings[folders[0]] if folders else {}
 
     def look_up(self, transcripts: list[str]) -> None:
         """Find the vectors of all words that will come; before the clips that say them.
@@ -124,72 +266,61 @@ class Predictor:
         IntegrityError for other vectors than the training's, UsageError for another width.
         """
         said = [text for text in transcripts if text]
-        text = self.job.settings.get("text")
-        if not (self.word_vectors and said and text):
+        settings = self.word_settings()
+        if not (self.word_vectors and said and settings):
             return
         try:
             self.origin = vectors.gather(self.word_vectors, said, self.job.features_dir)
         except vectors.NoneKnown as error:  # costs the words alone
             self.unknown = f"E_SHORT: {error}"
             return
-        if "vectors" not in text:
+        if "vectors" not in settings:
             print(
                 "the checkpoint was trained on vectors from .npz files: nothing tells whether "
                 f"{self.word_vectors} is where these are from",
                 file=sys.stderr,
             )
-        if text.get("vectors", self.origin) != self.origin:
+        if settings.get("vectors", self.origin) != self.origin:
             raise IntegrityError(
                 f"{self.word_vectors} ({self.origin}) is not the file of word vectors that the "
-                f"checkpoint was trained with ({text['vectors']})"
+                f"checkpoint was trained with ({settings['vectors']})"
             )
         width = len(next(iter(vectors.open_store(self.job.features_dir).values())))
         if width != self.job.word_dim:
             wide = f"its vectors have {width} values, the checkpoint reads {self.job.word_dim}"
             raise UsageError(f"--word_vectors {self.word_vectors}: {wide}")
 
-    def job_of(self, clip: Clip, missing: dict[str, str], wanted: dict[str, str]) -> Job:
-        stages = tuple(stage for name, stage in wanted.items() if name not in missing)
+    def job_of(self, clip: Clip, missing: dict[str, str]) -> Job:
+        stages = tuple(stage for name, stage in self.wanted.items() if name not in missing)
         settings = dict(self.job.settings)
-        if "text" in stages and not clip.words:
-            settings["text"] = settings["text"] | {"vectors": self.origin, "rule": words.RULE}
+        for name in self.words:
+            if name not in missing and not clip.words:
+                looked_up = {"vectors": self.origin, "rule": words.RULE}
+                settings[modality(name).folder] = self.word_settings() | looked_up
         return replace(self.job, modalities=stages, settings=settings)
 
     def why_no_words(self, clip: Clip, problem: str) -> dict[str, str]:
+        """{modality: reason} where the words of a clip cannot be used."""
+        by_file = "vectors" not in self.word_settings()  # else they are looked up, always
         if problem or (clip.transcript and self.unknown):
-            return {"text": problem or self.unknown}
-        by_file = "vectors" not in self.job.settings["text"]  # else they are looked up, always
-        if (clip.words and by_file) or (clip.transcript and self.origin):
+            why = problem or self.unknown
+        elif (clip.words and by_file) or (clip.transcript and self.origin):
             return {}
-        if clip.transcript:
-            return {"text": "E_MISSING: the words need --word_vectors FILE to be looked up in"}
-        return {"text": f"E_MISSING: {self.no_words}"}
+        elif clip.transcript:
+            why = "E_MISSING: the words need --word_vectors FILE to be looked up in"
+        else:
+            why = f"E_MISSING: {self.no_words}"
+        return dict.fromkeys(self.words, why)
 
-    def scores(self, member: Member, answer: Answer) -> dict[str, np.ndarray]:
-        """One model's probabilities (K,) by part, from the inputs that are there."""
-        inputs = tuple(name for name in member.task.inputs if name not in answer.missing)
-        parts = self.run(member, inputs, answer) if inputs else {}
-        for name in inputs if member.model.absent and len(inputs) > 1 else ():
-            if name not in parts:  # no head of its own: what the fusion says to it alone
-                parts[name] = self.run(member, (name,), answer)[FUSED]
-        return parts
 
-    def run(self, member: Member, inputs: tuple, answer: Answer) -> dict[str, np.ndarray]:
-        task = replace(member.task, inputs=inputs)
-        rows = pd.DataFrame([answer.facts])
-        dataset = ClipDataset(self.features, rows, task, member.config, training=False)
-        views = self.views if "face" in inputs else None
-        with watch_attention(member.model) as seen:
-            (logits,) = predict(member, dataset, self.device, views, batch_size=1)
-        for name, tensors in dataset[0, 0]["inputs"].items():
-            answer.looks.setdefault(name, Look(tensors[0].numpy(), seen.get(name)))
-        parts = {}
-        for head in logits[0]:
-            probabilities = power_mean([view[head] for view in logits], self.temperature)
-            if not probabilities.isfinite().all():
-                raise IntegrityError(f"{member.path} gives probabilities that are not numbers")
-            parts[head if head in FOLDERS else FUSED] = probabilities[0].cpu().numpy()
-        return parts
+def attention_weights(model: Any, tokens: dict[str, Tokens]) -> dict[str, np.ndarray]:
+    """{modality: weights (T,)} of the first clip, where its pooling weighs the tokens."""
+    found = {}
+    for name, (x, mask) in tokens.items():
+        pooling = model.encoders[name].pooling
+        if hasattr(pooling, "weights") and x.shape[1] > 1:
+            found[name] = pooling.weights(x, mask)[0].float().cpu().numpy()
+    return found
 
 
 def settings_of(paths: list[Path]) -> dict[str, Any]:
@@ -200,7 +331,7 @@ def settings_of(paths: list[Path]) -> dict[str, Any]:
     features: dict[str, dict] = {}
     for path in paths:
         checkpoint = load_checkpoint(path)
-        own = set(checkpoint["arch"]["encoders"]) - set(FOLDERS)
+        own = set(checkpoint["arch"]["encoders"]) - set(MODALITIES)
         if own:
             raise UsageError(f"{path} reads {', '.join(own)}: features that no clip alone gives")
         features = checkpoint["features_config"] | features
@@ -232,27 +363,3 @@ def split(profile: cProfile.Profile) -> dict[str, float]:
         if name in STEPS and Path(file).parent.name == "extract":
             seconds[STEPS[name]] += total
     return seconds
-
-
-@contextlib.contextmanager
-def watch_attention(model: EmotionClassifier) -> Iterator[dict[str, np.ndarray]]:
-    """Collect {modality: weights (T,)} of the first clip and view that the model sees."""
-    seen: dict[str, np.ndarray] = {}
-
-    def keeper(name: str) -> Callable:
-        def keep(module: FrameAttention, args: tuple, output: Any) -> None:
-            seen.setdefault(name, module.weights(args[0])[0].cpu().numpy())
-
-        return keep
-
-    handles = [
-        module.register_forward_hook(keeper(name))
-        for name, encoder in model.encoders.items()
-        for module in encoder.modules()
-        if isinstance(module, FrameAttention)
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

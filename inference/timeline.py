@@ -1,4 +1,4 @@
-"""The answers to one recording -> a time line as a picture, and the video with them drawn in."""
+"""Predictions for one recording -> a time line as a picture, and the video with them drawn in."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from typing import Any
 import numpy as np
 
 from extract.media import open_media
-from inference.answer import Answer
-from inference.figure import CAUTION, GREY, PARTS, class_name
+from inference.figure import CAUTION, GREY, class_name, part_name
+from inference.prediction import ClipPrediction
 from utils.errors import ClipError
 from utils.plots import INK, blank_figure, png
 
 COLORS = ("#e8b93c", "#c8553d", "#6a9a4f", "#7d5ba6", "#4a78b5", "#b9bec6", "#e58a35", "#4fb3a5")
 
 
-def draw_timeline(answers: list[Answer]) -> bytes:
+def draw_timeline(predictions: list[ClipPrediction]) -> bytes:
     """The utterances of one recording over its seconds: shares of the classes, the first named."""
     from matplotlib.patches import Patch
 
-    sources = [answer.source for answer in answers]
+    sources = [prediction.source for prediction in predictions]
     first, last = sources[0].start, sources[-1].end
     figure = blank_figure((11, 3.6))
     name = Path(sources[0].name).name
     figure.text(0.03, 0.93, name, fontsize=14, weight="bold", color=INK, va="center")
     grey = dict(fontsize=7.5, color=GREY, va="center")
-    figure.text(0.03, 0.86, bases(answers), **grey)
+    figure.text(0.03, 0.86, bases(predictions), **grey)
     axis = figure.add_axes((0.03, 0.24, 0.83, 0.44))
-    for answer, source in zip(answers, sources, strict=True):
-        stack(axis, answer, source.start, source.end)
+    for prediction, source in zip(predictions, sources, strict=True):
+        stack(axis, prediction, source.start, source.end)
         share = (source.end - source.start) / (last - first)
-        if answer.parts and share > 1 / 90:  # else its colour must do
-            middle, label = (source.start + source.end) / 2, class_name(answer.label)
+        if prediction.parts and share > 1 / 90:  # else its colour must do
+            middle, label = (source.start + source.end) / 2, class_name(prediction.label)
             narrow = dict(rotation=90, fontsize=7) if share < 1 / 14 else dict(fontsize=9)
             axis.text(middle, 1.04, label, ha="center", va="bottom", color=INK, **narrow)
-    named = zip(COLORS * 9, answers[0].classes, strict=False)
+    named = zip(COLORS * 9, predictions[0].classes, strict=False)
     handles = [Patch(color=color, label=class_name(name)) for color, name in named]
     figure.legend(handles=handles[::-1], loc="center right", frameon=False, fontsize=9)
     axis.set(xlim=(first, last), ylim=(0, 1), yticks=[])
@@ -47,24 +47,26 @@ def draw_timeline(answers: list[Answer]) -> bytes:
     return png(figure)
 
 
-def bases(answers: list[Answer]) -> str:
-    """What the utterances' answers rest on: no colour tells whether a voice was heard at all."""
-    names = Counter(" + ".join(PARTS[name] for name in answer.rests_on) for answer in answers)
-    shares = (f"{what or 'no answer'} ({count} of {len(answers)})" for what, count in names.items())
+def bases(predictions: list[ClipPrediction]) -> str:
+    """What the predictions rest on: no colour tells whether a voice was heard at all."""
+    names = Counter(" + ".join(part_name(name) for name in each.rests_on) for each in predictions)
+    shares = (
+        f"{what or 'no answer'} ({count} of {len(predictions)})" for what, count in names.items()
+    )
     return f"rests on {', '.join(shares)}"
 
 
-def stack(axis: Any, answer: Answer, start: float, end: float) -> None:
-    """One utterance: the probabilities on top of each other, or an empty box without an answer."""
-    if not answer.parts:
+def stack(axis: Any, prediction: ClipPrediction, start: float, end: float) -> None:
+    """One utterance: the probabilities on top of each other, or an empty box."""
+    if not prediction.parts:
         axis.bar(start, 1, end - start, align="edge", color="none", edgecolor="#cccccc", hatch="//")
         return
-    floors = np.cumsum([0, *answer.probabilities[:-1]])
-    for value, floor, color in zip(answer.probabilities, floors, COLORS * 9, strict=False):
+    floors = np.cumsum([0, *prediction.probabilities[:-1]])
+    for value, floor, color in zip(prediction.probabilities, floors, COLORS * 9, strict=False):
         axis.bar(start, value, end - start, floor, align="edge", color=color, edgecolor="white")
 
 
-def annotate(path: Path, answers: list[Answer]) -> bytes | None:
+def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes | None:
     """The video as .mp4 with each answer drawn in while it holds; None for sound alone."""
     try:
         with open_media(path) as container:  # moviepy would guess what the file is
@@ -77,12 +79,12 @@ def annotate(path: Path, answers: list[Answer]) -> bytes | None:
     with VideoFileClip(str(path)) as video, tempfile.TemporaryDirectory() as folder:
         video = video.cropped(width=video.w // 2 * 2, height=video.h // 2 * 2)  # H.264: even
         drawn = [
-            ImageClip(overlay(answer, video.w))
-            .with_start(answer.source.start or 0)
-            .with_end(min(answer.source.end or video.duration, video.duration))
+            ImageClip(overlay(prediction, video.w))
+            .with_start(prediction.source.start or 0)
+            .with_end(min(prediction.source.end or video.duration, video.duration))
             .with_position(("left", "bottom"))
-            for answer in answers
-            if answer.parts
+            for prediction in predictions
+            if prediction.parts
         ]
         whole = CompositeVideoClip([video, *drawn])
         file = Path(folder) / "annotated.mp4"
@@ -90,16 +92,19 @@ def annotate(path: Path, answers: list[Answer]) -> bytes | None:
         return file.read_bytes()
 
 
-def overlay(answer: Answer, width: int) -> np.ndarray:
+def overlay(prediction: ClipPrediction, width: int) -> np.ndarray:
     """A dark, half transparent plate with the answer and its bars, (H, W, 4) uint8."""
     side = max(140, round(0.34 * width))  # pixels
     figure = blank_figure((2.4, 1.5), dpi=side / 2.4, facecolor=(0, 0, 0, 0.55))
-    head = f"{class_name(answer.label)} {answer.probabilities.max():.0%}"
+    head = f"{class_name(prediction.label)} {prediction.probabilities.max():.0%}"
     figure.text(0.06, 0.86, head, color="white", fontsize=13, weight="bold", va="center")
     axis = figure.add_axes((0.36, 0.05, 0.58, 0.68), facecolor="none")
-    axis.barh(range(len(answer.classes)), answer.probabilities, color="white", height=0.7)
+    axis.barh(range(len(prediction.classes)), prediction.probabilities, color="white", height=0.7)
     axis.set_yticks(
-        range(len(answer.classes)), map(class_name, answer.classes), color="white", fontsize=7
+        range(len(prediction.classes)),
+        map(class_name, prediction.classes),
+        color="white",
+        fontsize=7,
     )
     axis.set(xlim=(0, 1), xticks=[])
     axis.tick_params(length=0)

@@ -1,25 +1,41 @@
-"""AttnCNN, the speech encoder: log-mel (B, 1, F, T) -> (B, D)."""
+"""AttnCNN, the encoder of sound: log-mel (B, 1, F, T) -> tokens (B, T / 32, D)."""
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import AttnBiLSTM
 from models.backbone import Backbone
+from models.pooling import POOLINGS
 
 
 class AttnCNN(nn.Module):
-    """The log-mel as a grey picture through an image trunk, then over time with attention."""
+    """The log-mel as a grey picture through an image backbone, then a BiLSTM over time.
+
+    `forward` gives the tokens; `pooling` (frame attention in the recipe) makes a vector of them.
+    """
 
     def __init__(
-        self, backbone: str = "efficientnet-b4", hidden: int = 512, relation: bool = False
+        self, backbone: str = "efficientnet-b4", hidden: int = 512, pooling: str = "attention"
     ):
         super().__init__()
         self.backbone = Backbone(backbone, in_channels=1)
-        self.sequence = AttnBiLSTM(self.backbone.out_channels, hidden, relation)
-        self.out_dim = self.sequence.out_dim
+        self.lstm = nn.LSTM(
+            self.backbone.out_channels, hidden, batch_first=True, bidirectional=True
+        )
+        self.token_dim = 2 * hidden
+        self.pooling = POOLINGS[pooling](self.token_dim)
 
-    def forward(self, log_mel: Tensor) -> Tensor:
+    def forward(self, log_mel: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`mask` (B, T): true for the columns of the clip, false for the padding around it."""
         x = self.backbone(log_mel)  # (B, C, F / 32, T / 32)
         x = x.mean(dim=2).transpose(1, 2)  # (B, T / 32, C)
-        return self.sequence(x)  # (B, D)
+        mask = self.token_mask(mask, x.shape[1])
+        x, _ = self.lstm(x * mask.unsqueeze(2))  # (B, T / 32, D)
+        return x, mask
+
+    def token_mask(self, mask: Tensor, tokens: int) -> Tensor:
+        """(B, T) -> (B, tokens): a token is real when any of its columns is."""
+        stride = self.backbone.stride
+        real = F.max_pool1d(mask.float().unsqueeze(1), stride, ceil_mode=True).squeeze(1) > 0
+        return F.pad(real, (0, tokens - real.shape[1]))  # some backbones drop the last columns

@@ -1,81 +1,143 @@
-"""EmotionClassifier: encoders by modality, heads by name. One class for every mode."""
+"""How a head joins what it sees of a clip: tokens and vectors of its modalities -> logits (B, K).
+
+A fusion is a class in FUSIONS, made as `cls(token_dims, vector_dims, n_classes)` and called with
+the same modalities' tokens {name: Tokens} and vectors {name: (B, D)}. `--fusion NAME` chooses it;
+nothing else has to know of it.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+WIDTH, HEADS = 128, 4  # of the fusions that need one size for all modalities
+DROPOUT = 0.2
 
-class FusionHead(nn.Module):
-    """Features of one or more modalities -> logits (B, K): concatenate, dropout, linear."""
 
-    def __init__(self, inputs: list[str], dim: int, n_classes: int, dropout: float = 0.2):
+class Tokens(NamedTuple):
+    """One modality of a batch: `x` (B, T, D) and `mask` (B, T), true where a token is real."""
+
+    x: Tensor
+    mask: Tensor
+
+
+def perceptron(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, WIDTH), nn.GELU(), nn.Linear(WIDTH, outputs))
+
+
+class Concat(nn.Module):
+    """The recipe's: vectors side by side, dropout, linear."""
+
+    def __init__(self, token_dims: dict[str, int], vector_dims: dict[str, int], n_classes: int):
         super().__init__()
-        self.inputs = inputs
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(dim, n_classes)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.linear = nn.Linear(sum(vector_dims.values()), n_classes)
 
-    def forward(self, features: dict[str, Tensor]) -> Tensor:
-        joined = torch.cat([features[name] for name in self.inputs], dim=-1)  # (B, sum of D)
-        return self.linear(self.dropout(joined))  # (B, K)
+    def forward(self, tokens: dict[str, Tokens], vectors: dict[str, Tensor]) -> Tensor:
+        return self.linear(self.dropout(torch.cat(list(vectors.values()), dim=1)))  # (B, K)
 
 
-class EmotionClassifier(nn.Module):
-    """`encode` makes one vector per modality, `classify` turns the vectors into logits per head.
+class Gated(nn.Module):
+    """Gated multimodal unit, arXiv 1702.01992: all vectors together decide, for each value of the
+    joint vector, how much each modality gives to it."""
 
-    Parameters are named `encoders.<modality>.*` and `heads.<head>.*` whatever the mode, so weights
-    move between modes name for name. The two steps are apart because test-time augmentation of
-    the face needs the other modalities only once.
-
-    With `learn_absent` a learnt vector per modality stands in, in heads of several modalities, for
-    an input that is missing; training teaches it by leaving inputs out (modality dropout).
-    """
-
-    def __init__(
-        self,
-        encoders: dict[str, nn.Module],
-        heads: dict[str, list[str]],
-        n_classes: int,
-        learn_absent: bool = False,
-    ):
+    def __init__(self, token_dims: dict[str, int], vector_dims: dict[str, int], n_classes: int):
         super().__init__()
-        self.n_classes = n_classes
-        self.encoders = nn.ModuleDict(encoders)
-        dims = {name: encoder.out_dim for name, encoder in encoders.items()}
-        self.heads = nn.ModuleDict(
+        total = sum(vector_dims.values())
+        self.hidden = nn.ModuleDict({k: nn.Linear(dim, WIDTH) for k, dim in vector_dims.items()})
+        self.gates = perceptron(total, len(vector_dims) * WIDTH)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.linear = nn.Linear(WIDTH, n_classes)
+
+    def forward(self, tokens: dict[str, Tokens], vectors: dict[str, Tensor]) -> Tensor:
+        hidden = torch.stack([self.hidden[k](v).tanh() for k, v in vectors.items()], 1)  # (B, M, W)
+        gates = self.gates(torch.cat(list(vectors.values()), dim=1))  # (B, M W)
+        gates = gates.unflatten(1, (len(vectors), WIDTH)).softmax(dim=1)  # (B, M, W)
+        return self.linear(self.dropout((gates * hidden).sum(dim=1)))
+
+
+class Attention(nn.Module):
+    """Self-attention over the modalities: one Transformer layer (arXiv 1706.03762) whose tokens
+    are the vectors, each with a learnt code of its modality; then their mean."""
+
+    def __init__(self, token_dims: dict[str, int], vector_dims: dict[str, int], n_classes: int):
+        super().__init__()
+        self.project = nn.ModuleDict({k: nn.Linear(dim, WIDTH) for k, dim in vector_dims.items()})
+        self.codes = nn.Parameter(0.02 * torch.randn(len(vector_dims), WIDTH))
+        self.layer = nn.TransformerEncoderLayer(
+            WIDTH, HEADS, 2 * WIDTH, DROPOUT, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.norm = nn.LayerNorm(WIDTH)
+        self.linear = nn.Linear(WIDTH, n_classes)
+
+    def forward(self, tokens: dict[str, Tokens], vectors: dict[str, Tensor]) -> Tensor:
+        x = torch.stack([self.project[k](v) for k, v in vectors.items()], dim=1)  # (B, M, W)
+        return self.linear(self.norm(self.layer(x + self.codes)).mean(dim=1))
+
+
+class CrossAttention(nn.Module):
+    """Each modality's tokens look at the tokens of all others, before any pooling (after MulT,
+    arXiv 1906.00295, with one block); the mean of each, side by side, linear."""
+
+    def __init__(self, token_dims: dict[str, int], vector_dims: dict[str, int], n_classes: int):
+        super().__init__()
+        self.project = nn.ModuleDict({k: nn.Linear(dim, WIDTH) for k, dim in token_dims.items()})
+        self.codes = nn.ParameterDict({k: 0.02 * torch.randn(WIDTH) for k in token_dims})
+        self.attention = nn.ModuleDict(
+            {k: nn.MultiheadAttention(WIDTH, HEADS, DROPOUT, batch_first=True) for k in token_dims}
+        )
+        self.norm = nn.ModuleDict({k: nn.LayerNorm(WIDTH) for k in token_dims})
+        self.mix = nn.ModuleDict(
             {
-                head: FusionHead(inputs, sum(dims[name] for name in inputs), n_classes)
-                for head, inputs in heads.items()
+                k: nn.Sequential(
+                    nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
+                )
+                for k in token_dims
             }
         )
-        absent = dims if learn_absent else {}
-        self.absent = nn.ParameterDict({k: torch.zeros(dim) for k, dim in absent.items()})
+        self.dropout = nn.Dropout(DROPOUT)
+        self.linear = nn.Linear(len(token_dims) * WIDTH, n_classes)
 
-    def encode(self, inputs: dict[str, tuple[Tensor, ...]]) -> dict[str, Tensor]:
-        """{modality: the encoder's arguments} -> {modality: (B, D)}, for the inputs given."""
-        return {name: self.encoders[name](*tensors) for name, tensors in inputs.items()}
+    def forward(self, tokens: dict[str, Tokens], vectors: dict[str, Tensor]) -> Tensor:
+        own = {k: self.project[k](x) + self.codes[k] for k, (x, _) in tokens.items()}  # (B, T, W)
+        means = []
+        for name, (_, mask) in tokens.items():
+            others = [other for other in tokens if other != name]
+            keys = torch.cat([own[other] for other in others], dim=1)  # (B, sum of T, W)
+            padding = ~torch.cat([tokens[other].mask for other in others], dim=1)
+            seen, _ = self.attention[name](
+                own[name], keys, keys, key_padding_mask=padding, need_weights=False
+            )
+            x = self.norm[name](own[name] + seen)  # (B, T, W)
+            x = x + self.mix[name](x)
+            real = mask.unsqueeze(2).to(x.dtype)  # (B, T, 1)
+            means.append((x * real).sum(dim=1) / real.sum(dim=1))  # (B, W)
+        return self.linear(self.dropout(torch.cat(means, dim=1)))
 
-    def classify(
-        self, features: dict[str, Tensor], left_out: dict[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """{modality: (B, D)} -> {head: logits (B, K)} in the order of the heads.
 
-        `left_out` {modality: (B,) bool}: clips whose heads of several modalities see the learnt
-        vector instead. A modality that is not in `features` counts as left out of every clip;
-        heads that would see nothing, or cannot do without it, are left out of the answer.
-        """
-        some = next(iter(features.values()))
-        fused = {name: vector.expand(some.shape[0], -1) for name, vector in self.absent.items()}
-        fused |= features
-        for name, clips in (left_out or {}).items():
-            fused[name] = torch.where(clips.unsqueeze(1), self.absent[name], features[name])
-        return {
-            name: head(fused if len(head.inputs) > 1 else features)
-            for name, head in self.heads.items()
-            if fused.keys() >= set(head.inputs) and not features.keys().isdisjoint(head.inputs)
-        }
+class Late(nn.Module):
+    """Each modality answers by itself; a weighted sum of their log-probabilities (a logarithmic
+    opinion pool), the weights learnt."""
 
-    def forward(
-        self, inputs: dict[str, tuple[Tensor, ...]], left_out: dict[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        return self.classify(self.encode(inputs), left_out)
+    def __init__(self, token_dims: dict[str, int], vector_dims: dict[str, int], n_classes: int):
+        super().__init__()
+        self.dropout = nn.Dropout(DROPOUT)
+        self.linear = nn.ModuleDict(
+            {k: nn.Linear(dim, n_classes) for k, dim in vector_dims.items()}
+        )
+        self.weights = nn.Parameter(torch.ones(len(vector_dims)))
+
+    def forward(self, tokens: dict[str, Tokens], vectors: dict[str, Tensor]) -> Tensor:
+        each = [self.linear[k](self.dropout(v)).log_softmax(dim=1) for k, v in vectors.items()]
+        return (torch.stack(each, dim=2) * self.weights).sum(dim=2)  # (B, K)
+
+
+FUSIONS = {
+    "concat": Concat,
+    "gated": Gated,
+    "attention": Attention,
+    "crossattention": CrossAttention,
+    "late": Late,
+}

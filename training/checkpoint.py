@@ -1,4 +1,8 @@
-"""Checkpoints: plain data that rebuilds its own model, read without running any code in it."""
+"""Checkpoints: plain data that rebuilds its own model, read without running any code in it.
+
+Whatever `models.build_model` builds is legal. The model is built without memory first, names and
+shapes are compared with the file's, and only then is memory taken.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,36 @@ import hashlib
 import io
 import re
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from models import build_model
-from models.fusion import EmotionClassifier
-from training.fingerprint import known
-from training.untrusted import check_archive, check_content
+from models.classifier import EmotionClassifier
+from training.tasks import TASKS, recipe
 from utils.errors import IntegrityError, UsageError
 from utils.files import read_sealed, write_sealed
 
+FORMAT = 2  # raise it when older checkpoints cannot be read any more
+KEYS = ("arch", "weights", "classes", "features_config", "config", "epoch", "val")
 RESUME = ("step", "sums", "optimizer", "scaler", "ema", "rows", "best", "clips", "leaks")
+NO_CLIPS = dict.fromkeys(("training", "validation"), torch.empty(0, dtype=torch.int64))
+PLAIN = (str, int, float, bool, type(None))
 BEST = re.compile(r"(\d+)_best_(\d+\.\d+)\.pth")
 LAST, PREVIOUS = "last.pth", "previous.pth"
 
-
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    write_sealed(path, lambda file: torch.save(checkpoint, file))
+Checkpoint = dict[str, Any]
 
 
-def save_last(folder: Path, checkpoint: dict[str, Any], keep: bool) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    data = {"format": FORMAT, **checkpoint}
+    write_sealed(path, lambda file: torch.save(data, file))
+
+
+def save_last(folder: Path, checkpoint: Checkpoint, keep: bool) -> None:
     """Save as last.pth; with `keep` the one before it becomes previous.pth.
 
     `keep` must be false where the one before it is damaged: previous.pth is the better one then.
@@ -39,7 +49,7 @@ def save_last(folder: Path, checkpoint: dict[str, Any], keep: bool) -> None:
     save_checkpoint(folder / LAST, checkpoint)
 
 
-def load_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def load_last(folder: Path) -> tuple[Path, Checkpoint] | None:
     """The newest sound checkpoint to go on from; None in a folder without any.
 
     A damaged last.pth is announced on stderr and passed over. IntegrityError when none is sound.
@@ -60,7 +70,7 @@ def load_last(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def save_best(folder: Path, checkpoint: dict[str, Any]) -> Path:
+def save_best(folder: Path, checkpoint: Checkpoint) -> Path:
     """Save as <epoch>_best_<validation loss>.pth."""
     path = folder / best_name(checkpoint["epoch"], checkpoint["val"]["loss"])
     save_checkpoint(path, checkpoint)
@@ -74,65 +84,11 @@ def best_name(epoch: int, loss: float) -> str:
 def keep_best(folder: Path, best: dict[str, Any] | None) -> None:
     """Delete every best checkpoint but this one, if it is there. Only when last.pth knows it: a run
     that goes on from an older one may need the best of then."""
-    name = best_name(best["epoch"], best["loss"]) if best else ""
-    for path in folder.glob("*_best_*.pth") if name and (folder / name).is_file() else ():
-        if path.name != name:
+    if best is None or not (folder / best_name(best["epoch"], best["loss"])).is_file():
+        return
+    for path in folder.glob("*_best_*.pth"):
+        if path.name != best_name(best["epoch"], best["loss"]):
             path.unlink()
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one checkpoint of ours to the CPU; UsageError or IntegrityError says what is wrong."""
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"no checkpoint {path}")
-    data = read_sealed(path)
-    check_archive(data, path)
-    try:
-        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # foreign bytes make the reader fail in any way; none runs code
-        reason = re.split(r"This file can|\n", f"{type(error).__name__} {error}")[0][:200]
-        raise IntegrityError(
-            f"{path} is damaged, or holds more than plain data, and was not loaded: {reason}"
-        ) from error
-    check_content(checkpoint, path)
-    return checkpoint
-
-
-def restore_model(checkpoint: dict[str, Any], path: Path) -> EmotionClassifier:
-    """The model of a checkpoint with its weights, all of them finite and of its own types.
-
-    It is built twice: first without memory, so that a few bytes cannot ask for all there is.
-    """
-    weights = checkpoint["weights"]
-    try:
-        with torch.device("meta"):
-            wanted = build_model(**checkpoint["arch"]).state_dict()
-    except Exception as error:  # a description from elsewhere makes any layer fail
-        reason = f"{type(error).__name__} {error}"[:200]
-        raise IntegrityError(f"{path} describes no model of ours: {reason}") from error
-    for key in sorted({*wanted, *weights}):
-        kinds = [_kind(each.get(key)) for each in (weights, wanted)]
-        if kinds[0] != kinds[1]:
-            what = f"{key} is {kinds[0]}, the model has {kinds[1]}"
-            raise IntegrityError(f"{path}: weights and model do not match: {what}")
-        if weights[key].is_floating_point() and not weights[key].isfinite().all():
-            raise IntegrityError(f"{path}: the weights {key} are not finite")
-    model = build_model(**checkpoint["arch"])
-    model.load_state_dict(weights)
-    return model
-
-
-def _kind(tensor: Tensor | None) -> str:
-    return "missing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
-
-
-def weights_digest(checkpoint: dict[str, Any]) -> str:
-    """Names a checkpoint by what it has learnt, whatever else stands in its file."""
-    state = hashlib.sha256()
-    for key, value in sorted(checkpoint["weights"].items()):
-        state.update(f"{key} {_kind(value)}".encode())
-        state.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return state.hexdigest()
 
 
 def best_checkpoint(folder: Path) -> Path | None:
@@ -159,50 +115,135 @@ def find_checkpoints(paths: list[Path]) -> list[Path]:
     return found
 
 
-def transfer_weights(
-    model: EmotionClassifier,
-    path: Path,
-    modality: str,
-    classes: list,
-    config: dict[str, Any],
-    clips: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    """Copy a modality's encoder, and its head where the model has one, from another run: its
-    `clips` and `leaks`, which are this run's too from now on.
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint of ours to the CPU; UsageError or IntegrityError says what is wrong."""
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no checkpoint {path}")
+    data = read_sealed(path)
+    _check_archive(data, path)
+    try:
+        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # foreign bytes make the reader fail in any way; none runs code
+        reason = re.split(r"This file can|\n", f"{type(error).__name__} {error}")[0][:200]
+        raise IntegrityError(
+            f"{path} is damaged, or holds more than plain data, and was not loaded: {reason}"
+        ) from error
+    _check_content(checkpoint, path)
+    sizes = (each.numel() * each.element_size() for each in checkpoint["weights"].values())
+    if sum(sizes) > len(data):
+        raise IntegrityError(f"{path} describes more weights than its {len(data)} bytes hold")
+    return checkpoint
 
-    IntegrityError when that run held out another fold, or was trained on clips that this one
-    validates on. `clips`: identities of its own, `training` and `validation`.
-    """
-    path, *others = find_checkpoints([path])
-    if others:
-        raise UsageError(f"{path.parents[1]} holds a run per fold: choose one of them")
-    checkpoint = load_checkpoint(path)
-    if checkpoint["classes"] != list(classes):
-        was = " ".join(checkpoint["classes"])
-        raise IntegrityError(f"{path} knows the classes {was}, the features {' '.join(classes)}")
-    for name in ("fold", "val_fold"):
-        was, now = checkpoint["config"][name], config[name]
-        if was != now:
-            raise IntegrityError(f"{path} was trained with --{name} {was}, this run has {now}")
-    if "clips" not in checkpoint:
-        raise IntegrityError(f"{path} does not say which clips it has seen: train it anew")
-    own, held_out = clips["training"], clips["validation"]
-    # a recording that this run has on both sides is a leak of its own, told elsewhere
-    seen = known(held_out, checkpoint["clips"]["training"].numpy()) & ~known(held_out, own)
-    if seen.any():
+
+def _check_archive(data: bytes, path: Path) -> None:
+    """IntegrityError for what is no zip of torch.save, or unpacks to more than its own bytes."""
+    try:
+        members = zipfile.ZipFile(io.BytesIO(data)).infolist()
+    except (zipfile.BadZipFile, ValueError, RuntimeError) as error:
+        raise IntegrityError(f"{path} is no zip file as torch.save writes it: {error}") from error
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > len(data):
+        raise IntegrityError(f"{path} would unpack to more than it holds; torch.save packs nothing")
+
+
+def _check_content(checkpoint: Any, path: Path) -> None:
+    """IntegrityError unless every part is of the kind that train.py writes; settings that an older
+    version did not have get their default."""
+    parts = checkpoint if isinstance(checkpoint, dict) else {}
+    if missing := [key for key in KEYS if key not in parts]:
+        raise IntegrityError(f"{path} is no checkpoint of train.py: it lacks {', '.join(missing)}")
+    if parts.get("format") != FORMAT:
         raise IntegrityError(
-            f"{path} was trained on {seen.sum()} of the {len(seen)} clips to validate on: start "
-            "from a run on these splits"
+            f"{path} was written by another version of this project (format "
+            f"{parts.get('format', 1)}, this one reads {FORMAT}): train it anew, or use it with "
+            "the version that wrote it"
         )
-    prefixes = (f"encoders.{modality}.", f"heads.{modality}.")
-    wanted = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes)}
-    given = {k: v for k, v in checkpoint["weights"].items() if k in wanted}
-    misfits = [k for k, v in wanted.items() if k not in given or given[k].shape != v.shape]
-    if misfits:
-        raise IntegrityError(
-            f"--{modality}_load_weights {path}: {len(misfits)} of {len(wanted)} tensors are missing"
-            f" or have another shape, the first is {misfits[0]}; was it another mode, another "
-            f"--{modality}_coeff or word size?"
-        )
-    model.load_state_dict(given, strict=False)
-    return {"clips": checkpoint["clips"], "leaks": checkpoint.get("leaks", "")}
+    classes, config = parts["classes"], parts["config"]
+    fits = {
+        "arch": _is_plain(parts["arch"]) and isinstance(parts["arch"], dict),
+        "weights": _is_tensors(parts["weights"]),
+        "classes": _is_plain(classes)
+        and isinstance(classes, list)
+        and len({*map(str, classes)}) == len(classes) > 1
+        and all(isinstance(name, str) for name in classes),
+        "features_config": _is_plain(parts["features_config"])
+        and isinstance(parts["features_config"], dict),
+        "config": isinstance(config, dict) and _is_plain(config) and config.get("mode") in TASKS,
+        "epoch": isinstance(parts["epoch"], int),
+        "val": _is_numbers(parts["val"]),
+        "clips": _is_tensors(parts.get("clips", NO_CLIPS))
+        and parts.get("clips", NO_CLIPS).keys() == NO_CLIPS.keys(),
+    }
+    for key, good in fits.items():
+        if not good:
+            raise IntegrityError(f"{path} is no checkpoint of train.py: its {key} is none of ours")
+    outputs = parts["arch"].get("n_classes")
+    if outputs != len(classes):
+        raise IntegrityError(f"{path}: {outputs} outputs for the {len(classes)} classes {classes}")
+    checkpoint["config"] = recipe(config["mode"]) | {"fold": None, "val_fold": None} | config
+
+
+def _is_plain(value: Any, depth: int = 6) -> bool:
+    """Scalars, and lists and dictionaries of them."""
+    if isinstance(value, PLAIN):
+        return True
+    if depth and isinstance(value, list | tuple):
+        return all(_is_plain(each, depth - 1) for each in value)
+    if depth and isinstance(value, dict):
+        return all(isinstance(k, str) and _is_plain(v, depth - 1) for k, v in value.items())
+    return False
+
+
+def _is_tensors(value: Any) -> bool:
+    """Ordinary tensors by name: in memory, not sparse, each value with a place of its own."""
+    return isinstance(value, dict) and all(
+        isinstance(key, str)
+        and isinstance(each, Tensor)
+        and each.layout == torch.strided
+        and each.device.type == "cpu"
+        and not each.is_quantized
+        and each.numel() * each.element_size() <= each.untyped_storage().nbytes()
+        for key, each in value.items()
+    )
+
+
+def _is_numbers(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict)
+        and all(isinstance(k, str) and isinstance(v, int | float) for k, v in value.items())
+    )
+
+
+def restore_model(checkpoint: Checkpoint, path: Path) -> EmotionClassifier:
+    """The model of a checkpoint with its weights, all of them finite and of its own types."""
+    weights = checkpoint["weights"]
+    try:
+        with torch.device("meta"):
+            wanted = build_model(**checkpoint["arch"]).state_dict()
+    except Exception as error:  # a description from elsewhere makes any layer fail
+        reason = f"{type(error).__name__} {error}"[:200]
+        raise IntegrityError(f"{path} describes no model of ours: {reason}") from error
+    for key in sorted({*wanted, *weights}):
+        kinds = [_kind(each.get(key)) for each in (weights, wanted)]
+        if kinds[0] != kinds[1]:
+            what = f"{key} is {kinds[0]}, the model has {kinds[1]}"
+            raise IntegrityError(f"{path}: weights and model do not match: {what}")
+        if weights[key].is_floating_point() and not weights[key].isfinite().all():
+            raise IntegrityError(f"{path}: the weights {key} are not finite")
+    model = build_model(**checkpoint["arch"])
+    model.load_state_dict(weights)
+    return model
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+
+
+def weights_digest(checkpoint: Checkpoint) -> str:
+    """Names a checkpoint by what it has learnt, whatever else stands in its file."""
+    state = hashlib.sha256()
+    for key, value in sorted(checkpoint["weights"].items()):
+        state.update(f"{key} {_kind(value)}".encode())
+        state.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()

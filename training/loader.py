@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from training.stopping import StepAbandoned
+from training.stopping import StepInterrupted
 from utils.errors import UsageError
 from utils.parallel import trim_memory
 
@@ -29,10 +29,10 @@ class Loader(DataLoader):
 
     Its workers ignore SIGTERM, so a process that ends without `close` would wait for them forever.
     Freeing the loader is not enough: whoever keeps an exception keeps its caller's variables.
-    `asked`: whether the run is to stop, which it shall although a worker hangs in a read.
+    `stop_requested`: asked while a batch does not come, for a worker can hang in a read.
     """
 
-    asked: Callable[[], bool] = staticmethod(lambda: False)
+    stop_requested: Callable[[], bool] = staticmethod(lambda: False)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         ahead = iter(list(self.batch_sampler))
@@ -47,7 +47,7 @@ class Loader(DataLoader):
             for batch in self.patiently(batches):
                 next(ahead)
                 yield batch
-        except StepAbandoned:
+        except StepInterrupted:
             self.kill_workers()  # one of them hangs in a read
             raise
         except Exception as error:
@@ -62,15 +62,15 @@ class Loader(DataLoader):
             raise
 
     def patiently(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The batches; StepAbandoned when a stop is asked for while the next one does not come."""
+        """The batches; StepInterrupted when a stop is requested while none comes."""
         while True:
             try:
                 batch = next(batches, None)
             except RuntimeError as error:
                 if "timed out" not in str(error):
                     raise
-                if self.asked():
-                    raise StepAbandoned from error
+                if self.stop_requested():
+                    raise StepInterrupted from error
             else:
                 if batch is None:
                     return

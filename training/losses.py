@@ -1,9 +1,20 @@
-"""Targets are distributions: smoothing and mixing are sums of them, and there is one loss."""
+"""Losses by name: a function of the prediction and the targets; class weights are its argument.
+
+Targets are distributions, so smoothing and mixing are sums of them. A loss gets the whole
+Prediction (logits by head, vectors by modality), the targets {head: (B, K)} with the deciding head
+first, class weights {head: (K,)} and `lam`, the weight of what is beside the deciding head.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from models.classifier import Prediction
+
+Loss = Callable[[Prediction, dict[str, Tensor], dict[str, Tensor], float], Tensor]
 
 
 def smooth_one_hot(labels: Tensor, n_classes: int, smoothing: float) -> Tensor:
@@ -12,12 +23,24 @@ def smooth_one_hot(labels: Tensor, n_classes: int, smoothing: float) -> Tensor:
     return one_hot * (1 - smoothing) + smoothing / n_classes
 
 
-def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean over the batch of -sum_k target_k log softmax(logits)_k, in float32; both (B, K)."""
-    return -(target * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
+def soft_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean over the batch of -sum_k w_k target_k log softmax(logits)_k, in float32; both (B, K)."""
+    terms = target * logits.float().log_softmax(dim=-1)
+    return -(terms if weights is None else terms * weights).sum(dim=-1).mean()
 
 
-def multi_task_loss(logits: dict[str, Tensor], targets: dict[str, Tensor], lam: float) -> Tensor:
-    """CE(first head) + lam x mean of CE(other heads); alone, a head is just its CE."""
-    first, *others = [soft_cross_entropy(logits[head], target) for head, target in targets.items()]
+def cross_entropy(
+    prediction: Prediction,
+    targets: dict[str, Tensor],
+    class_weights: dict[str, Tensor],
+    lam: float,
+) -> Tensor:
+    """The deciding head's cross-entropy + lam x the mean of the other heads'."""
+    first, *others = [
+        soft_cross_entropy(prediction.logits[head], target, class_weights.get(head))
+        for head, target in targets.items()
+    ]
     return first + lam * torch.stack(others).mean() if others else first
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy}

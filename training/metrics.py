@@ -6,21 +6,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.distributed import SingleProcess
+
 
 class Metrics:
     """Adds batches up. Clips without a label (-1) do not count."""
 
     def __init__(self, n_classes: int):
         self.loss_sum = 0.0
-        self.confusion = np.zeros((n_classes, n_classes), np.int64)  # [truth, answer]
+        self.confusion = np.zeros((n_classes, n_classes), np.int64)  # [label, prediction]
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """`logits` (B, K), `labels` (B,)."""
         known = labels >= 0
-        logits, labels = logits[known].float().cpu(), labels[known].cpu()
+        logits, labels = logits.cpu()[known].float(), labels[known]
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         self.loss_sum += float(loss)
         np.add.at(self.confusion, (labels.numpy(), logits.argmax(dim=1).numpy()), 1)
+
+    def add_up(self, dist: SingleProcess) -> None:
+        """Become the metrics of the clips of all processes."""
+        sums = torch.tensor([self.loss_sum, *self.confusion.flat], dtype=torch.float64)
+        self.loss_sum, *counts = dist.sum(sums).tolist()
+        self.confusion[:] = np.reshape(counts, self.confusion.shape)
 
     @property
     def clips(self) -> int:

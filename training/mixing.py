@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CUT_AXES = {"speech": (2, 3), "face": (1, 3, 4)}  # (F, T), (T, H, W)
-OTHER_AXES = (1,)  # words (L), own features (T) or (D)
+from training.modalities import modality
 
 Inputs = dict[str, tuple[Tensor, ...]]
 Targets = dict[str, Tensor]
@@ -22,10 +21,7 @@ class Mixer:
     def __init__(
         self, mixup_prob: float, mixup_alpha: float, cutmix_prob: float, cutmix_beta: float
     ):
-        self.members = [
-            (mixup_prob, mixup_alpha, mixup),
-            (cutmix_prob, cutmix_beta, cutmix),
-        ]
+        self.members = [(mixup_prob, mixup_alpha, mixup), (cutmix_prob, cutmix_beta, cutmix)]
 
     def __call__(
         self, inputs: Inputs, targets: Targets, rng: np.random.Generator
@@ -36,63 +32,99 @@ class Mixer:
         _, alpha, mix = drawn[int(rng.integers(len(drawn)))]
         some = next(iter(targets.values()))
         order = torch.from_numpy(rng.permutation(len(some))).to(some.device)
-        inputs, ratio = mix(inputs, float(rng.beta(alpha, alpha)), order, rng)
-        mixed = {head: ratio * y + (1 - ratio) * y[order] for head, y in targets.items()}
-        return inputs, mixed
+        inputs, kept = mix(inputs, float(rng.beta(alpha, alpha)), order, rng)
+        kept = kept.to(some.device).unsqueeze(1)  # (B, 1)
+        return inputs, {head: kept * y + (1 - kept) * y[order] for head, y in targets.items()}
 
 
 def mixup(
     inputs: Inputs, ratio: float, order: Tensor, rng: np.random.Generator
-) -> tuple[Inputs, float]:
+) -> tuple[Inputs, Tensor]:
     """ratio x clip + (1 - ratio) x other clip (arXiv 1710.09412), words position by position
-    (wordMixup, arXiv 1905.08941); masks are joined."""
+    (wordMixup, arXiv 1905.08941); masks are joined. And the share kept of each clip (B,)."""
 
     def mix(tensor: Tensor) -> Tensor:
         if tensor.dtype == torch.bool:
             return tensor | tensor[order]
         return ratio * tensor + (1 - ratio) * tensor[order]
 
-    return {name: tuple(map(mix, tensors)) for name, tensors in inputs.items()}, ratio
+    mixed = {name: tuple(mix(tensor) for tensor in given) for name, given in inputs.items()}
+    return mixed, torch.full((len(order),), ratio)
 
 
 def cutmix(
     inputs: Inputs, ratio: float, order: Tensor, rng: np.random.Generator
-) -> tuple[Inputs, float]:
-    """Put a box of another clip into each clip (arXiv 1905.04899): frequency x time of speech,
-    time x height x width of faces (cutmix3d), a span of words or of an own feature.
+) -> tuple[Inputs, Tensor]:
+    """Put a box of another clip into each clip (arXiv 1905.04899): frequency x time of sound,
+    time x height x width of faces (cutmix3d), a span of words or of a custom feature.
 
-    The box covers about 1 - ratio; the returned ratio is what was really kept, mean over inputs.
+    The box covers about 1 - ratio of what is real in the clip, never its padding, and takes the
+    same part of the other clip. The share (B,) is what was really kept, mean over inputs.
     """
     mixed, kept = {}, []
     for name, tensors in inputs.items():
-        axes = CUT_AXES.get(name, OTHER_AXES)
-        box, share = draw_box([tensors[0].shape[axis] for axis in axes], 1 - ratio, rng)
-        slices = [slice(None)] * tensors[0].dim()
-        for axis, part in zip(axes, box, strict=True):
-            slices[axis] = part
-        mixed[name] = tuple(_paste(tensor, order, slices) for tensor in tensors)
+        axes = [axis for axis in modality(name).cut_axes if axis < tensors[0].dim()]
+        mixed[name], share = cut(tensors, axes, 1 - ratio, order, rng)
         kept.append(1 - share)
-    return mixed, float(np.mean(kept))
+    return mixed, torch.stack(kept).mean(dim=0)
 
 
-def _paste(tensor: Tensor, order: Tensor, slices: list[slice]) -> Tensor:
-    where = tuple(slices[: tensor.dim()])  # a mask (B, L) has fewer axes than its words (B, L, D)
-    pasted = tensor.clone()
-    pasted[where] = tensor[order][where]
-    return pasted
+def cut(
+    tensors: tuple[Tensor, ...],
+    axes: list[int],
+    share: float,
+    order: Tensor,
+    rng: np.random.Generator,
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """One modality's batch with a box over `axes` pasted in, the first of them along the time; and
+    the share (B,) of each clip that the box covers."""
+    first_input, time, clips = tensors[0], axes[0], len(order)
+    others = [first_input.shape[axis] for axis in axes[1:]]
+    span, box, other_share = draw_box(share, others, rng)
+    steps = torch.arange(first_input.shape[time], device=order.device)  # (T,)
+    if len(tensors) == 2:  # the second is the mask of what is real
+        real = tensors[1]
+    else:
+        real = torch.ones(clips, len(steps), dtype=torch.bool, device=order.device)
+    begin = real.int().argmax(dim=1, keepdim=True)  # (B, 1)
+    length = real.sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
+    low, high = ((bound * length).round() + begin for bound in span)
+    inside = (steps >= low) & (steps < high)  # (B, T)
+    place = (steps - begin).float() / length  # (B, T) 0 to 1 within the clip
+    source = (begin[order] + (place * length[order]).long()).clamp(0, len(steps) - 1)  # (B, T)
+    pasted = []
+    for tensor in tensors:
+        if tensor.dtype == torch.bool:  # each clip keeps its length
+            pasted.append(tensor)
+            continue
+        shape = [1] * tensor.dim()
+        shape[0], shape[time] = clips, len(steps)
+        at = source.view(shape).expand_as(tensor)
+        other = tensor[order].gather(time, at)
+        where = inside.view(shape).expand_as(tensor).clone()
+        for axis, (start, end) in zip(axes[1:], box, strict=True):
+            where.narrow(axis, 0, start).fill_(False)
+            where.narrow(axis, end, tensor.shape[axis] - end).fill_(False)
+        pasted.append(torch.where(where, other, tensor))
+    return tuple(pasted), (inside.sum(dim=1) / length.squeeze(1) * other_share).cpu()
 
 
-def draw_box(sizes: list[int], share: float, rng: np.random.Generator) -> tuple[list[slice], float]:
+def draw_box(
+    share: float, sizes: list[int], rng: np.random.Generator
+) -> tuple[tuple[float, float], list[tuple[int, int]], float]:
     """A box of about `share` of the volume with equal relative sides around a random centre,
-    clipped at the borders; and the share that it really has."""
-    side = share ** (1 / len(sizes))
-    box, volume = [], 1.0
+    clipped at the borders: its span of the time (0 to 1), its (start, end) on axes of these sizes,
+    and the share of those axes that it covers."""
+    side = share ** (1 / (1 + len(sizes)))
+    centre = rng.random()
+    span = (max(0.0, centre - side / 2), min(1.0, centre + side / 2))
+    box, covered = [], 1.0
     for size in sizes:
-        centre, half = rng.integers(size), side * size / 2
-        first, last = max(0, round(centre - half)), min(size, round(centre + half))
-        box.append(slice(first, last))
-        volume *= (last - first) / size
-    return box, volume
+        middle, half = rng.integers(size), side * size / 2
+        start, end = max(0, round(middle - half)), min(size, round(middle + half))
+        box.append((start, end))
+        covered *= (end - start) / size
+    return span, box, covered
 
 
 def draw_left_out(

@@ -1,16 +1,42 @@
-"""Optimizers by name, the learning rate as a pure function of the step, gradient centralization."""
+"""Optimizers and schedules by name, mean weights, and what batch norm remembers."""
 
 from __future__ import annotations
 
 import copy
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
 from utils.errors import UsageError
+
+Parameters = list[nn.Parameter]
+
+
+def ranger(parameters: Parameters, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """RAdam + Lookahead (arXiv 1908.03265, 1907.08610), gradients centralized (2004.01461)."""
+    from torch_optimizer import Ranger
+
+    # it calls torch with its arguments in an old order, which torch says at the first step
+    warnings.filterwarnings("ignore", message="This overload of add")
+    optimizer = Ranger(parameters, lr=lr, weight_decay=weight_decay)
+    optimizer.register_step_pre_hook(lambda own, *_: centralize_gradients(own))
+    return optimizer
+
+
+def sgd(parameters: Parameters, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True, fused=True
+    )
+
+
+def adamw(parameters: Parameters, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+OPTIMIZERS: dict[str, Callable] = {"ranger": ranger, "sgd": sgd, "adamw": adamw}
 
 
 def make_optimizer(
@@ -20,19 +46,34 @@ def make_optimizer(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if not trained:
         raise UsageError("every parameter is frozen: there is nothing to train")
-    options = {"lr": lr, "weight_decay": weight_decay}
-    if name == "sgd":
-        return torch.optim.SGD(trained, momentum=0.9, nesterov=True, fused=True, **options)
-    if name == "adamw":
-        return torch.optim.AdamW(trained, fused=True, **options)
-    from torch_optimizer import Ranger  # RAdam + Lookahead (arXiv 1908.03265, 1907.08610)
-
-    # it calls torch with its arguments in an old order, which torch says at the first step
-    warnings.filterwarnings("ignore", message="This overload of add")
-    return Ranger(trained, **options)
+    return OPTIMIZERS[name](trained, lr, weight_decay)
 
 
-class Ema:
+def centralize_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Subtract from each weight's gradient its mean per output (arXiv 2004.01461), in place."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter.dim() > 1:
+                axes = tuple(range(1, parameter.dim()))
+                parameter.grad -= parameter.grad.mean(dim=axes, keepdim=True)
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the run that is done -> factor
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * min(1.0, done))),
+    "step": lambda done: 1.0 if done < 0.5 else 0.1,
+    "constant": lambda done: 1.0,
+}
+
+
+def lr_factor(step: int, total: int, warmup: int, schedule: str) -> float:
+    """Factor on the learning rate at `step` of `total`: linear warm-up, then the schedule."""
+    if step < warmup:
+        return (step + 1) / warmup
+    start = warmup if schedule == "cosine" else 0  # half of the run is half of the run
+    return SCHEDULES[schedule]((step - start) / max(1, total - start))
+
+
+class MeanWeights:
     """Exponential moving average of a model's weights and statistics; decay 0: the model itself.
 
     The first steps count more, min(decay, (1 + step) / (10 + step)): else a short run would
@@ -51,39 +92,16 @@ class Ema:
             return
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
-        for own, new in pairs:
-            own.lerp_(new, share) if own.is_floating_point() else own.copy_(new)
+        for mean, new in pairs:
+            mean.lerp_(new, share) if mean.is_floating_point() else mean.copy_(new)
 
 
-def lr_factor(step: int, total: int, warmup: int, shape: str) -> float:
-    """Factor on the learning rate at `step` of `total`: linear warm-up, then the shape.
-
-    cosine: down to 0 along half a cosine. step: 1, then 0.1 from the middle on. constant: 1.
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    if shape == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    if shape == "step":
-        return 1.0 if step < total / 2 else 0.1
-    return 1.0
-
-
-def centralize_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Subtract from each weight's gradient its mean per output (arXiv 2004.01461), in place."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None and parameter.dim() > 1:
-                axes = tuple(range(1, parameter.dim()))
-                parameter.grad -= parameter.grad.mean(dim=axes, keepdim=True)
-
-
-def batchnorm_momentum(total_steps: int) -> float:
-    """Weight of the newest batch in the running statistics, by the length of the training.
+def batchnorm_momentum(total_steps: int, parts: int) -> float:
+    """Weight of the newest part of a batch in the running statistics, by the run's length.
 
     EfficientNet's own 0.01 needs hundreds of steps before the statistics mean anything: a short
-    training evaluates at chance with it. So: the statistics span a fortieth of the run, and the
-    momentum is between 0.01 and 0.3.
+    training evaluates at chance with it. So the statistics span a fortieth of the run, and a step
+    moves them by 0.01 to 0.3. A batch in `parts` moves them as often, each time by less.
     """
-    return min(0.3, max(0.01, 40 / max(1, total_steps)))
+    per_step = min(0.3, max(0.01, 40 / max(1, total_steps)))
+    return 1 - (1 - per_step) ** (1 / parts)

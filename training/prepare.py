@@ -11,22 +11,66 @@ import torch
 
 from models import build_model
 from models.backbone import Backbone, load_pretrained
-from training.checkpoint import transfer_weights
-from training.data import folder_of
-from training.tasks import FOLDERS
-from utils.distributed import Alone
-from utils.errors import IntegrityError, UsageError
-from utils.files import digest, read_known, sha256
+from models.classifier import EmotionClassifier
+from models.fusion import FUSIONS
+from models.pooling import POOLINGS
+from training.checkpoint import Checkpoint, find_checkpoints, load_checkpoint
+from training.data import ClipDataset
+from training.fingerprint import known
+from training.losses import LOSSES
+from training.modalities import MODALITIES, modality
+from training.optim import OPTIMIZERS, SCHEDULES
+from training.tasks import Task
+from training.views import face_flags
+from utils.distributed import SingleProcess
+from utils.errors import IntegrityError, UsageError, one_of
+from utils.files import digest, read_known
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "optim": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "loss": LOSSES,
+    "fusion": FUSIONS,
+    "pooling": POOLINGS,
+}
+Starts = dict[str, tuple[Path, Checkpoint]]  # modality -> the run that it starts from
 
 
-def check_data(train_set: Any, val_set: Any, dist: Alone) -> None:
-    """Everything that would fail in the middle of a run fails here instead."""
+def check_choices(config: dict[str, Any]) -> None:
+    for name, table in CHOICES.items():
+        one_of(f"--{name}", config[name], table)
+
+
+def load_starts(config: dict[str, Any], task: Task) -> Starts:
+    """The checkpoints of --<modality>_load_weights."""
+    starts = {}
+    for name in task.inputs:
+        if given := config.get(f"{name}_load_weights"):
+            path, *others = find_checkpoints([Path(given)])
+            if others:
+                raise UsageError(f"{path.parents[1]} holds a run per fold: choose one of them")
+            starts[name] = path, load_checkpoint(path)
+    return starts
+
+
+def adopt_settings(config: dict[str, Any], starts: Starts, given: set[str]) -> None:
+    """An encoder that starts from a run is built as it was there, but for the flags `given`."""
+    for name, (_, checkpoint) in starts.items():
+        for setting in modality(name).settings:
+            if setting not in given:
+                config[setting] = checkpoint["config"][setting]
+
+
+def check_data(train_set: ClipDataset, val_set: ClipDataset, dist: SingleProcess) -> None:
+    """Everything that would fail in the middle of a run, and can be seen cheaply, fails here."""
     for dataset in (train_set, val_set):
-        dataset.check_files(dist)
+        dataset.features.check_files(dataset.rows, dataset.task.inputs)
         for row, labels in zip(dataset.rows, dataset.labels, strict=True):
             if min(labels.values()) < 0:
-                known = " ".join(dataset.features.classes)
-                raise IntegrityError(f"clip {row['clip_id']}: a label is not one of {known}")
+                classes = " ".join(dataset.features.classes)
+                raise IntegrityError(f"clip {row['clip_id']}: a label is not one of {classes}")
+            if any(modality(name).picture == "frames" for name in dataset.task.inputs):
+                face_flags(row)
     check_learnt(train_set)
     if len(train_set) < 2:
         raise UsageError(f"{len(train_set)} training clip: at least 2 are needed")
@@ -38,28 +82,32 @@ def check_data(train_set: Any, val_set: Any, dist: Alone) -> None:
         )
 
 
-def check_learnt(train_set: Any) -> None:
-    """IntegrityError for own features that were learnt from labels of clips which this run holds
+def check_learnt(train_set: ClipDataset) -> None:
+    """IntegrityError for custom features that were learnt from labels of clips which this run holds
     out: `features/<name>.json` says which fold was left out (null: train and val are splits)."""
     config = train_set.config
-    for name in (name for name in train_set.task.inputs if name not in FOLDERS):
+    for name in train_set.task.inputs:
+        if name in MODALITIES:
+            continue
         about = read_known(train_set.features.folder / f"{name}.json")
         without = about.get("learnt_without_fold")
         if "learnt_without_fold" in about and (without != config["fold"] or config["val_fold"]):
             apart = f"fold {without}" if without is not None else "the split val"
             raise IntegrityError(
                 f"{name} was learnt from the labels of all clips but those of {apart}: a run with "
-                f"--fold {config['fold']} --val_fold {config['val_fold']} would know its answers; "
+                f"--fold {config['fold']} --val_fold {config['val_fold']} would know its labels; "
                 "make it for that fold"
             )
 
 
-def class_weights(train_set: Any) -> dict[str, torch.Tensor]:
+def class_weights(train_set: ClipDataset) -> dict[str, torch.Tensor]:
     """{head: (K,)} the inverse of the class's share of the clips, or its root (sqrt): 1 on average
     over the clips. Empty with class_weights=none.
     """
     kind, weights = train_set.config["class_weights"], {}
-    for head in train_set.task.heads if kind != "none" else ():
+    if kind == "none":
+        return {}
+    for head in train_set.task.heads:
         labels = torch.tensor([each[head] for each in train_set.labels])
         counts = labels.bincount(minlength=len(train_set.features.classes))
         weight = counts.clamp(min=1) ** (-0.5 if kind == "sqrt" else -1.0)
@@ -67,81 +115,160 @@ def class_weights(train_set: Any) -> dict[str, torch.Tensor]:
     return weights
 
 
-def data_of(train_set: Any, val_set: Any) -> dict[str, str]:
+def content_of(train_set: ClipDataset, val_set: ClipDataset) -> dict[str, str]:
     """What a run learns from, to be compared when it goes on: clips, labels, content of the files
     (as the records tell it, where there are any)."""
-    rows = [row for each in (train_set, val_set) for row in each.rows]
-    features, inputs = train_set.features, train_set.task.inputs
-    files: dict[str, list[str]] = {f"content of {name}": [] for name in inputs}
-    for row in rows:
-        made = features.stages(row)
-        for name, known in zip(inputs, files.values(), strict=True):
-            own = name not in FOLDERS and folder_of(name) not in made
-            stage = {} if own else made.get(folder_of(name), {})
-            known.append(stage.get("sha256") or sha256(features.path(row, name)))
-    contents = {name: digest(known) for name, known in files.items()}
-    return {"training": names(train_set), "validation": names(val_set), **contents}
+    features, rows = train_set.features, [*train_set.rows, *val_set.rows]
+    contents = {
+        f"content of {name}": digest([features.digest_of(row, name) for row in rows])
+        for name in train_set.task.inputs
+    }
+    clips = {"training": clips_digest(train_set), "validation": clips_digest(val_set)}
+    return {**clips, **contents}
 
 
-def names(dataset: Any) -> str:
+def clips_digest(dataset: ClipDataset) -> str:
     """The number of clips and a digest of which ones they are and what they are labelled."""
     clips = [[row["split"], row["clip_id"]] for row in dataset.rows]
     return f"{len(clips)} clips {digest([clips, dataset.labels])}"
 
 
-def create_model(
-    arch: dict, config: dict[str, Any], classes: list[str], clips: dict[str, np.ndarray]
-) -> tuple[Any, list[dict[str, Any]]]:
-    """A model with its starting weights: fresh, ImageNet trunks, or encoders of earlier runs; and
-    which clips these have seen, and what leaked. `clips`: identities of those of this run.
-    """
+def create_model(arch: dict[str, Any], config: dict[str, Any], starts: Starts) -> EmotionClassifier:
+    """A model with its starting weights: fresh, ImageNet backbones, or encoders of earlier runs."""
     try:
         model = build_model(**arch)
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except (RuntimeError, ValueError, AssertionError, KeyError) as error:
         raise UsageError(f"no such model: {error}") from error
     for module in model.modules():
         if isinstance(module, Backbone) and config["pretrained"] != "none":
-            try:
-                place = load_pretrained(module, config["pretrained"])
-            except Exception as error:  # no internet, no file, or foreign bytes in it
-                reason = f"{type(error).__name__} {error}".splitlines()[0]
-                raise UsageError(
-                    f"--pretrained {config['pretrained']}: no weights for {module.name}: {reason} "
-                    "(hub looks in TORCH_HOME and HF_HOME first; a folder of .pth files works too)"
-                ) from error
-            print(f"{module.name}: ImageNet weights from {place}")
-    earlier = []
-    for modality in arch["encoders"]:
-        if path := config.get(f"{modality}_load_weights"):
-            earlier += [transfer_weights(model, Path(path), modality, classes, config, clips)]
-            print(f"{modality}: weights from {path}")
-    return model, earlier
+            fill_backbone(module, config["pretrained"])
+    for name, (path, checkpoint) in starts.items():
+        transfer_weights(model, arch, config, name, path, checkpoint)
+        print(f"{name}: weights from {path}")
+    return model
 
 
-def describe(config: dict[str, Any], trainer: Any, train_set: Any, val_set: Any) -> str:
+def fill_backbone(backbone: Backbone, source: str) -> None:
+    try:
+        place = load_pretrained(backbone, source)
+    except Exception as error:  # no internet, no file, or foreign bytes in it
+        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        raise UsageError(
+            f"--pretrained {source}: no weights for {backbone.name}: {reason} "
+            "(hub looks in TORCH_HOME and HF_HOME first; a folder of .pth files works too)"
+        ) from error
+    print(f"{backbone.name}: ImageNet weights from {place}")
+
+
+def transfer_weights(
+    model: EmotionClassifier,
+    arch: dict[str, Any],
+    config: dict[str, Any],
+    name: str,
+    path: Path,
+    checkpoint: Checkpoint,
+) -> None:
+    """Copy a modality's encoder, and its head where the model has one, from another run."""
+    was, now = checkpoint["arch"]["encoders"].get(name), arch["encoders"][name]
+    if was is None:
+        have = ", ".join(checkpoint["arch"]["encoders"])
+        raise IntegrityError(f"--{name}_load_weights {path} is a run of {have}, not of {name}")
+    if was != now:
+        flags = [
+            f"--{setting} {config[setting]}, it was trained with {checkpoint['config'][setting]}"
+            for setting in (*modality(name).settings, "pooling")
+            if config[setting] != checkpoint["config"][setting]
+        ]
+        changed = [f"{k} {now.get(k)}, it has {was.get(k)}" for k in now if now[k] != was.get(k)]
+        raise IntegrityError(
+            f"--{name}_load_weights {path} does not fit: this run has "
+            f"{'; '.join(flags or changed)}"
+            + (": leave the flag out, it follows the weights" if flags else "")
+        )
+    prefixes = (f"encoders.{name}.", f"heads.{name}.")
+    wanted = {key for key in model.state_dict() if key.startswith(prefixes)}
+    model.load_state_dict(
+        {key: value for key, value in checkpoint["weights"].items() if key in wanted}, strict=False
+    )
+
+
+def check_starts(
+    starts: Starts,
+    config: dict[str, Any],
+    classes: list[str],
+    clips: dict[str, np.ndarray],
+) -> None:
+    """IntegrityError for runs of other classes or folds, and for runs that were trained on clips
+    which this one validates on. `clips`: fingerprints of its own, `training` and `validation`."""
+    for path, checkpoint in starts.values():
+        if checkpoint["classes"] != list(classes):
+            was = " ".join(checkpoint["classes"])
+            raise IntegrityError(
+                f"{path} knows the classes {was}, the features {' '.join(classes)}"
+            )
+        for name in ("fold", "val_fold"):
+            was, now = checkpoint["config"][name], config[name]
+            if was != now:
+                raise IntegrityError(f"{path} was trained with --{name} {was}, this run has {now}")
+        if "clips" not in checkpoint:
+            raise IntegrityError(f"{path} does not say which clips it has seen: train it anew")
+        held_out, seen_there = clips["validation"], checkpoint["clips"]["training"].numpy()
+        # a recording that this run has on both sides is a leak of its own, told elsewhere
+        seen = known(held_out, seen_there) & ~known(held_out, clips["training"])
+        if seen.any():
+            raise IntegrityError(
+                f"{path} was trained on {seen.sum()} of the {len(seen)} clips to validate on: "
+                "start from a run on these splits"
+            )
+
+
+def provenance(
+    clips: dict[str, np.ndarray], leaks: str, earlier: list[Checkpoint]
+) -> dict[str, Any]:
+    """What this run and those whose weights it starts from have seen, and what leaked in them."""
+    leaked = [leaks, *(each.get("leaks", "") for each in earlier)]
+    seen = {}
+    for name, numbers in clips.items():
+        parts = [numbers.ravel(), *(each["clips"][name].numpy().ravel() for each in earlier)]
+        seen[name] = torch.from_numpy(np.unique(np.concatenate(parts)))
+    return {"clips": seen, "leaks": "; ".join(dict.fromkeys(filter(None, leaked)))}
+
+
+def describe(run: Any) -> str:
     """The first lines of a run: recipe, device, precision, sizes."""
-    precision = str(trainer.dtype).removeprefix("torch.") if config["amp"] else "float32"
-    weights = list(trainer.model.parameters())
+    config, train_set = run.config, run.train_loader.dataset
+    precision = str(run.dtype).removeprefix("torch.") if config["amp"] else "float32"
+    weights = list(run.model.parameters())
     total = sum(weight.numel() for weight in weights)
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-    world, batch = trainer.dist.world, config["batch_size"]
-    parts = min(config["grad_accumulation"], max(1, batch // world // 2))
-    shares = f"{world} x {parts} x {-(-batch // world // parts)} clips (processes, parts)"
+    world, batch = run.dist.world, config["batch_size"]
+    clips = -(-batch // world // run.parts)
     return "\n".join(
         (
-            " ".join(f"{name}={value}" for name, value in config.items() if value is not None),
-            f"{trainer.device}, {precision}, {total:,} weights, {trained:,} trained",
+            " ".join(f"{name}={value}" for name, value in shown_settings(config, run.task).items()),
+            f"{run.device}, {precision}, {total:,} weights, {trained:,} trained",
             clips_by_class(train_set, "training"),
-            clips_by_class(val_set, "validation"),
-            f"{config['n_epoch']} epochs of {trainer.steps_per_epoch} steps; "
-            f"effective batch {batch} = {shares}; "
-            f"batch-norm momentum {trainer.batchnorm_momentum():.3g} for that length",
+            clips_by_class(run.val_loader.dataset, "validation"),
+            f"{config['n_epoch']} epochs of {run.steps_per_epoch} steps; "
+            f"effective batch {batch} = {world} x {run.parts} x {clips} clips (processes, parts)"
+            f"; batch-norm momentum {run.batchnorm_momentum():.3g} for that length",
         )
     )
 
 
-def clips_by_class(dataset: Any, name: str) -> str:
-    column = dataset.task.label_columns[dataset.task.answer]
+def shown_settings(config: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Those that are set and that this run's inputs have a use for."""
+    others = {
+        setting
+        for name, row in MODALITIES.items()
+        if name not in task.inputs
+        for setting in row.settings
+    }
+    return {k: v for k, v in config.items() if v is not None and k not in others}
+
+
+def clips_by_class(dataset: ClipDataset, name: str) -> str:
+    column = dataset.task.label_columns[dataset.task.main_head]
     counts = Counter(row[column] for row in dataset.rows)
     classes = ", ".join(f"{each} {counts[each]}" for each in dataset.features.classes)
     return f"{len(dataset)} {name} clips ({classes})"

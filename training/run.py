@@ -1,22 +1,27 @@
-"""One training run: its folder, its start or resume, its epochs, its checkpoints."""
+"""One training run: everything that a step needs, its state, and its folder."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from models import build_model
+from models.backbone import Backbone, set_batchnorm_momentum
 from training.checkpoint import (
     LAST,
     PREVIOUS,
+    Checkpoint,
     best_checkpoint,
     best_name,
     keep_best,
@@ -25,228 +30,332 @@ from training.checkpoint import (
     save_best,
     save_last,
 )
-from training.data import ClipDataset, Features, make_loader, training_rows
-from training.fingerprint import identities
-from training.loader import LoaderError
-from training.loop import Trainer
-from training.prepare import check_data, class_weights, create_model, data_of, describe
-from training.stopping import StopSignal
+from training.data import ClipDataset, make_loader, training_rows
+from training.features import Features
+from training.fingerprint import fingerprints
+from training.losses import LOSSES, smooth_one_hot
+from training.metrics import Metrics
+from training.mixing import Mixer, draw_left_out
+from training.optim import MeanWeights, batchnorm_momentum, lr_factor, make_optimizer
+from training.prepare import (
+    adopt_settings,
+    check_choices,
+    check_data,
+    check_starts,
+    class_weights,
+    content_of,
+    create_model,
+    load_starts,
+    provenance,
+)
+from training.randomness import generator
+from training.stopping import StopSignal, interruptible
 from training.tasks import model_arch, task_of
-from utils.distributed import Silent, join, launched
+from utils.distributed import Silent, init_distributed, launched_by_torchrun
 from utils.errors import IntegrityError, Interrupted, UsageError
 from utils.files import write_json
 from utils.plots import plot_confusion
 from utils.run_log import RunLog
 
-
-def train_run(
-    config: dict[str, Any], features: Features, folder: Path, device: str, options: Any
-) -> dict[str, Any] | None:
-    """Train into `folder`; return what the best checkpoint reached, None after a dry run.
-
-    `options`: num_workers, save_minutes, resume, overwrite, dry_run, leaks (what the audit says).
-    The caller holds the folder.
-    """
-    check_folder(folder, options, config["eval_step"])
-    found = None if options.overwrite else load_last(folder)
-    dist, device = join(device)
-    task = task_of(config)
-    features.require(task.inputs)
-    rows = training_rows(features, config["fold"], config["val_fold"])
-    train_set, val_set = (
-        ClipDataset(features, part, task, config, training)
-        for part, training in zip(rows, (True, False), strict=True)
-    )
-    check_data(train_set, val_set, dist)
-    sets = {"training": train_set, "validation": val_set}
-    clips = {name: identities(features, each.rows) for name, each in sets.items()}
-
-    torch.manual_seed(config["seed"])
-    arch = model_arch(task, config, len(features.classes), train_set.shapes())
-    if found:  # all weights are in there, and what those it started from have seen
-        model, earlier = build_model(**arch), [found[1]]
-    else:
-        model, earlier = create_model(arch, config, features.classes, clips)
-    model.to(device)
-    train_loader, val_loader = (
-        make_loader(each, config["batch_size"], options.num_workers, device, dist)
-        for each in sets.values()
-    )
-    steps = len(train_loader.batch_sampler)
-    trainer = Trainer(model, task, config, device, steps, class_weights(train_set), dist)
-    print(describe(config, trainer, train_set, val_set), flush=True)
-    identity = {
-        "arch": arch,
-        "classes": features.classes,
-        "features_config": features.config_for(task.inputs),
-        "config": config,
-        **heritage({"clips": clips, "leaks": options.leaks}, earlier),
-        "data": {**data_of(train_set, val_set), "steps": steps},
-    }
-    if found:
-        check_same(found[1], identity, found[0])
-        check_best(folder, *found)
-    if options.dry_run:
-        print("dry run: everything is in place, nothing was trained")
-        return None
-    with StopSignal(grace=launched()) as stop, closing(train_loader), closing(val_loader):
-        if dist.world == 1:  # several processes are stopped behind a step of all
-            train_loader.asked = val_loader.asked = lambda: bool(stop.signum)
-        run = Run(folder, trainer, identity, options, stop, found)
-        run.train(train_loader, val_loader)
-        return run.finish()
-
-
-def heritage(own: dict[str, Any], earlier: list[dict[str, Any]]) -> dict[str, Any]:
-    """What this run and those whose weights it starts from have seen, and what leaked in them."""
-    leaks = dict.fromkeys(each["leaks"] for each in (own, *earlier) if each["leaks"])
-    clips = {
-        name: np.concatenate([numbers.ravel(), *(each["clips"][name].numpy() for each in earlier)])
-        for name, numbers in own["clips"].items()
-    }
-    seen = {name: torch.from_numpy(np.unique(numbers)) for name, numbers in clips.items()}
-    return {"clips": seen, "leaks": "; ".join(leaks)}
+SUMS = ("loss", "right", "clips", "skipped")
 
 
 class Run:
-    """The state of a run between epochs, in memory and in its folder."""
+    """Model, data and optimizer of a run, the position in it, and its folder.
+
+    Everything but the state (`state`, `load_state`) follows from the settings. `options`:
+    num_workers, save_minutes, resume, overwrite, verify_features, leaks (what the audit says) and
+    `given`, the settings that the user chose. The caller holds the folder.
+    """
 
     def __init__(
-        self, folder: Path, trainer: Trainer, identity: dict, options: Any, stop: Any, found: Any
+        self,
+        config: dict[str, Any],
+        features: Features,
+        folder: Path,
+        device: str,
+        options: Any,
     ):
-        """`found`: the path of the checkpoint to go on from, and what it holds; None: a new run."""
-        self.folder, self.trainer, self.identity = folder, trainer, identity
-        self.config, self.task, self.dist = trainer.config, trainer.task, trainer.dist
-        self.rows: list[dict[str, Any]] = []
+        check_choices(config)
+        check_folder(folder, options, config["eval_step"])
+        self.folder, self.config, self.options = folder, config, options
+        self.resumed = None if options.overwrite else load_last(folder)
+        self.dist, self.device = init_distributed(device)
+        self.task = task = task_of(config)
+        features.require(task.inputs)
+        if self.resumed:  # all weights are in there, and what those it started from have seen
+            path, checkpoint = self.resumed
+            inputs = [name for name in task.inputs if config.get(f"{name}_load_weights")]
+            adopt_settings(config, dict.fromkeys(inputs, self.resumed), options.given)
+            starts, earlier = {}, [checkpoint]
+        else:
+            starts = load_starts(config, task)
+            adopt_settings(config, starts, options.given)
+            earlier = [checkpoint for _, checkpoint in starts.values()]
+        train_set, val_set = (
+            ClipDataset(features, rows, task, config, training)
+            for rows, training in zip(
+                training_rows(features, config["fold"], config["val_fold"]),
+                (True, False),
+                strict=True,
+            )
+        )
+        check_data(train_set, val_set, self.dist)
+        if options.verify_features:
+            features.verify([*train_set.rows, *val_set.rows], task.inputs)
+        clips = {
+            "training": fingerprints(features, train_set.rows),
+            "validation": fingerprints(features, val_set.rows),
+        }
+        check_starts(starts, config, features.classes, clips)
+        torch.manual_seed(config["seed"])
+        arch = model_arch(task, config, len(features.classes), train_set.shapes())
+        model = build_model(**arch) if self.resumed else create_model(arch, config, starts)
+        self.model = model.to(self.device)
+        size = config["batch_size"]
+        self.train_loader = make_loader(
+            train_set, size, options.num_workers, self.device, self.dist
+        )
+        self.val_loader = make_loader(val_set, size, options.num_workers, self.device, self.dist)
+        self.steps_per_epoch = len(self.train_loader.batch_sampler)
+        self.identity = {
+            "arch": arch,
+            "classes": features.classes,
+            "features_config": features.config_for(task.inputs),
+            "config": config,
+            **provenance(clips, options.leaks, earlier),
+            "data": {**content_of(train_set, val_set), "steps": str(self.steps_per_epoch)},
+        }
+        self.make_optimizer(class_weights(train_set))
+        if self.resumed:
+            check_same(checkpoint, self.identity, path)
+            check_best(folder, path, checkpoint)
+            self.load_state(checkpoint)
+
+    def make_optimizer(self, weights: dict[str, Tensor]) -> None:
+        config, model = self.config, self.model
+        largest = max(1, min(len(self.train_loader.dataset), config["batch_size"]) // 2)
+        self.parts = min(config["grad_accumulation"], largest)
+        self.set_training()
+        set_batchnorm_momentum(model, self.batchnorm_momentum())
+        self.optimizer = make_optimizer(
+            config["optim"], model.parameters(), config["learning_rate"], config["weight_decay"]
+        )
+        self.trained = [each for group in self.optimizer.param_groups for each in group["params"]]
+        self.parallel_model = self.dist.wrap(model)  # what is called in training
+        self.mean_weights = MeanWeights(model, config["ema"])  # what is validated and kept
+        self.loss = partial(LOSSES[config["loss"]], lam=config["lam"])
+        self.class_weights = {head: each.to(self.device) for head, each in weights.items()}
+        mixing = ("mixup_prob", "mixup_alpha", "cutmix_prob", "cutmix_beta")
+        self.mixer = Mixer(*(config[name] for name in mixing))
+        self.dtype = half_precision(self.device)
+        fp16 = config["amp"] and self.dtype is torch.float16
+        self.scaler = torch.amp.GradScaler(torch.device(self.device).type, enabled=fp16)
+        self.step = 0  # steps done since the start of the run
+        self.sums = dict.fromkeys(SUMS, 0.0)  # of this epoch and process
+        self.rows: list[dict[str, Any]] = []  # of the epochs that are done
         self.best: dict[str, Any] | None = None
-        self.stop, self.pause = stop, 60 * options.save_minutes
-        trainer.asked = lambda: bool(stop.signum)
-        if found:
-            place, state = found
-            trainer.load_state(state)
-            self.rows, self.best = state["rows"], state["best"]
-            print(f"resumed {place} after step {trainer.step}")
-        self.saved = time.monotonic()
-        writes = self.dist.rank == 0
-        self.record = Record(self, found and found[0], options.overwrite) if writes else Silent()
 
-    def train(self, train_loader: Any, val_loader: Any) -> None:
-        """The epochs that are left; after saving Interrupted when a signal asks for a stop, or
-        LoaderError when clips cannot be read."""
-        try:
-            self.train_epochs(train_loader, val_loader)
-        except LoaderError as error:
-            if self.dist.world > 1:  # saving takes all of them, and the others are in a step
-                raise
-            self.save_last()
-            raise LoaderError(f"{error}; {self.saved_where()}", error.exit_code) from error
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "sums": self.all_sums(),
+            "weights": self.model.state_dict(),
+            "ema": self.mean_weights.model.state_dict() if self.config["ema"] else {},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rows": self.rows,
+            "best": self.best,
+        }
 
-    def train_epochs(self, train_loader: Any, val_loader: Any) -> None:
-        epochs = self.config["n_epoch"]
-        while len(self.rows) < epochs and not self.out_of_patience():
-            epoch = len(self.rows) + 1
-            if not self.trainer.train_epoch(train_loader, epoch, self.after_step):
-                self.leave(f"in epoch {epoch} after step {self.trainer.step}")
-            first = (epoch - 1) * self.trainer.steps_per_epoch
-            lr, summary = self.trainer.learning_rate(first), self.trainer.epoch_summary()
-            row = {"epoch": epoch, "lr": lr, **summary}
-            if epoch % self.config["eval_step"] == 0 or epoch == epochs:
-                row |= self.validate(val_loader, epoch)
-            self.rows.append(row)
-            self.save_last()
-            self.record.add(row)
-            print(epoch_line(row, epochs, self.best), flush=True)
-            if self.asked()[0]:
-                self.leave(f"after epoch {epoch}")
-        if len(self.rows) < epochs:
-            print(f"no better validation loss in {self.config['patience']} validations: ended")
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.step, self.rows, self.best = state["step"], state["rows"], state["best"]
+        for name, value in state["sums"].items():
+            self.sums[name] = value if self.dist.rank == 0 else 0.0
+        self.model.load_state_dict(state["weights"])
+        self.mean_weights.model.load_state_dict(state["ema"] or state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    # What the loop asks for
+
+    def begin_epoch(self, epoch: int) -> dict[str, Any]:
+        """Set the loader to the first step of this epoch that is not done; for the progress bar."""
+        done = self.step - (epoch - 1) * self.steps_per_epoch
+        if done == 0:
+            self.sums = dict.fromkeys(SUMS, 0.0)
+        self.set_training()
+        self.train_loader.batch_sampler.set_epoch(epoch, first=done)
+        return {"total": self.steps_per_epoch, "initial": done, "unit": "step"}
+
+    def add_up(self, **values: float) -> None:
+        for name, value in values.items():
+            self.sums[name] += value
+
+    def exchange(self, is_last: bool) -> contextlib.AbstractContextManager:
+        if is_last:
+            return contextlib.nullcontext()
+        return self.dist.unsynced(self.parallel_model)
+
+    def set_training(self) -> None:
+        """Training mode; frozen backbones stay in evaluation mode, statistics and all."""
+        self.model.train()
+        if self.config["freeze_backbone"]:
+            for module in self.model.modules():
+                if isinstance(module, Backbone):
+                    module.eval().requires_grad_(False)
+
+    def batchnorm_momentum(self) -> float:
+        return batchnorm_momentum(self.steps_per_epoch * self.config["n_epoch"], self.parts)
+
+    def learning_rate(self, step: int) -> float:
+        total = self.steps_per_epoch * self.config["n_epoch"]
+        warmup = round(self.steps_per_epoch * self.config["warmup"])
+        factor = lr_factor(step, total, warmup, self.config["schedule"])
+        return self.config["learning_rate"] * factor
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, dtype=self.dtype, enabled=self.config["amp"])
+
+    def targets(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """{head: (B, K)} distributions."""
+        classes, smoothing = self.model.n_classes, self.config["label_smoothing"]
+        return {
+            head: smooth_one_hot(labels.to(self.device, non_blocking=True), classes, smoothing)
+            for head, labels in batch["labels"].items()
+        }
+
+    def left_out(self, clips: int) -> dict[str, Tensor]:
+        """{modality: (B,) bool} of modality dropout; nothing where no token stands in."""
+        names = tuple(self.model.missing)
+        if not names:
+            return {}
+        rng = generator(self.config["seed"], "modality dropout", self.step, self.dist.rank)
+        drawn = draw_left_out(names, clips, self.config["modality_dropout"], rng)
+        return {name: dropped.to(self.device) for name, dropped in drawn.items()}
+
+    def split(self, clips: int) -> list[slice]:
+        """The parts of a batch that --grad_accumulation computes one after the other."""
+        parts = min(self.parts, max(1, clips // 2))
+        bounds = [clips * part // parts for part in range(parts + 1)]
+        return [slice(first, last) for first, last in pairwise(bounds)]
+
+    def interruptible(self, stop: Any) -> contextlib.AbstractContextManager:
+        """A stop leaves the computing inside at once, on one CPU process only: several end a step
+        together, and on a GPU it is shorter than the asking is worth."""
+        if self.dist.world > 1 or self.device != "cpu":
+            return contextlib.nullcontext()
+        return interruptible(self.model, stop.requested)
+
+    def check_finite(self, loss: float, norm: float, batch: dict[str, Any]) -> bool:
+        """Whether float16 overflowed, so that this update will be skipped; UsageError where the
+        loss or the gradient is no number for another reason."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            return False
+        if math.isfinite(loss) and self.scaler.get_scale() > 1:
+            return True
+        seen = "; ".join(f"{name} {statistics(t[0])}" for name, t in batch["inputs"].items())
+        clips = ", ".join(batch["clip_id"][:8]) + (", ..." if len(batch["clip_id"]) > 8 else "")
+        others = ""
+        if self.dist.world > 1 and math.isfinite(loss):
+            others = " (of all processes: look first where the loss is not finite either)"
+        raise UsageError(
+            f"the loss is {loss:g} and the gradient's norm {norm:g}{others} at step {self.step}; "
+            f"nothing was updated with it, and no checkpoint holds it. Clips: {clips}. Inputs: "
+            f"{seen}. Look at those, or start a new run with a lower --learning_rate or with "
+            "--clip_norm"
+        )
+
+    def epoch_row(self, epoch: int) -> dict[str, float]:
+        """Loss and accuracy on the augmented, mixed training clips: for the eye, not a result.
+        And the updates that were skipped because float16 overflowed."""
+        sums, first_step = self.all_sums(), (epoch - 1) * self.steps_per_epoch
+        clips = max(1, sums["clips"])
+        return {
+            "epoch": epoch,
+            "lr": self.learning_rate(first_step),
+            "train_loss": sums["loss"] / clips,
+            "train_accuracy": sums["right"] / clips,
+            "skipped": sums["skipped"] / self.dist.world,
+        }
+
+    def all_sums(self) -> dict[str, float]:
+        values = torch.tensor(list(self.sums.values()), dtype=torch.float64)
+        return dict(zip(SUMS, self.dist.sum(values).tolist(), strict=True))
+
+    def is_best(self, epoch: int, metrics: Metrics) -> bool:
+        """Whether this epoch's loss is the lowest so far, and remember it; one that is no number
+        never is."""
+        summary = metrics.summary()
+        if not summary["loss"] < (self.best["loss"] if self.best else math.inf):
+            return False
+        self.best = {"epoch": epoch, "clips": metrics.clips, **summary}
+        return True
 
     def out_of_patience(self) -> bool:
         """True after `patience` validations in a row without a better loss."""
-        since = [row for row in self.rows if row["epoch"] > (self.best or {"epoch": 0})["epoch"]]
-        waited = sum("val_loss" in row for row in since)
+        last = self.best["epoch"] if self.best else 0
+        waited = sum("val_loss" in row for row in self.rows if row["epoch"] > last)
         return waited >= (self.config["patience"] or math.inf)
 
-    def asked(self) -> list[int]:
-        """The signal that came, and whether it is time to save: the same in all processes."""
-        due = time.monotonic() - self.saved >= self.pause
-        return self.dist.most([self.stop.signum, due])
-
-    def after_step(self) -> bool:
-        signum, due = self.asked()
-        if due and not signum:
-            self.save_last()
-        return bool(signum)
-
-    def leave(self, where: str) -> NoReturn:
-        self.save_last()
-        (signum, _) = self.asked()
-        raise Interrupted(signum, f"stopped {where}; {self.saved_where()}")
-
-    def saved_where(self) -> str:
-        said = f"saved in {self.folder / LAST}, the same command with --resume goes on"
-        launcher = "; torchrun itself ends with a traceback about the signal and exit code 1"
-        return said + launcher * launched()
-
-    def validate(self, loader: Any, epoch: int) -> dict[str, float]:
-        """Measure on the validation clips; keep the model when its loss is the lowest so far."""
-        metrics = self.trainer.evaluate(loader, self.trainer.asked)
-        if metrics is None:
-            self.leave(f"while validating after epoch {epoch}")
-        answer = metrics[self.task.answer]
-        row = validation_row(metrics, self.task.answer)
-        lowest = self.best["loss"] if self.best else math.inf
-        if row["val_loss"] < lowest:  # never true for a loss that is not finite
-            self.best = {"epoch": epoch, "clips": answer.clips, **answer.summary()}
-            weights = self.trainer.ema.model.state_dict()
-            self.record.best(self.checkpoint(weights, epoch), answer.confusion)
-        return row
-
-    def checkpoint(self, weights: dict[str, Any], epoch: int) -> dict[str, Any]:
+    def checkpoint(self, weights: dict[str, Any], epoch: int) -> Checkpoint:
         return {**self.identity, "weights": weights, "val": self.best, "epoch": epoch}
 
-    def save_last(self) -> None:
-        state = self.trainer.state()
-        resume = {"rows": self.rows, "best": self.best, **state}
-        self.record.last(self.checkpoint(state["weights"], len(self.rows)) | resume)
-        self.saved = time.monotonic()
 
-    def finish(self) -> dict[str, Any]:
-        if not self.best:
-            table = self.folder / "metrics.csv"
-            raise UsageError(f"the validation loss was never finite, see {table}")
-        self.record.finish(self.best)
-        return self.best
+@contextlib.contextmanager
+def started(run: Run) -> Iterator[tuple[Record, StopSignal]]:
+    """What `fit` needs while a run is on: its record in one of the processes, and the stop that
+    signals ask for. Loading processes end with it."""
+    record: Any = Record(run) if run.dist.rank == 0 else Silent()
+    loaders = (run.train_loader, run.val_loader)
+    with StopSignal(grace=launched_by_torchrun()) as stop, contextlib.ExitStack() as end:
+        for loader in loaders:
+            end.enter_context(contextlib.closing(loader))
+            if run.dist.world == 1:  # several processes are stopped behind a step of all
+                loader.stop_requested = stop.requested
+        yield record, stop
 
 
 class Record(RunLog):
-    """What a run leaves in its folder; only one process of a run has one.
+    """What a run leaves in its folder. Only one process of a run writes, `Silent` stands in for
+    the others."""
 
-    `resumed`: the checkpoint that the run goes on from; without one it is a new run.
-    """
+    def __init__(self, run: Run):
+        self.run, folder = run, run.folder
+        if run.options.overwrite:
+            empty_folder(folder)
+        if run.resumed is None:
+            for stale in folder.glob("*_best_*.pth"):
+                stale.unlink()  # of a run that was killed before it saved anything else
+        self.last_is_sound = run.resumed is None or run.resumed[0].name == LAST
+        self.saved_at = time.monotonic()
+        write_json(folder / "config.json", run.config)
+        super().__init__(folder, run.rows)
+        if run.resumed:
+            print(f"resumed {run.resumed[0]} after step {run.step}")
 
-    def __init__(self, run: Run, resumed: Path | None, overwrite: bool):
-        if overwrite:
-            empty_folder(run.folder)
-        for stale in () if resumed else run.folder.glob("*_best_*.pth"):
-            stale.unlink()  # of a run that was killed before it saved anything else
-        self.sound = resumed is None or resumed.name == LAST
-        write_json(run.folder / "config.json", run.config)
-        super().__init__(run.folder, run.rows)
+    def is_due(self) -> bool:
+        return time.monotonic() - self.saved_at >= 60 * self.run.options.save_minutes
 
-    def last(self, checkpoint: dict[str, Any]) -> None:
-        save_last(self.folder, checkpoint, keep=self.sound)
-        self.sound = True
-        keep_best(self.folder, checkpoint["best"])
+    def save_last(self, state: dict[str, Any]) -> None:
+        run = self.run
+        checkpoint = run.checkpoint(state["weights"], len(run.rows)) | state
+        save_last(self.folder, checkpoint, keep=self.last_is_sound)
+        self.last_is_sound = True
+        keep_best(self.folder, run.best)
+        self.saved_at = time.monotonic()
 
-    def best(self, checkpoint: dict[str, Any], confusion: Any) -> None:
+    def save_best(self, confusion: Any, epoch: int) -> None:
+        weights = self.run.mean_weights.model.state_dict()
+        checkpoint = self.run.checkpoint(weights, epoch)
         save_best(self.folder, checkpoint)
-        epoch, clips = checkpoint["epoch"], checkpoint["val"]["clips"]
-        title = f"{self.folder.name}: epoch {epoch}, {clips} validation clips"
+        title = f"{self.folder.name}: epoch {epoch}, {confusion.sum()} validation clips"
         plot_confusion(self.folder / "confusion.png", confusion, checkpoint["classes"], title)
 
-    def finish(self, best: dict[str, Any]) -> None:
+    def finish(self) -> None:
         self.close()
+        best = self.run.best
         if best_checkpoint(self.folder) is None:
             raise IntegrityError(
                 f"the best checkpoint of {self.folder} is gone and no later epoch was better: put "
@@ -256,6 +365,17 @@ class Record(RunLog):
         print("curves.png and confusion.png are beside the best checkpoint:")
         clips = f"{best['clips']} validation clips"
         print(f"{best_checkpoint(self.folder)}: {measures(best)} over {clips}", flush=True)
+
+
+def saved_where(folder: Path) -> str:
+    said = f"saved in {folder / LAST}, the same command with --resume goes on"
+    if launched_by_torchrun():
+        said += "; torchrun itself ends with a traceback about the signal and exit code 1"
+    return said
+
+
+def interrupted(run: Run, signum: int, where: str) -> NoReturn:
+    raise Interrupted(signum, f"stopped {where}; {saved_where(run.folder)}")
 
 
 def check_folder(folder: Path, options: Any, first: int) -> None:
@@ -280,12 +400,18 @@ def check_folder(folder: Path, options: Any, first: int) -> None:
 
 
 def empty_folder(folder: Path) -> None:
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name != ".lock":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.name == ".lock":
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
-def check_best(folder: Path, place: Path, state: dict[str, Any]) -> None:
+def check_best(folder: Path, place: Path, state: Checkpoint) -> None:
     """IntegrityError for a damaged best checkpoint; a warning where it is gone."""
     if not state["best"]:
         return
@@ -301,9 +427,9 @@ def check_best(folder: Path, place: Path, state: dict[str, Any]) -> None:
         print(what, file=sys.stderr)
 
 
-def check_same(state: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
+def check_same(state: Checkpoint, identity: dict[str, Any], path: Path) -> None:
     """IntegrityError that shows what differs between the stopped run and this command."""
-    flat = [
+    then, now = (
         {
             **part["config"],
             **part.get("data", {}),
@@ -311,27 +437,26 @@ def check_same(state: dict[str, Any], identity: dict[str, Any], path: Path) -> N
             "features": part["features_config"],
         }
         for part in (state, identity)
-    ]
-    differs = [name for name in flat[1] if flat[0].get(name) != flat[1][name]]
+    )
+    differs = [name for name in now if then.get(name) != now[name]]
     if differs:
-        shown = "; ".join(
-            f"{name}: {flat[0].get(name)} then, {flat[1][name]} now" for name in differs
-        )
+        shown = "; ".join(f"{name}: {then.get(name)} then, {now[name]} now" for name in differs)
         raise IntegrityError(f"cannot resume {path}, its run differs: {shown}")
-
-
-def validation_row(metrics: dict[str, Any], answer: str) -> dict[str, float]:
-    row = {f"val_{name}": value for name, value in metrics[answer].summary().items()}
-    others = (head for head in metrics if head != answer)
-    return row | {f"val_{head}_accuracy": metrics[head].summary()["accuracy"] for head in others}
 
 
 def measures(values: dict[str, float], prefix: str = "") -> str:
     return ", ".join(f"{name} {values[prefix + name]:.4f}" for name in ("loss", "accuracy", "uar"))
 
 
-def epoch_line(row: dict[str, Any], epochs: int, best: dict[str, Any] | None) -> str:
-    line = f"epoch {row['epoch']}/{epochs}: training loss {row['train_loss']:.4f}"
-    if "val_loss" in row:
-        line += f"; validation {measures(row, 'val_')}"
-    return line + " *" * bool(best and best["epoch"] == row["epoch"])
+def statistics(tensor: Tensor) -> str:
+    """Range of an input's numbers, and how many are none."""
+    finite = tensor[tensor.isfinite()].float()
+    low, high = (finite.min(), finite.max()) if len(finite) else (math.nan, math.nan)
+    return f"{low:g} to {high:g}, {tensor.numel() - len(finite)} of {tensor.numel()} not finite"
+
+
+def half_precision(device: str) -> torch.dtype:
+    """bfloat16 where the device has it (its range needs no loss scaling), else float16."""
+    if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16

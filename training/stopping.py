@@ -24,12 +24,15 @@ class StopSignal:
     """
 
     def __init__(self, grace: bool = False):
-        self.signum, self.came, self.grace = 0, 0.0, float(grace)
+        self.signum, self.came, self.grace = 0, 0.0, float(grace)  # signum 0: go on
 
     def __enter__(self) -> StopSignal:
         stops = [each for each in STOPS if signal.getsignal(each) != signal.SIG_IGN]
         self.before = {each: signal.signal(each, self._ask) for each in stops}
         return self
+
+    def requested(self) -> bool:
+        return bool(self.signum)
 
     def __exit__(self, *_: Any) -> None:
         for each, handler in self.before.items():
@@ -55,13 +58,13 @@ def leave_terminal() -> None:
     os.close(nowhere)
 
 
-class StepAbandoned(Exception):
+class StepInterrupted(Exception):
     """A step was left half-way for a stop; it has changed nothing."""
 
 
 @contextlib.contextmanager
-def abandoned(model: torch.nn.Module, asked: Callable[[], bool]) -> Iterator[None]:
-    """Passes through `model` inside end with StepAbandoned as soon as `asked` says so.
+def interruptible(model: torch.nn.Module, stop_requested: Callable[[], bool]) -> Iterator[None]:
+    """Passes through `model` inside end with StepInterrupted as soon as one is requested.
 
     Asked before every module of the way forward and behind every weight's gradient on the way back:
     the longest wait is that of one layer. All that a forward pass changes are the buffers (the
@@ -69,8 +72,8 @@ def abandoned(model: torch.nn.Module, asked: Callable[[], bool]) -> Iterator[Non
     """
 
     def leave(*_: Any) -> None:
-        if asked():
-            raise StepAbandoned
+        if stop_requested():
+            raise StepInterrupted
 
     before = [each.clone() for each in model.buffers()]
     with contextlib.ExitStack() as hooks:
@@ -79,7 +82,7 @@ def abandoned(model: torch.nn.Module, asked: Callable[[], bool]) -> Iterator[Non
             hooks.enter_context(weight.register_post_accumulate_grad_hook(leave))
         try:
             yield
-        except StepAbandoned:
+        except StepInterrupted:
             for each, old in zip(model.buffers(), before, strict=True):
                 each.copy_(old)
             raise

@@ -35,30 +35,65 @@ def ranged(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
     return read
 
 
-class Flags(argparse.ArgumentParser):
-    """Flags of a script: its docstring as help, defaults shown, errors in one line."""
+METAVARS = {"int": "N", "float": "X", "Path": "PATH", "boolean": "BOOL"}
 
-    def __init__(self, doc: str, **options: Any):
-        form = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=doc, formatter_class=form, allow_abbrev=False, **options)
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """One line for each flag where there is room."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32, width=100)
+
+
+class Group:
+    """Flags that stand together in the help."""
+
+    def __init__(self, parser: Any):
+        self.parser = parser
 
     def add(self, *names: str, help: str, **options: Any) -> None:
+        """Add a flag; its default is shown behind the help."""
         default = options.get("default")
-        shown = "" if default in (None, argparse.SUPPRESS) else f" (default: {default})"
-        self.add_argument(*names, help=help + shown, **options)
+        plain = default in (None, argparse.SUPPRESS) or default is False
+        takes_value = "action" not in options and "choices" not in options
+        if takes_value and names[0].startswith("-"):
+            kind = getattr(options.get("type"), "__name__", "")
+            options.setdefault("metavar", METAVARS.get(kind, "NAME"))
+        self.parser.add_argument(*names, help=help if plain else f"{help} ({default})", **options)
+
+
+class Flags(argparse.ArgumentParser):
+    """Flags of a script: its docstring as help, defaults shown, errors in one line.
+
+    `also_known_as`: {what people type instead: the flag}, for the message.
+    """
+
+    def __init__(self, doc: str, also_known_as: dict[str, str] | None = None, **options: Any):
+        self.also_known_as = also_known_as or {}
+        usage = "%(prog)s FLAGS" if also_known_as else None  # not 60 flags before the first word
+        super().__init__(
+            description=doc, usage=usage, formatter_class=Help, allow_abbrev=False, **options
+        )
+        self.add = Group(self).add
+
+    def group(self, title: str) -> Group:
+        return Group(self.add_argument_group(title))
 
     def add_machine(self) -> None:
         """The flags of every script that loads features: who loads, and what computes."""
         workers, read = min(8, available_cores()), ranged(int, 0)
-        self.add("--num_workers", default=workers, type=read, help="loading processes")
-        self.add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+        group = self.group("machine")
+        group.add("--num_workers", default=workers, type=read, help="loading processes")
+        group.add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
     def error(self, message: str) -> NoReturn:
         known = self._option_string_actions
         given = (each.partition("=")[0] for each in sys.argv[1:] if each.startswith("--"))
         for wrong in (each for each in given if each not in known):
-            near = difflib.get_close_matches(wrong, known, 1)
-            message += f"; {wrong}: did you mean {near[0]}?" if near else ""
+            near = self.also_known_as.get(wrong) or difflib.get_close_matches(wrong, known, 1)
+            if near:
+                flag = near if isinstance(near, str) else near[0]
+                message += f"; {wrong}: did you mean {flag}?"
         self.exit(2, f"{self.prog}: {message} (--help explains every flag)\n")
 
 

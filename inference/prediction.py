@@ -1,0 +1,114 @@
+"""What models say of one clip: probabilities by part, what they rest on, what the models saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from inference.sources import Source
+
+# The parts of a prediction that are not one modality's: the fused head of a run, the mean of its
+# heads where that cannot answer, and several runs together.
+FUSED, MEAN, ENSEMBLE = "fused", "mean", "ensemble"
+NAMES = {  # of the classes that we know, for people
+    "hap": "happiness",
+    "ang": "anger",
+    "dis": "disgust",
+    "fea": "fear",
+    "sad": "sadness",
+    "neu": "neutral",
+    "sur": "surprise",
+    "cal": "calm",
+}
+
+
+class Seen(NamedTuple):
+    """What a model saw of one modality, and how much each token of it counted (T,), if it says."""
+
+    view: np.ndarray
+    weights: np.ndarray | None
+
+
+@dataclass
+class ClipPrediction:
+    """`parts`: fused, mean, ensemble or a modality -> probabilities (K,); the first one decides."""
+
+    source: Source
+    classes: list[str]
+    missing: dict[str, str]  # modality -> why
+    facts: dict[str, Any]  # the clip's row of the manifest
+    parts: dict[str, np.ndarray] = field(default_factory=dict)
+    seen: dict[str, Seen] = field(default_factory=dict)
+    rests_on: list[str] = field(default_factory=list)  # the modalities behind the first part
+    filled_in: bool = False  # whether learnt tokens stand for inputs that are missing
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        name, start, end = self.source.name, self.source.start, self.source.end
+        return name if start is None else f"{name} {start:.1f}-{end:.1f} s"
+
+    @property
+    def label(self) -> str:
+        return self.classes[int(self.probabilities.argmax())]
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(K,) of the classes."""
+        return next(iter(self.parts.values()))
+
+    @property
+    def deciding_part(self) -> str:
+        return next(iter(self.parts))
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader must know besides the numbers."""
+        without = [f"no {name}: {reason}" for name, reason in self.missing.items()]
+        if self.seen and not self.parts:
+            here = " and ".join(self.seen)
+            why = f"no head answers from {here} alone; a model of --modality_dropout would"
+            return [why, *without]
+        if not (self.parts and without):
+            return without
+        rests = f"rests on {' and '.join(self.rests_on)}"
+        if len({*self.seen, *self.missing}) > 1:
+            why = "learnt tokens stand for what is missing"
+            if not self.filled_in:
+                why = "trained without --modality_dropout: all inputs are needed for a fused answer"
+            rests += f"; {why}"
+        return [rests, *without]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row of predictions.csv per part; one without numbers where there is no answer."""
+        remarks = "; ".join(self.remarks)
+        where = {"clip": self.source.name, "start": self.source.start, "end": self.source.end}
+        if not self.parts:
+            return [{**where, "remarks": remarks}]
+        rows = []
+        for part, probabilities in self.parts.items():
+            row = {**where, "part": part, "answer": self.classes[int(probabilities.argmax())]}
+            for name, p in zip(self.classes, probabilities, strict=True):
+                row[name] = round(float(p), 6)
+            rows.append({**row, "remarks": remarks})
+        return rows
+
+    def as_dict(self) -> dict[str, Any]:
+        """All there is to say, as plain data."""
+        return {
+            "clip": self.source.name,
+            "start": self.source.start,
+            "end": self.source.end,
+            "answer": self.label if self.parts else None,
+            "parts": {
+                part: dict(zip(self.classes, probabilities.tolist(), strict=True))
+                for part, probabilities in self.parts.items()
+            },
+            "rests_on": self.rests_on,
+            "missing": self.missing,
+            "remarks": self.remarks,
+            "words": self.source.clip.transcript,
+            "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
+        }

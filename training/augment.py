@@ -1,0 +1,99 @@
+"""Random changes of one clip's arrays in training; their strengths are settings of the run.
+
+Every function draws from the generator that it is given, which follows from seed, epoch and clip.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+
+def brighten(view: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
+    """Random brightness and contrast of a log-mel (F, T) in [0, 1], as of a grey picture."""
+    return _seeded(_spectrogram_pipeline(config["speech_contrast"]), rng)(image=view)["image"]
+
+
+def spec_augment(
+    view: np.ndarray, mask: np.ndarray, rng: np.random.Generator, config: dict
+) -> tuple[np.ndarray, np.ndarray]:
+    """Time warp, frequency masks and time masks (SpecAugment, arXiv 1904.08779) on a log-mel (F, T)
+    whose real columns are those of `mask` (T,). Masked parts are zero and count as real.
+
+    The widths in time are shares of the input's length: the recipe's 80 and 50 of 400 columns.
+    """
+    view, mask = time_warp(view, mask, rng, config["time_warp"])
+    bins, frames = view.shape
+    for _ in range(config["frequency_masks"]):
+        width = int(rng.integers(0, min(config["frequency_width"], bins) + 1))
+        start = int(rng.integers(0, bins - width + 1))
+        view[start : start + width] = 0
+    for _ in range(config["time_masks"]):
+        width = int(rng.integers(0, round(config["time_width"] * frames) + 1))
+        start = int(rng.integers(0, frames - width + 1))
+        view[:, start : start + width] = 0
+    return view, mask
+
+
+def time_warp(
+    view: np.ndarray, mask: np.ndarray, rng: np.random.Generator, share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Move one point of the time line by up to `share` of it, stretching both sides linearly.
+
+    (F, T), (T,) -> the same. The point lies at least that far from both ends, as in the paper.
+    """
+    frames = view.shape[1]
+    width = round(share * frames)
+    if width < 1 or frames < 2 * width + 1:
+        return view.copy(), mask
+    point = int(rng.integers(width, frames - width))
+    target = point + int(rng.integers(-width + 1, width))
+    source = np.interp(np.arange(frames), [0, target, frames - 1], [0, point, frames - 1])
+    left = np.floor(source).astype(int)
+    right = np.minimum(left + 1, frames - 1)
+    part = (source - left).astype(np.float32)
+    return view[:, left] * (1 - part) + view[:, right] * part, mask[left]
+
+
+def augment_faces(crops: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
+    """(T, S, S, 3) uint8 -> the same: flip, brightness and contrast, rotation; one draw for all
+    frames of a clip."""
+    strengths = (config["face_flip"], config["face_contrast"], config["face_rotation"])
+    return _seeded(_face_pipeline(*strengths), rng)(images=np.ascontiguousarray(crops))["images"]
+
+
+def _seeded(pipeline: Any, rng: np.random.Generator) -> Any:
+    # not set_random_seed: that gives every step the same stream, and they would always act together
+    pipeline.set_random_state(rng, random.Random(int(rng.integers(2**31))))
+    return pipeline
+
+
+def _albumentations() -> Any:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it looks for news on the internet
+    import albumentations
+
+    return albumentations
+
+
+@lru_cache(maxsize=8)
+def _spectrogram_pipeline(contrast: float) -> Any:
+    A = _albumentations()
+    span = (-contrast, contrast)
+    return A.Compose([A.RandomBrightnessContrast(span, span, p=0.7)])
+
+
+@lru_cache(maxsize=8)
+def _face_pipeline(flip: float, contrast: float, rotation: float) -> Any:
+    A = _albumentations()
+    span = (-contrast, contrast)
+    return A.Compose(
+        [
+            A.HorizontalFlip(p=flip),
+            A.RandomBrightnessContrast(span, span, p=0.7),
+            A.Rotate((-rotation, rotation), p=0.7),
+        ]
+    )

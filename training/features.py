@@ -1,0 +1,222 @@
+"""A folder that preprocess.py wrote -> its settings, its manifest, and one clip's arrays."""
+
+from __future__ import annotations
+
+import io
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from training.modalities import MODALITIES, SAME, Shape, modality
+from utils.errors import IntegrityError, UsageError
+from utils.files import read_json, read_known, sha256
+from utils.parallel import available_cores
+
+COLUMNS = ("clip_id", "split", "emotion", "speech_emotion", "face_emotion", "fold")
+BAR = {"file": sys.stderr, "unit": "clip", "leave": False, "delay": 2}
+Stages = dict[str, dict[str, Any]]  # folder -> what preprocess.py says of its file
+
+
+@dataclass(frozen=True)
+class Features:
+    """Settings, one manifest row per usable clip, and the files.
+
+    A file is compared with the digest in its clip's record when this process first reads it: so
+    a start costs no look at the bytes, and nothing damaged is learnt from.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    manifest: pd.DataFrame
+    shapes: dict[str, Shape] = field(default_factory=dict)  # of a custom feature's first clip
+    checked: set[Path] = field(default_factory=set)  # files that are as they were written
+
+    @classmethod
+    def open(cls, folder: Path) -> Features:
+        """Read settings.json and manifest.csv; UsageError when preprocess.py has not run."""
+        folder = Path(folder)
+        manifest = folder / "manifest.csv"
+        if not manifest.is_file():
+            raise UsageError(f"no {manifest}: run preprocess.py first, or give --features_dir")
+        settings = read_json(folder / "settings.json")
+        wanted = {"classes": list, "modalities": list, "features": dict}
+        values = settings if isinstance(settings, dict) else {}
+        lacking = [name for name, kind in wanted.items() if not isinstance(values.get(name), kind)]
+        if lacking:
+            reason = f"{folder / 'settings.json'} lacks {', '.join(lacking)}"
+            raise UsageError(f"{reason}: run preprocess.py again")
+        try:
+            table = pd.read_csv(manifest, dtype=str, keep_default_na=False, index_col=False)
+        except (ValueError, OSError) as error:
+            raise UsageError(f"cannot read {manifest}: {error}; run preprocess.py again") from error
+        lacking = [name for name in COLUMNS if name not in table]
+        if lacking or table.duplicated(["split", "clip_id"]).any():
+            reason = f"lacks {', '.join(lacking)}" if lacking else "lists a clip twice"
+            raise UsageError(f"{manifest} {reason}: run preprocess.py again")
+        return cls(folder, settings, table)
+
+    @property
+    def classes(self) -> list[str]:
+        return self.settings["classes"]
+
+    def config_for(self, inputs: tuple[str, ...]) -> dict[str, Any]:
+        """The extraction settings behind these inputs: a checkpoint works on no others."""
+        folders = [modality(name).folder for name in inputs]
+        return {folder: self.settings["features"].get(folder) for folder in folders}
+
+    def require(self, inputs: tuple[str, ...]) -> None:
+        """UsageError when these features lack a modality that a model reads."""
+        made = self.settings["modalities"]
+        for name in inputs:
+            folder = modality(name).folder
+            custom = name not in MODALITIES and any(self.folder.glob(f"*/{name}"))
+            if folder not in made and not custom:
+                there = {path.name for path in self.folder.glob("*/*") if path.is_dir()}
+                have = ", ".join([*made, *sorted(there - {*made} - {"records"})])
+                raise UsageError(f"{self.folder} holds {have}, but {name} is needed too")
+
+    def rows(self, split: str, hint: str = "") -> pd.DataFrame:
+        """Manifest rows of a split; UsageError lists the splits when there are none, and a hint."""
+        rows = self.manifest[self.manifest["split"] == split].reset_index(drop=True)
+        if rows.empty:
+            have = dict(Counter(self.manifest["split"])) or "no clips at all"
+            raise UsageError(
+                f"{self.folder} has no usable clip in split {split!r}; it has {have}{hint}"
+            )
+        return rows
+
+    def folds(self) -> list[str]:
+        """Names of the folds among the clips of train and val."""
+        rows = self.manifest[self.manifest["split"].isin(("train", "val"))]
+        return sorted(set(rows["fold"]) - {""})
+
+    def path(self, row: dict, name: str) -> Path:
+        kind = modality(name)
+        return self.folder / row["split"] / kind.folder / f"{row['clip_id']}{kind.ending}"
+
+    @cached_property
+    def records(self) -> dict[tuple[str, str], Stages]:
+        """What preprocess.py says of each clip, read once; custom and made features may have none.
+
+        A damaged record counts as none of its clip's files being as they were written.
+        """
+        places = list(self.manifest[["split", "clip_id"]].itertuples(index=False, name=None))
+        found = {}
+        for split, clip_id in tqdm(places, "records", **BAR):
+            path = self.folder / split / "records" / f"{clip_id}.json"
+            stages = read_known(path).get("stages", {})
+            if stages or path.is_file():
+                found[split, clip_id] = stages if isinstance(stages, dict) else {}
+        return found
+
+    def stages(self, row: dict) -> Stages:
+        return self.records.get((row["split"], row["clip_id"]), {})
+
+    def digest_of(self, row: dict, name: str) -> str:
+        """The sha256 of a clip's file: as its record says, else by reading it."""
+        stage = self.stages(row).get(modality(name).folder, {})
+        return stage.get("sha256") or sha256(self.path(row, name))
+
+    def load(self, row: dict, name: str) -> np.ndarray:
+        """A clip's feature; IntegrityError names the file when it is missing, damaged or does not
+        fit."""
+        path = self.path(row, name)
+        first = path not in self.checked
+        try:
+            if first:
+                self.check_digest(row, name)
+            if path.suffix == ".npz":  # read at once: zipfile reads from the disk in small pieces
+                with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+                    feature = archive["word_embed"]
+            else:
+                feature = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+            made = modality(name).made_by_preprocess
+            maker = "preprocess.py --verify makes it anew" if made else "make it again"
+            raise IntegrityError(f"{path} is missing or damaged ({error}); {maker}") from error
+        if first:
+            self.check_layout(row, name, feature)
+            self.checked.add(path)
+        return feature
+
+    def check_digest(self, row: dict, name: str) -> None:
+        """IntegrityError for a file that is not as its clip's record says."""
+        if (row["split"], row["clip_id"]) not in self.records:
+            return
+        path, folder = self.path(row, name), modality(name).folder
+        stage = self.stages(row).get(folder)
+        if stage is None and not modality(name).made_by_preprocess:
+            return  # a custom feature beside what preprocess.py made
+        if not isinstance(stage, dict) or stage.get("sha256") != sha256(path):
+            raise IntegrityError(
+                f"{path} is not as preprocess.py wrote it; preprocess.py --verify makes it anew"
+            )
+
+    def check_layout(self, row: dict, name: str, feature: np.ndarray) -> None:
+        """IntegrityError for a feature of another type or shape than those of the other clips."""
+        kind, shape = self.expected_layout(row, name, feature)
+        sizes = zip(feature.shape, shape, strict=False)
+        fits = feature.dtype.kind in kind and feature.ndim == len(shape) and feature.size
+        if not fits or any(size != wanted for size, wanted in sizes if wanted is not None):
+            expected = f"({', '.join('any' if size is None else str(size) for size in shape)})"
+            found = f"{feature.dtype} {feature.shape}"
+            raise IntegrityError(f"{self.path(row, name)}: {found}, expected {expected}")
+        if feature.dtype.kind == "f" and not np.isfinite(feature).all():
+            raise IntegrityError(f"{self.path(row, name)} holds values that are not numbers")
+
+    def expected_layout(self, row: dict, name: str, feature: np.ndarray) -> tuple[str, Shape]:
+        """Kinds of numbers, and the shape; None for any size."""
+        kind, first = modality(name), self.shapes.get(name)
+        made = self.settings["features"].get(kind.folder)
+        if kind.layout and made:
+            kinds, shape = kind.layout(made, row)
+        else:  # a custom feature: (D,) or (T, D)
+            axes = len(first) if first else min(2, max(1, feature.ndim))
+            kinds, shape = "fiu", ((None, SAME) if axes == 2 else (SAME,))
+        width = first[-1] if first else None
+        return kinds, tuple(width if size == SAME else size for size in shape)
+
+    def shape(self, row: dict, name: str) -> Shape:
+        """Of a clip's feature; from here on other clips must have as many values a row."""
+        if name not in self.shapes:
+            self.shapes[name] = self.load(row, name).shape
+        return self.shapes[name]
+
+    def check_files(self, rows: list[dict], inputs: tuple[str, ...]) -> None:
+        """IntegrityError that lists feature files that are missing."""
+        folders = {self.path(row, name).parent for row in rows for name in inputs}
+        there = {
+            folder: {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+            for folder in folders
+        }
+        paths = (self.path(row, name) for row in rows for name in inputs)
+        missing = [path for path in paths if path.name not in there[path.parent]]
+        if missing:
+            maker = "run preprocess.py again, it makes only what is missing"
+            if missing[0].parent.name not in self.settings["modalities"]:
+                maker = "run again what made this custom feature"
+            listed = ", ".join(map(str, missing[:5])) + ", ..." * (len(missing) > 5)
+            raise IntegrityError(f"{len(missing)} feature files are missing: {listed}; {maker}")
+
+    def verify(self, rows: Iterable[dict], inputs: tuple[str, ...]) -> None:
+        """Read every byte now; IntegrityError for the first file that is not as it was written."""
+        rows = list(rows)
+
+        def read(row: dict) -> None:
+            for name in inputs:
+                self.load(row, name)
+
+        with ThreadPool(available_cores()) as pool:  # hashing leaves the interpreter free
+            for _ in tqdm(pool.imap(read, rows), "verifying", len(rows), **BAR):
+                pass

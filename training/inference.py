@@ -1,0 +1,58 @@
+"""The one loop that asks a model about clips, for all that does: validation to submission."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from models.classifier import EmotionClassifier, Inputs
+from models.fusion import Tokens
+from training.data import to_device
+
+Views = dict[str, list[Callable]]  # modality -> what test-time augmentation makes of its batch
+ONE_VIEW: Views = {}
+
+
+@torch.inference_mode()
+def infer(
+    model: EmotionClassifier,
+    loader: Any,
+    device: str,
+    read: Callable[[list[dict[str, Tokens]]], Any],
+    views: Views = ONE_VIEW,
+    around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    title: str = "predicting",
+) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Each batch, and what `read` makes of its tokens {modality: Tokens}, one such for each view.
+
+    `around` gives the context of each batch's computing, such as half precision.
+    """
+    model.eval()
+    few = len(loader) < 2
+    for batch in progress(loader, desc=title, unit="batch", disable=few):
+        with around():
+            result = read(encode_views(model, to_device(batch["inputs"], device), views))
+        yield batch, result
+
+
+def encode_views(
+    model: EmotionClassifier, inputs: Inputs, views: Views = ONE_VIEW
+) -> list[dict[str, Tokens]]:
+    """The tokens under each view of one modality; the others are encoded once."""
+    changed = [name for name in views if name in inputs]
+    if not changed:
+        return [model.encode(inputs)]
+    (name,) = changed
+    others = model.encode({other: given for other, given in inputs.items() if other != name})
+    first, *rest = inputs[name]
+    return [others | model.encode({name: (view(first), *rest)}) for view in views[name]]
+
+
+def progress(*args: Any, **options: Any) -> tqdm:
+    """A progress bar on stderr; short ones vanish when they are done."""
+    return tqdm(*args, file=sys.stderr, **{"leave": False, "dynamic_ncols": True, **options})

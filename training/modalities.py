@@ -1,0 +1,191 @@
+"""One row per modality: its files, what a model sees of it, its encoder, settings and recipe.
+
+Everything that trains, evaluates, predicts or draws reads these rows; no other file of the product
+names a modality, but corpora/ and extract/ (which make the files) and the views and encoders that
+the rows point to. docs/extending.md adds one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from training import views
+from training.settings import SHARE, Setting
+from utils.config import ranged
+
+Shape = tuple[int | None, ...]  # None: any size
+SAME = -1  # in a layout: as in the first clip
+
+
+@dataclass(frozen=True)
+class Modality:
+    """`folder` and `ending` name its files, features/<split>/<folder>/<clip_id><ending>.
+
+    `view`: feature -> the encoder's arguments for one clip (training/views.py).
+    `encoder`: (settings, shape of a feature) -> what models.build_model makes of it.
+    `layout`: (extraction settings, row) -> kind and shape of a sound feature.
+    `settings`: the flags that are its encoder's own; a checkpoint brings them along.
+    """
+
+    folder: str
+    ending: str
+    title: str  # for people
+    view: Callable[..., views.Arrays]
+    encoder: Callable[[dict, Shape], dict[str, Any]]
+    layout: Callable[[dict, dict], tuple[str, Shape]] | None = None
+    settings: dict[str, Setting] = field(default_factory=dict)
+    label: str = "emotion"  # the column of the manifest that its own head learns
+    recipe: dict[str, Any] | None = None  # of the mode that trains it alone
+    keeps_head: bool = False  # it has a head and a loss of its own in fusion, too
+    pads: bool = False  # batches are padded to their longest clip
+    cut_axes: tuple[int, ...] = (1,)  # of a batch (B, ...), that cutmix draws a box in; time first
+    source: str = ""  # what preprocess.py makes it from: the clip's media, or its words
+    shortest: int = 1  # steps of time that its encoder needs
+    picture: str = ""  # how inference/figure.py shows it
+    corruption: str = ""  # how evaluation/corruptions.py makes it worse
+    test_views: bool = False  # test-time augmentation changes it
+    color: str = "#8aa4c8"
+
+    @property
+    def made_by_preprocess(self) -> bool:
+        return self.layout is not None
+
+
+def speech_encoder(config: dict, shape: Shape) -> dict[str, Any]:
+    backbone = config["speech_backbone"] or f"efficientnet-b{config['speech_coeff']}"
+    return {"type": "AttnCNN", "backbone": backbone, "pooling": config["pooling"]}
+
+
+def face_encoder(config: dict, shape: Shape) -> dict[str, Any]:
+    backbone = config["face_backbone"] or f"efficientnet-b{config['face_coeff']}"
+    return {"type": "CLSTM", "backbone": backbone, "pooling": config["pooling"]}
+
+
+def text_encoder(config: dict, shape: Shape) -> dict[str, Any]:
+    size = {"layers": config["text_layers"], "heads": config["text_heads"]}
+    return {"type": "TextTransformer", "dim": shape[-1], **size}
+
+
+def custom_encoder(config: dict, shape: Shape) -> dict[str, Any]:
+    if len(shape) == 1 or config["feature_frames"] == 1:
+        return {"type": "VectorEncoder", "dim": shape[-1]}
+    return {"type": "SequenceEncoder", "dim": shape[-1], "pooling": config["pooling"]}
+
+
+def speech_layout(made: dict, row: dict) -> tuple[str, Shape]:
+    return "f", (made["n_mels"], None)
+
+
+def face_layout(made: dict, row: dict) -> tuple[str, Shape]:
+    return "u", (len(row.get("face_valid", "")), made["face_size"], made["face_size"], 3)
+
+
+def text_layout(made: dict, row: dict) -> tuple[str, Shape]:
+    return "f", (None, SAME)
+
+
+def embedding_layout(made: dict, row: dict) -> tuple[str, Shape]:
+    return "f", (len(row.get("face_valid", "")), 512)
+
+
+COEFF, BACKBONE = ranged(int, 0, 7), "another backbone: timm:NAME"
+
+MODALITIES = {
+    "speech": Modality(
+        folder="speech",
+        ending=".npy",
+        title="voice",
+        view=views.speech_view,
+        encoder=speech_encoder,
+        layout=speech_layout,
+        settings={
+            "speech_coeff": Setting(4, COEFF, "EfficientNet-B0 to B7 for the log-mel", "model"),
+            "speech_backbone": Setting(None, str, BACKBONE, "model"),
+            "speech_frames": Setting(
+                400, ranged(int, 32), "columns of the log-mel, 62.5 a second", "data"
+            ),
+            "speech_contrast": Setting(
+                0.3, SHARE, "brightness and contrast of the log-mel", "augmentation"
+            ),
+            "time_warp": Setting(
+                0.2, ranged(float, 0, 0.45), "SpecAugment: share of the length", "augmentation"
+            ),
+            "frequency_masks": Setting(3, ranged(int, 0), "SpecAugment", "augmentation"),
+            "frequency_width": Setting(27, ranged(int, 0), "of one, in mel bins", "augmentation"),
+            "time_masks": Setting(4, ranged(int, 0), "SpecAugment", "augmentation"),
+            "time_width": Setting(0.125, SHARE, "of one, share of the length", "augmentation"),
+        },
+        label="speech_emotion",
+        recipe=dict(learning_rate=4e-3, batch_size=256, n_epoch=100, mixup_prob=1.0, amp=True),
+        keeps_head=True,
+        cut_axes=(3, 2),  # time, frequency
+        source="media",
+        shortest=32,
+        picture="spectrogram",
+        corruption="white noise",
+        color="#4a78b5",
+    ),
+    "face": Modality(
+        folder="video",
+        ending=".npy",
+        title="face",
+        view=views.face_view,
+        encoder=face_encoder,
+        layout=face_layout,
+        settings={
+            "face_coeff": Setting(0, COEFF, "EfficientNet-B0 to B7 for the crops", "model"),
+            "face_backbone": Setting(None, str, BACKBONE, "model"),
+            "face_frames": Setting(16, ranged(int, 1), "face crops per clip", "data"),
+            "face_flip": Setting(0.5, SHARE, "share of the clips mirrored", "augmentation"),
+            "face_contrast": Setting(0.5, SHARE, "brightness and contrast", "augmentation"),
+            "face_rotation": Setting(30.0, ranged(float, 0, 180), "degrees", "augmentation"),
+        },
+        label="face_emotion",
+        recipe=dict(learning_rate=4e-3, batch_size=32, n_epoch=20, cutmix_prob=1.0, amp=True),
+        keeps_head=True,
+        cut_axes=(1, 3, 4),  # time, height, width
+        source="media",
+        picture="frames",
+        corruption="blur",
+        test_views=True,
+        color="#c8553d",
+    ),
+    "text": Modality(
+        folder="text",
+        ending=".npz",
+        title="words",
+        view=views.text_view,
+        encoder=text_encoder,
+        layout=text_layout,
+        settings={
+            "max_words": Setting(38, ranged(int, 1), "words per clip; others are not read", "data"),
+            "text_layers": Setting(12, ranged(int, 1, 100), "of the Transformer", "model"),
+            "text_heads": Setting(8, ranged(int, 1, 100), "of its attention", "model"),
+        },
+        recipe=dict(learning_rate=3e-4, batch_size=128, n_epoch=100),
+        pads=True,
+        source="words",
+        picture="words",
+        corruption="lost words",
+        color="#6a9a4f",
+    ),
+    "video_embedding": Modality(
+        folder="video_embedding",
+        ending=".npy",
+        title="face vectors",
+        view=views.embedding_view,
+        encoder=custom_encoder,
+        layout=embedding_layout,
+        source="media",
+    ),
+}
+MODES = tuple(name for name, row in MODALITIES.items() if row.recipe)  # each has a training
+
+
+def modality(name: str) -> Modality:
+    """The row of this name; any other name is a custom feature, features/<split>/<name>/."""
+    if name in MODALITIES:
+        return MODALITIES[name]
+    return Modality(name, ".npy", name, views.custom_view, custom_encoder)

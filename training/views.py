@@ -1,0 +1,104 @@
+"""One clip's feature -> the arrays that its encoder sees; training crops and augments at random.
+
+Each view is called as `view(feature, row, config, rng, augment)` with the clip's row of the
+manifest and the run's settings, and gives the encoder's arguments for this clip.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from training.augment import augment_faces, brighten, spec_augment
+from utils.errors import IntegrityError
+
+Arrays = tuple[np.ndarray, ...]
+
+
+def speech_view(
+    log_mel: np.ndarray, row: dict, config: dict, rng: np.random.Generator, augment: bool
+) -> Arrays:
+    """(F, T) -> (1, F, T') and the mask (T',) of its real columns: a random stretch of the clip in
+    training, the middle one else; zeros at both ends of short ones."""
+    frames = config["speech_frames"]
+    start = (log_mel.shape[1] - frames) / 2
+    if augment and start > 0:
+        start = rng.integers(0, log_mel.shape[1] - frames + 1)
+    view, mask = cut_or_pad(log_mel, int(start), frames)
+    if augment:
+        view, mask = spec_augment(brighten(view, rng, config), mask, rng, config)
+    return np.ascontiguousarray(view[np.newaxis], dtype=np.float32), mask
+
+
+def cut_or_pad(log_mel: np.ndarray, start: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns start to start + frames of (F, T), and which of them the clip has; others are zero
+    (silence)."""
+    view, mask = np.zeros((log_mel.shape[0], frames), np.float32), np.zeros(frames, bool)
+    first, last = max(0, start), min(log_mel.shape[1], start + frames)
+    view[:, first - start : last - start] = log_mel[:, first:last]
+    mask[first - start : last - start] = True
+    return view, mask
+
+
+def face_view(
+    crops: np.ndarray, row: dict, config: dict, rng: np.random.Generator, augment: bool
+) -> Arrays:
+    """(T, S, S, 3) uint8 -> (T', 3, S, S) uint8, only frames with a face: random ones in order in
+    training, evenly spaced over the whole clip else."""
+    faces = np.flatnonzero(face_flags(row))
+    chosen = faces[choose_frames(len(faces), config["face_frames"], rng, augment)]
+    view = crops[chosen]  # (T', S, S, 3)
+    if augment:
+        view = augment_faces(view, rng, config)
+    return (np.ascontiguousarray(view.transpose(0, 3, 1, 2)),)
+
+
+def face_flags(row: dict) -> np.ndarray:
+    """(T,) which of the clip's frames show a face; IntegrityError when none does."""
+    flags = row.get("face_valid", "")
+    valid = np.array([flag == "1" for flag in flags], bool)
+    if not valid.any():
+        raise IntegrityError(
+            f"face_valid {flags!r} of clip {row['split']}/{row['clip_id']} has no frame to see; "
+            "delete its crops and run preprocess.py again"
+        )
+    return valid
+
+
+def choose_frames(
+    available: int, frames: int, rng: np.random.Generator, augment: bool
+) -> np.ndarray:
+    """`frames` ascending indices below `available`; short clips repeat some."""
+    if augment:
+        return np.sort(rng.choice(available, frames, replace=available < frames))
+    return ((np.arange(frames) + 0.5) * available / frames).astype(int)  # middles of equal parts
+
+
+def text_view(
+    word_embed: np.ndarray, row: dict, config: dict, rng: np.random.Generator, augment: bool
+) -> Arrays:
+    """(L, D) -> the first words (L', D) and their mask (L',), all true: batches pad both."""
+    words = word_embed[: config["max_words"]].astype(np.float32, copy=False)
+    return words, np.ones(len(words), bool)
+
+
+def custom_view(
+    feature: np.ndarray, row: dict, config: dict, rng: np.random.Generator, augment: bool
+) -> Arrays:
+    """A custom feature: (D,) as it is, (T, D) -> (T', D), chosen like face crops.
+
+    With --feature_frames 1 it becomes a vector, (T, D) -> (D,): a random row in training, the mean
+    of all rows else. So the rows may be the same clip made in several ways (faster, noisier).
+    """
+    frames = config["feature_frames"]
+    if feature.ndim == 2 and frames == 1:
+        feature = feature[rng.integers(len(feature))] if augment else feature.mean(axis=0)
+    elif feature.ndim == 2:
+        feature = feature[choose_frames(len(feature), frames, rng, augment)]
+    return (np.array(feature, dtype=np.float32),)  # a copy: the file is mapped, not to be written
+
+
+def embedding_view(
+    feature: np.ndarray, row: dict, config: dict, rng: np.random.Generator, augment: bool
+) -> Arrays:
+    """A vector per face crop (T, D): only those of frames with a face."""
+    return custom_view(feature[face_flags(row)], row, config, rng, augment)
