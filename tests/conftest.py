@@ -244,17 +244,19 @@ def save_untrained(
 
     from models import build_model
     from training.checkpoint import save_checkpoint
-    from training.data import Features
+    from training.features import Features
     from training.tasks import TASKS, model_arch, recipe
 
     opened, task = Features.open(features), TASKS[mode]
     config = recipe(mode) | SMALL | settings
     torch.manual_seed(seed)
-    arch = model_arch(task, config, len(CLASSES), {"text": (3, 16)})
+    shapes = {"speech": (128, None), "face": (None, None, None, 3), "text": (3, 16)}
+    arch = model_arch(task, config, len(CLASSES), shapes)
     model = build_model(**arch)
     with torch.no_grad():
         for head in model.heads.values():
-            head.linear.weight *= 30
+            if hasattr(head.linear, "weight"):
+                head.linear.weight *= 30
     identity = {"arch": arch, "classes": opened.classes, "config": config}
     measured = {"epoch": 1, "val": {"accuracy": 0.5, "loss": 1.0}}
     made = {"weights": model.state_dict(), "features_config": opened.config_for(task.inputs)}
