@@ -1,38 +1,40 @@
 # `make demo` shows the whole pipeline, `make test` runs the tests, `make app` opens the demo's models
-# as a web page. All make .venv first. Needs Python 3.11 or newer; uses uv where it is installed, else pip.
+# as a web page, `make test-extras` tests what needs further packages and a browser.
+# All make .venv first. Needs Python 3.11 or newer; uses uv where it is installed, else pip.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(shell command -v uv >/dev/null && echo uv pip install --python $(BIN)/python \
+  || echo $(BIN)/python -m pip install --disable-pip-version-check)
 
-.PHONY: demo test app clean
+.PHONY: demo test test-extras app clean
 demo: $(VENV)/ready
 	$(BIN)/python demo.py
 
 test: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+# Here a test that cannot run is a failure: the packages are installed, the browser has to be there.
+test-extras: $(VENV)/ready
+	$(INSTALL) -r requirements-extras.txt -c requirements.lock
+	REQUIRE_EXTRAS=1 $(BIN)/python -m pytest -m extra
+
 app: $(VENV)/ready
-	if command -v uv >/dev/null; then \
-	  uv pip install --python $(BIN)/python -r requirements-app.txt -c requirements.lock; \
-	else \
-	  $(BIN)/python -m pip install --disable-pip-version-check -r requirements-app.txt -c requirements.lock; \
-	fi
+	$(INSTALL) -r requirements-app.txt -c requirements.lock
 	$(BIN)/python demo.py
 	$(BIN)/python app.py --logs_dir demo_run/logs --examples demo_run/raw/qia2020/test \
 	  --word_vectors demo_run/raw/word_vectors.npz
 
-$(VENV)/ready: requirements.txt requirements.lock
+$(VENV)/ready: requirements.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; choose it: make PYTHON=python3.12 demo"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	if command -v uv >/dev/null; then \
-	  uv pip install --python $(BIN)/python -r requirements.txt -c requirements.lock; \
-	else \
-	  $(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt -c requirements.lock; \
-	fi
+	$(INSTALL) -r requirements.txt -c requirements.lock
+	$(INSTALL) --no-deps -e .
 	touch $@
 
 clean:
-	rm -rf demo_run .pytest_cache .ruff_cache
+	rm -rf demo_run build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import QUIET, ROOT, digests, make_clip, run_script, tone
+from extras import need
+
+pytestmark = pytest.mark.extra
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,9 @@ def alone(clips, tmp_path_factory) -> dict[str, str]:
 
 
 def test_a_dask_cluster_makes_the_same_tree(clips, alone, tmp_path, monkeypatch):
-    distributed = pytest.importorskip("distributed", reason="needs pip install 'dask[distributed]'")
+    need("distributed")
+    import distributed
+
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # as on a cluster: the workers find our packages
     os.environ.update(QUIET)
     with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster:
@@ -48,6 +53,6 @@ def test_a_dask_cluster_makes_the_same_tree(clips, alone, tmp_path, monkeypatch)
 
 
 def test_ray_makes_the_same_tree(clips, alone, tmp_path, monkeypatch):
-    pytest.importorskip("ray", reason="needs pip install ray")
+    need("ray")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert tree(clips, tmp_path / "features", "--backend", "ray") == alone

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, ROOT, save_untrained
+from extras import need
 from inside import run_main
 
 from evaluation.ensemble import load_members, make_dataset, predict
@@ -21,8 +22,7 @@ EXAMPLE += "runpy.run_path(sys.argv[0])"
 @pytest.fixture(scope="module")
 def exported(place, tmp_path_factory):
     """A fused model with learnt vectors as ONNX, and what export.py said."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="needs requirements-export.txt")
+    need("onnx", "onnxscript", "onnxruntime")
     folder = tmp_path_factory.mktemp("exported")
     small = {"face_backbone": "timm:mobilenetv3_small_050", "modality_dropout": 0.3}
     save_untrained(folder / "model.pth", place / "features", **small)
@@ -31,6 +31,7 @@ def exported(place, tmp_path_factory):
     return folder
 
 
+@pytest.mark.extra
 def test_real_features_give_the_probabilities_of_torch(place, exported):
     script = [ROOT / "examples" / "onnx_predict.py", exported / "m.onnx"]
     command = [sys.executable, "-c", EXAMPLE, *script, place / "features", "clips"]
@@ -48,6 +49,7 @@ def test_real_features_give_the_probabilities_of_torch(place, exported):
     assert [line[1] for line in lines] == [CLASSES[index] for index in expected.argmax(axis=1)]
 
 
+@pytest.mark.extra
 def test_an_input_that_is_left_out_does_not_matter(exported):
     import onnxruntime
 

@@ -1,0 +1,27 @@
+"""What only the tests marked `extra` need: without it they skip, and fail in `make test-extras`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import NoReturn
+
+import pytest
+
+REQUIRED = bool(os.environ.get("REQUIRE_EXTRAS"))
+
+
+def need(*packages: str) -> None:
+    """Import these packages of requirements-extras.txt, or skip."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            unavailable(f"needs {package}: pip install -r requirements-extras.txt")
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skip the test or the whole file; where extras are required, fail."""
+    if REQUIRED:
+        pytest.fail(reason)
+    pytest.skip(reason, allow_module_level=True)
