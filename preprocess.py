@@ -112,13 +112,15 @@ def end_at_signals() -> None:
 
 def chosen_modalities(args: argparse.Namespace, listing) -> tuple[str, ...]:
     """Every clip must provide all of these; a clip that lacks one is rejected with its reason."""
+    from extract.clip import STAGES
+
     words = ("text",) * bool(args.word_vectors and "text" not in listing.modalities)
     given = tuple(name.strip() for name in (args.modalities or "").split(","))
     wanted = given if args.modalities else listing.modalities + words
-    unknown = set(wanted) - {"speech", "video", "text"}
-    if unknown or not wanted:
+    known = [name for name in STAGES if name != "video_embedding"]  # it has a flag of its own
+    if not wanted or not set(wanted).issubset(known):
         raise UsageError(
-            f"--modalities {args.modalities}: expected speech,video,text or some of it"
+            f"--modalities {args.modalities}: expected {','.join(known)} or some of it"
         )
     if args.video_embedding and "video" not in wanted:
         raise UsageError("--video_embedding needs the modality video")

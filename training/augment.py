@@ -1,4 +1,4 @@
-"""Random changes of one clip's arrays in training; their strengths are settings of the run.
+"""Random changes of one clip's arrays in training, and the settings that say how strong they are.
 
 Every function draws from the generator that it is given, which follows from seed, epoch and clip.
 """
@@ -11,6 +11,36 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+
+from training.settings import SHARE, Setting
+from utils.config import ranged
+
+SPEECH_STRENGTHS = {
+    "speech_contrast": Setting(
+        0.3, SHARE, "brightness and contrast of the log-mel", "augmentation"
+    ),
+    "time_warp": Setting(
+        0.2, ranged(float, 0, 0.45), "SpecAugment: share of the length", "augmentation"
+    ),
+    "frequency_masks": Setting(3, ranged(int, 0), "SpecAugment", "augmentation"),
+    "frequency_width": Setting(27, ranged(int, 0), "of one, in mel bins", "augmentation"),
+    "time_masks": Setting(4, ranged(int, 0), "SpecAugment", "augmentation"),
+    "time_width": Setting(0.125, SHARE, "of one, share of the length", "augmentation"),
+}
+FACE_STRENGTHS = {
+    "face_flip": Setting(0.5, SHARE, "share of the clips mirrored", "augmentation"),
+    "face_contrast": Setting(0.5, SHARE, "brightness and contrast", "augmentation"),
+    "face_rotation": Setting(30.0, ranged(float, 0, 180), "degrees", "augmentation"),
+}
+
+
+def augment_speech(
+    view: np.ndarray, mask: np.ndarray, rng: np.random.Generator, config: dict
+) -> tuple[np.ndarray, np.ndarray]:
+    """A log-mel (F, T) and the mask (T,) of its real columns -> the same, one change after the
+    other."""
+    view = brighten(view, rng, config)
+    return spec_augment(view, mask, rng, config)
 
 
 def brighten(view: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:

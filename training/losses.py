@@ -2,19 +2,20 @@
 
 Targets are distributions, so smoothing and mixing are sums of them. A loss gets the whole
 Prediction (logits by head, vectors by modality), the targets {head: (B, K)} with the deciding head
-first, class weights {head: (K,)} and `lam`, the weight of what is beside the deciding head.
+first, class weights {head: (K,)} and the run's settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.classifier import Prediction
 
-Loss = Callable[[Prediction, dict[str, Tensor], dict[str, Tensor], float], Tensor]
+Loss = Callable[..., Tensor]  # (prediction, targets, class_weights, config)
 
 
 def smooth_one_hot(labels: Tensor, n_classes: int, smoothing: float) -> Tensor:
@@ -33,14 +34,14 @@ def cross_entropy(
     prediction: Prediction,
     targets: dict[str, Tensor],
     class_weights: dict[str, Tensor],
-    lam: float,
+    config: dict[str, Any],
 ) -> Tensor:
     """The deciding head's cross-entropy + lam x the mean of the other heads'."""
     first, *others = [
         soft_cross_entropy(prediction.logits[head], target, class_weights.get(head))
         for head, target in targets.items()
     ]
-    return first + lam * torch.stack(others).mean() if others else first
+    return first + config["lam"] * torch.stack(others).mean() if others else first
 
 
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy}

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from training import views
-from training.settings import SHARE, Setting
+from training import augment, views
+from training.settings import Setting
 from utils.config import ranged
 
 Shape = tuple[int | None, ...]  # None: any size
@@ -106,16 +106,7 @@ MODALITIES = {
             "speech_frames": Setting(
                 400, ranged(int, 32), "columns of the log-mel, 62.5 a second", "data"
             ),
-            "speech_contrast": Setting(
-                0.3, SHARE, "brightness and contrast of the log-mel", "augmentation"
-            ),
-            "time_warp": Setting(
-                0.2, ranged(float, 0, 0.45), "SpecAugment: share of the length", "augmentation"
-            ),
-            "frequency_masks": Setting(3, ranged(int, 0), "SpecAugment", "augmentation"),
-            "frequency_width": Setting(27, ranged(int, 0), "of one, in mel bins", "augmentation"),
-            "time_masks": Setting(4, ranged(int, 0), "SpecAugment", "augmentation"),
-            "time_width": Setting(0.125, SHARE, "of one, share of the length", "augmentation"),
+            **augment.SPEECH_STRENGTHS,
         },
         label="speech_emotion",
         recipe=dict(learning_rate=4e-3, batch_size=256, n_epoch=100, mixup_prob=1.0, amp=True),
@@ -138,9 +129,7 @@ MODALITIES = {
             "face_coeff": Setting(0, COEFF, "EfficientNet-B0 to B7 for the crops", "model"),
             "face_backbone": Setting(None, str, BACKBONE, "model"),
             "face_frames": Setting(16, ranged(int, 1), "face crops per clip", "data"),
-            "face_flip": Setting(0.5, SHARE, "share of the clips mirrored", "augmentation"),
-            "face_contrast": Setting(0.5, SHARE, "brightness and contrast", "augmentation"),
-            "face_rotation": Setting(30.0, ranged(float, 0, 180), "degrees", "augmentation"),
+            **augment.FACE_STRENGTHS,
         },
         label="face_emotion",
         recipe=dict(learning_rate=4e-3, batch_size=32, n_epoch=20, cutmix_prob=1.0, amp=True),
@@ -182,6 +171,7 @@ MODALITIES = {
     ),
 }
 MODES = tuple(name for name, row in MODALITIES.items() if row.recipe)  # each has a training
+FUSED_INPUTS = ("speech", "face", "text")  # of --mode multimodal; --inputs chooses others
 
 
 def modality(name: str) -> Modality:

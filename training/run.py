@@ -144,7 +144,7 @@ class Run:
         self.trained = [each for group in self.optimizer.param_groups for each in group["params"]]
         self.parallel_model = self.dist.wrap(model)  # what is called in training
         self.mean_weights = MeanWeights(model, config["ema"])  # what is validated and kept
-        self.loss = partial(LOSSES[config["loss"]], lam=config["lam"])
+        self.loss = partial(LOSSES[config["loss"]], config=config)
         self.class_weights = {head: each.to(self.device) for head, each in weights.items()}
         mixing = ("mixup_prob", "mixup_alpha", "cutmix_prob", "cutmix_beta")
         self.mixer = Mixer(*(config[name] for name in mixing))

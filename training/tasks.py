@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from training.modalities import MODALITIES, MODES, Modality, Shape, modality
+from training.modalities import FUSED_INPUTS, MODALITIES, MODES, Modality, Shape, modality
 from training.settings import SETTINGS
 from utils.errors import UsageError
 
@@ -55,7 +55,8 @@ FUSION_RECIPE = dict(
     mixup_prob=1.0,
     lam=2.0,
 )
-TASKS = {name: alone(name, MODALITIES[name]) for name in MODES} | {"multimodal": fused(MODES)}
+TASKS = {name: alone(name, MODALITIES[name]) for name in MODES}
+TASKS["multimodal"] = fused(FUSED_INPUTS)
 
 
 def recipe(mode: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.augment import augment_faces, brighten, spec_augment
+from training.augment import augment_faces, augment_speech
 from utils.errors import IntegrityError
 
 Arrays = tuple[np.ndarray, ...]
@@ -25,7 +25,7 @@ def speech_view(
         start = rng.integers(0, log_mel.shape[1] - frames + 1)
     view, mask = cut_or_pad(log_mel, int(start), frames)
     if augment:
-        view, mask = spec_augment(brighten(view, rng, config), mask, rng, config)
+        view, mask = augment_speech(view, mask, rng, config)
     return np.ascontiguousarray(view[np.newaxis], dtype=np.float32), mask
 
 
