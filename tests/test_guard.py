@@ -64,7 +64,7 @@ def test_faults_have_a_code_and_the_next_call_works(fault):
     with pytest.raises(ClipError) as caught:
         guarded(function, *args, limits=limits)
     assert caught.value.code == code and why in caught.value.reason
-    assert time.perf_counter() - began < 15
+    assert time.perf_counter() - began < 60
     assert guarded(abs, -1, limits=FEW) == 1
 
 
@@ -82,11 +82,10 @@ def test_what_stops_the_run_passes_through():
 
 
 ORPHAN = """
-import os, signal, time
+import os, signal, threading, time
 from utils.guard import Limits, guarded
-import threading
-threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
-print(guarded(os.getpid, limits=Limits(9, 0)), flush=True)
+print(guarded(os.getpid, limits=Limits(60, 0)), flush=True)
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
 guarded(time.sleep, 1e6, limits=Limits(99, 0))
 """
 

@@ -1,4 +1,8 @@
-"""Calls in a child process with a deadline and a memory limit: what kills it is a ClipError."""
+"""Calls in a child process with a deadline and a memory limit: what kills it is a ClipError.
+
+Pools that share one queue among workers (pebble, concurrent.futures) were tried and not taken: a
+worker that is killed while it holds the lock of that queue stops every later call.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +23,11 @@ from typing import Any
 from utils.errors import ClipError, UsageError
 from utils.files import discard_unfinished
 
-START = "forkserver"  # one process loads the libraries, children fork from it
+START = "forkserver"  # one process loads the libraries, the children are forked from it
 LOST = ("E_TIMEOUT", "E_KILLED", "E_CRASH")  # after these the child is replaced
-TRY_AGAIN = ("E_KILLED", "E_CRASH", "E_READ")  # causes can lie outside: another's memory, a network
-NO_MEMORY = ("alloc", "map zero-fill", "map segment")  # a library, the dynamic loader
-_here = threading.local()  # each supervising thread keeps one child, which loads its libraries once
+TRY_AGAIN = ("E_KILLED", "E_CRASH", "E_READ")  # the cause may be outside: other processes, networks
+NO_MEMORY = ("alloc", "map zero-fill", "map segment")
+_here = threading.local()  # each supervising thread keeps one child, which keeps what it loaded
 
 
 @dataclass(frozen=True)
@@ -41,37 +45,52 @@ def guarded(function: Callable, *args: Any, limits: Limits) -> Any:
     The function's own ClipError and UsageError pass through; any other exception becomes E_CRASH,
     its traceback on stderr.
     """
-    for tries_left in (1, 0):
-        answer = _call(function, args, limits)
-        if not isinstance(answer, Exception):
-            return answer
-        code = getattr(answer, "code", None)
-        if code in LOST:
-            _stop()
-        if not tries_left or code not in TRY_AGAIN:
-            raise answer
+    result = _call(function, args, limits)
+    if _code(result) in TRY_AGAIN:
+        result = _call(function, args, limits)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _code(result: Any) -> str | None:
+    return result.code if isinstance(result, ClipError) else None
 
 
 def _call(function: Callable, args: tuple, limits: Limits) -> Any:
+    """What the function returns, or the exception that says what went wrong."""
     if getattr(_here, "process", None) is None:
         _start(limits)
     try:
         _here.pipe.send((function, args, limits.memory_mb))
         if _here.pipe.poll(limits.seconds):
-            return _here.pipe.recv()
-        return ClipError("E_TIMEOUT", f"not done after {limits.seconds:.0f} s (--clip_seconds)")
+            result = _here.pipe.recv()
+        else:
+            reason = f"not done after {limits.seconds:.0f} s (--clip_seconds)"
+            result = ClipError("E_TIMEOUT", reason)
     except (EOFError, OSError):
-        _here.process.join()
-        died = f"its process died {_cause(_here.process.exitcode)}"
-        tight = " (is --memory_mb too small?)" * (_here.process.exitcode > 0 < limits.memory_mb)
-        return ClipError("E_KILLED", died + tight)
+        result = _death(limits)
+    if _code(result) in LOST:
+        _stop()
+    return result
+
+
+def _death(limits: Limits) -> ClipError:
+    """Why the child is no more."""
+    _here.process.join()
+    code = _here.process.exitcode
+    if code < 0:
+        return ClipError("E_KILLED", f"its process died of {signal.Signals(-code).name}")
+    # a library that gets no memory can end the process by itself
+    hint = " (is --memory_mb too small?)" if code and limits.memory_mb else ""
+    return ClipError("E_KILLED", f"its process died with code {code}{hint}")
 
 
 def _start(limits: Limits) -> None:
-    context = multiprocessing.get_context(START)
+    context: Any = multiprocessing.get_context(START)
     context.set_forkserver_preload(list(limits.libraries))
     # dask's workers are "daemonic", which to multiprocessing means: without children
-    multiprocessing.current_process()._config["daemon"] = False
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     _here.pipe, its_end = context.Pipe()
     _here.process = context.Process(target=_serve, args=(its_end,), daemon=True)
     _here.process.start()
@@ -90,57 +109,60 @@ def _serve(pipe: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     signal.signal(signal.SIGTERM, lambda *_: _end())  # so does a parent that ends with an error
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    held = _data()
+    held = _data_bytes()
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             function, args, memory_mb = pipe.recv()
             _limit_memory(memory_mb, held)
-            pipe.send(_answer(function, args))
+            pipe.send(_result(function, args))
 
 
-def _data() -> int:
-    """Bytes that this process has for data, as the system counts them; 0 where nobody can tell."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith("VmData"))) << 10
+def _data_bytes() -> int:
+    """What this process has for data, as the system counts it; 0 where nobody can tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmData"):
+                return int(line.split()[1]) << 10
     return 0
 
 
 def _limit_memory(megabytes: int, held: int) -> None:
     """Of written data: a limit of the address space would count what torch only reserves."""
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = held + (megabytes << 20) if megabytes else most
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = held + (megabytes << 20) if megabytes else hard
     with contextlib.suppress(ValueError):  # a lower limit is in force already
-        resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
 
 
 def lift_memory_limit() -> None:
     """For a call that computes on a GPU: its driver takes gigabytes of this memory, too."""
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
-def _answer(function: Callable, args: tuple) -> Any:
+def _result(function: Callable, args: tuple) -> Any:
     try:
         return function(*args)
     except (ClipError, UsageError) as error:
         return error
-    except Exception as error:  # torch and OpenCV have their own words for MemoryError
-        if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+    except Exception as error:
+        if _lacks_memory(error):
             return ClipError("E_KILLED", "needs more memory than --memory_mb allows")
         traceback.print_exc(file=sys.stderr)
         return ClipError("E_CRASH", f"a bug of ours, please report it: {error!r}")
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """MemoryError, or what a library, the allocator or the dynamic loader says instead."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
 def _end_with_parent() -> None:
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    parent: Any = multiprocessing.parent_process()
+    multiprocessing.connection.wait([parent.sentinel])
     _end()
 
 
 def _end() -> None:
     discard_unfinished()
     os._exit(1)
-
-
-def _cause(exitcode: int) -> str:
-    return f"of {signal.Signals(-exitcode).name}" if exitcode < 0 else f"with code {exitcode}"
