@@ -44,9 +44,9 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except OSError as error:
         reason = error.strerror or f"{error}; is the disc full?"
         if error.errno in (None, errno.ENOSPC, errno.EDQUOT):
-            part = temporary.stat().st_size if temporary.exists() else 0
-            most = (part + shutil.disk_usage(existing(path.parent)).free) / 1e6
-            reason += f": it needs more than the {most:.1f} MB that are free; make room and go on"
+            written = temporary.stat().st_size if temporary.exists() else 0
+            free = (written + shutil.disk_usage(existing(path.parent)).free) / 1e6
+            reason += f": it needs more than the {free:.1f} MB that are free; make room and go on"
         raise UsageError(f"cannot write {path}: {reason}") from error
     finally:
         with contextlib.suppress(OSError):  # nothing is left to remove, or there is no folder
@@ -83,10 +83,11 @@ def read_sealed(path: Path) -> bytes:
     return data
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Nothing is written where the file holds exactly this already."""
     with contextlib.suppress(OSError):
-        if Path(path).is_file() and Path(path).read_bytes() == data:  # a pipe would wait for ever
+        # asked first: reading a pipe would wait for ever
+        if Path(path).is_file() and Path(path).read_bytes() == data:
             return
     write_atomic(path, lambda file: file.write(data))
 
@@ -108,7 +109,7 @@ def write_csv(path: Path, frame: Any) -> None:
 def read_json(path: Path) -> Any:
     """Parse a JSON file; UsageError names the file when it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_bytes(), object_pairs_hook=_once)
+        return json.loads(Path(path).read_bytes(), object_pairs_hook=_without_doubles)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -123,11 +124,13 @@ def read_known(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for name, _ in pairs if [key for key, _ in pairs].count(name) > 1)
-        raise ValueError(f"it has {twice!r} twice")
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError for a name that stands in it twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it has {name!r} twice")
+        found[name] = value
     return found
 
 
@@ -150,7 +153,7 @@ def check_place(folder: Path) -> None:
 
 def existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
-    return next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def sha256(path: Path) -> str:

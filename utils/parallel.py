@@ -14,9 +14,9 @@ from utils.errors import UsageError, one_of
 
 BACKENDS = ("loky", "dask", "ray")  # "loky" is this machine
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # of mallopt(3)
-GLIBC = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20}  # what it comes to
+KEEP = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1}  # freed memory stays with the process
+GLIBC = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20}  # without our change
 PR_SET_PDEATHSIG = 1  # of prctl(2)
-KEEP = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1}
 
 
 def available_cores() -> int:
@@ -54,8 +54,9 @@ def signal_at_parents_end(signum: int) -> None:
 def end_with_parent() -> None:
     """Have the system kill this child when its parent dies; at once, where that has happened."""
     signal_at_parents_end(signal.SIGKILL)
-    forked = multiprocessing.get_start_method() == "fork"  # else another process is the parent
-    if forked and os.getppid() != multiprocessing.parent_process().pid:
+    parent = multiprocessing.parent_process()
+    forked = multiprocessing.get_start_method() == "fork"  # else the forkserver is its parent
+    if forked and parent and os.getppid() != parent.pid:
         os._exit(1)
 
 
@@ -81,10 +82,13 @@ def parallel_map(
     if backend == "loky" and workers == 1:
         yield from map(function, items)
         return
-    kind, count = ("threading", workers) if backend == "loky" else (backend, -1)
-    with parallel_config(backend=kind, n_jobs=count):
-        as_they_end = "generator_unordered" if backend == "loky" else "list"
-        yield from Parallel(return_as=as_they_end)(delayed(function)(item) for item in items)
+    calls = (delayed(function)(item) for item in items)
+    if backend == "loky":
+        with parallel_config(backend="threading", n_jobs=workers):
+            yield from Parallel(return_as="generator_unordered")(calls)
+    else:
+        with parallel_config(backend=backend, n_jobs=-1):
+            yield from Parallel()(calls)
 
 
 def connect(backend: str, scheduler: str | None) -> None:
@@ -94,9 +98,7 @@ def connect(backend: str, scheduler: str | None) -> None:
         if backend == "dask":
             from dask.distributed import Client
 
-            Client(
-                scheduler
-            )  # joblib uses the newest client; None starts a cluster on this machine
+            Client(scheduler)  # joblib uses the newest client; None starts a cluster here
         elif backend == "ray":
             import ray
             from ray.util.joblib import register_ray
@@ -104,7 +106,6 @@ def connect(backend: str, scheduler: str | None) -> None:
             ray.init(address=scheduler, ignore_reinit_error=True)
             register_ray()
     except ImportError as error:
-        extra = {"dask": "dask[distributed]", "ray": "ray"}[backend]
-        raise UsageError(
-            f"--backend {backend} needs one more package: pip install '{extra}'"
-        ) from error
+        package = {"dask": "dask[distributed]", "ray": "ray"}[backend]
+        need = f"--backend {backend} needs one more package: pip install '{package}'"
+        raise UsageError(need) from error

@@ -37,21 +37,21 @@ def plot_curves(path: Path, rows: list[dict[str, Any]], title: str) -> None:
 
 
 def plot_confusion(path: Path, confusion: Any, classes: list[str], title: str) -> None:
-    """Confusion matrix, rows are the truth and add up to 1; the counts are written in."""
+    """Confusion matrix: rows are labels and add up to 1, columns predictions; with the counts."""
     figure, axis = _figure(1, 1, (4.8, 4.6))
     shares = confusion / confusion.sum(axis=1, keepdims=True).clip(min=1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for truth, row in enumerate(confusion):
-        for answer, count in enumerate(row):
-            color = "white" if shares[truth, answer] > 0.6 else INK
-            axis.text(answer, truth, str(count), ha="center", va="center", color=color)
+    for label, row in enumerate(confusion):
+        for prediction, count in enumerate(row):
+            color = "white" if shares[label, prediction] > 0.6 else INK
+            axis.text(prediction, label, str(count), ha="center", va="center", color=color)
     axis.set_xticks(range(len(classes)), classes)
     named = [
         name if row.any() else f"{name}\nno clip"
         for name, row in zip(classes, confusion, strict=True)
     ]
     axis.set_yticks(range(len(classes)), named)
-    axis.set(xlabel="answer", ylabel="truth")
+    axis.set(xlabel="prediction", ylabel="label")
     axis.set_title(title, loc="left", color=INK, fontsize=10)
     _save(figure, path)
 
@@ -70,25 +70,27 @@ def plot_bars(path: Path, rows: list[tuple], title: str, chance: float) -> None:
     _save(figure, path)
 
 
-def plot_reliability(path: Path, curves: dict[str, list[dict]], title: str) -> None:
-    """How often answers of each confidence are right: {label: bins}; points grow with clips."""
+def plot_calibration(path: Path, curves: dict[str, list[dict]], title: str) -> None:
+    """How often predictions of each confidence are right: {name: bins}; points grow with clips."""
     figure, axis = _figure(1, 1, (4.8, 4.4))
     axis.plot([0, 1], [0, 1], color="#bbbbbb", lw=1)
-    for (label, bins), color in zip(curves.items(), (TRAIN, VAL), strict=False):
-        x, y = ([each[name] for each in bins] for name in ("confidence", "accuracy"))
-        total = sum(each["clips"] for each in bins)
-        axis.scatter(x, y, [12 + 300 * each["clips"] / total for each in bins], color, alpha=0.7)
-        axis.plot(x, y, color=color, label=label, lw=1, alpha=0.6)
-    axis.set(xlabel="confidence of the answer", ylabel="share that is right", xlim=(0, 1.02))
+    for (name, bins), color in zip(curves.items(), (TRAIN, VAL), strict=False):
+        confidence = [row["confidence"] for row in bins]
+        accuracy = [row["accuracy"] for row in bins]
+        total = sum(row["clips"] for row in bins)
+        sizes = [12 + 300 * row["clips"] / total for row in bins]
+        axis.scatter(confidence, accuracy, sizes, color, alpha=0.7)
+        axis.plot(confidence, accuracy, color=color, label=name, lw=1, alpha=0.6)
+    axis.set(xlabel="confidence of the prediction", ylabel="share that is right", xlim=(0, 1.02))
     figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
     axis.set_title(title, loc="left", color=INK, fontsize=10)
     _save(figure, path)
 
 
-def plot_harms(path: Path, curves: dict[str, list[tuple]], chance: float) -> None:
-    """Accuracy against how hard an input was harmed: {title: [(level, share, (low, high))]}."""
+def plot_corruptions(path: Path, curves: dict[str, list[tuple]], chance: float) -> None:
+    """Accuracy by how far an input is corrupted: {title: [(level, share, (low, high))]}."""
     figure, axes = _figure(1, len(curves), (3.4 * len(curves) + 0.4, 3.2))
-    panels = list(getattr(axes, "flat", [axes]))
+    panels = list(axes.flat) if len(curves) > 1 else [axes]
     for axis, (title, rows) in zip(panels, curves.items(), strict=True):
         levels, values, ranges = zip(*rows, strict=True)
         axis.fill_between(range(len(levels)), *zip(*ranges, strict=True), color=TRAIN, alpha=0.3)
@@ -123,3 +125,6 @@ def png(figure: Any) -> bytes:
 
 def _save(figure: Any, path: Path) -> None:
     write_bytes(path, png(figure))
+
+
+plot_reliability, plot_harms = plot_calibration, plot_corruptions  # until the report uses these

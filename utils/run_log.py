@@ -15,7 +15,8 @@ class RunLog:
     def __init__(self, folder: Path, rows: list[dict[str, Any]]):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self.rows = folder, []
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []
         for events in filter(Path.is_file, folder.glob("events.out.tfevents.*")):
             events.unlink()  # they may hold a row too few, or one twice, of a run that was killed
         self.writer = SummaryWriter(str(folder))
