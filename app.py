@@ -59,10 +59,9 @@ def main() -> None:
     try:
         server = waitress.create_server(app, host=args.host, port=args.port, ident=None)
     except OSError as error:
-        raise UsageError(
-            f"port {args.port} of {args.host}: {error.strerror}; try --port"
-        ) from error
-    print(f"{len(service.models)} models; open http://{args.host}:{args.port}", flush=True)
+        place = f"port {args.port} of {args.host}"
+        raise UsageError(f"{place}: {error.strerror}; try --port") from error
+    print(f"open http://{args.host}:{args.port} (models: {len(service.models)})", flush=True)
     server.run()
 
 
@@ -81,10 +80,13 @@ def find_models(args: argparse.Namespace) -> dict[str, Path]:
 
 
 def find_examples(folder: Path | None) -> dict[str, Path]:
+    """{name: clip}, six at most."""
     from inference.sources import find_sources
 
-    sources = find_sources([folder], None)[:6] if folder else []
-    return {source.clip.media.name: source.clip.media for source in sources}
+    if folder is None:
+        return {}
+    clips = [source.clip.media for source in find_sources([folder], None)]
+    return {media.name: media for media in clips[:6]}
 
 
 if __name__ == "__main__":

@@ -35,9 +35,13 @@ class Service:
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def about(self) -> dict[str, Any]:
-        limits = {"megabytes": self.megabytes, "seconds": self.seconds}
-        words = bool(self.word_vectors)
-        return {"models": [*self.models], "examples": [*self.examples], "words": words, **limits}
+        return {
+            "models": list(self.models),
+            "examples": list(self.examples),
+            "words": self.word_vectors is not None,
+            "megabytes": self.megabytes,
+            "seconds": self.seconds,
+        }
 
     def answer(self, model: str, clip: Path | None, text: str, folder: Path) -> dict[str, Any]:
         """The answer of another process: one that dies or hangs costs this answer alone."""
@@ -63,32 +67,45 @@ def answer_one(
     seconds: float,
 ) -> dict[str, Any]:
     """In the answering process: what the page shows of a clip, a sentence or both."""
-    from inference.figure import CAUTION, class_name, draw_prediction, part_name
     from inference.sources import find_sources
-    from inference.timeline import draw_timeline
-    from inference.windows import cut_long, whole
+    from inference.windows import cut_long
 
     if device != "cpu":
         lift_memory_limit()
+    if clip:
+        check_length(clip, seconds)
     predictor = load(checkpoint, word_vectors, device)
     predictor.work_in(folder)
-    (source,) = find_sources([clip] * bool(clip), text or None)
-    if clip:
-        start, end = whole(clip)
-        if end - start > seconds:
-            raise UsageError(f"The clip lasts {end - start:.0f} s; the limit is {seconds:.0f} s.")
+    (source,) = find_sources([clip] if clip else [], text or None)
     parts = cut_long(source, predictor.longest, folder)
     predictor.look_up([part.clip.transcript for part in parts])
-    answers = [predictor.predict(part) for part in parts]
-    found = [answer for answer in answers if answer.parts]
-    if not found:
-        why = {part_name(name): why.partition(": ")[2] for name, why in answers[0].missing.items()}
-        listed = "; ".join(f"{name}: {reason}" for name, reason in why.items())
-        raise UsageError(f"Nothing in this clip can be used. {listed}.")
-    picture = draw_timeline(answers) if len(parts) > 1 else draw_prediction(found[0])
-    heads = [f"{class_name(each.label)} ({each.probabilities.max():.0%})" for each in found]
+    return describe([predictor.predict(part) for part in parts])
+
+
+def check_length(clip: Path, seconds: float) -> None:
+    from inference.windows import whole
+
+    start, end = whole(clip)
+    if end - start > seconds:
+        raise UsageError(f"The clip lasts {end - start:.0f} s; the limit is {seconds:.0f} s.")
+
+
+def describe(predictions: list) -> dict[str, Any]:
+    """The predictions for a clip, or for the parts of a long one, in words and as a picture."""
+    from inference.figure import CAUTION, class_name, draw_prediction, part_name
+    from inference.timeline import draw_timeline
+
+    usable = [prediction for prediction in predictions if prediction.parts]
+    if not usable:
+        missing = predictions[0].missing.items()
+        reasons = "; ".join(f"{part_name(name)}: {why.partition(': ')[2]}" for name, why in missing)
+        raise UsageError(f"Nothing in this clip can be used. {reasons}.")
+    if len(predictions) > 1:
+        picture, remarks = draw_timeline(predictions), []
+    else:
+        picture, remarks = draw_prediction(usable[0]), usable[0].remarks
+    heads = [f"{class_name(each.label)} ({each.probabilities.max():.0%})" for each in usable]
     shown = base64.b64encode(picture).decode()
-    remarks = found[0].remarks if len(parts) == 1 else []
     return {"head": ", ".join(heads), "remarks": remarks, "caution": CAUTION, "picture": shown}
 
 

@@ -138,13 +138,5 @@ class Silent:
         return lambda *_, **__: None
 
 
-# The names of the first edition, until their callers use the new ones.
-Alone, Group, ALONE = SingleProcess, DistributedGroup, SINGLE_PROCESS
-launched, join, writes, only_writer = (
-    launched_by_torchrun,
-    init_distributed,
-    is_main_process,
-    hold_run_folder,
-)
-SingleProcess.align = lambda self, model: self.broadcast_buffers(model)
-SingleProcess.most = lambda self, values: self.all_reduce_max(values)
+# The names of the first edition, until the tests use the new ones.
+Alone, Group = SingleProcess, DistributedGroup
