@@ -45,6 +45,7 @@ ALSO_KNOWN_AS = {
 def parse_args() -> argparse.Namespace:
     flags = Flags(
         __doc__,
+        usage="%(prog)s --mode MODE --exp_name NAME [FLAGS]",
         epilog="In [brackets]: the published recipe, by mode where it differs; see --dry_run.",
         argument_default=argparse.SUPPRESS,
         also_known_as=ALSO_KNOWN_AS,

@@ -177,3 +177,18 @@ def test_help_is_quick(script):
         if seconds[-1] < 1.5:
             return
     assert min(seconds) < 1.5, seconds
+
+
+def test_the_flags_of_a_training_fit_four_screens():
+    lines = run_script("train.py", "--help").stdout.splitlines()
+    assert len(lines) <= 105 and max(map(len, lines)) <= 100
+    assert "optimization:" in lines and "  --time_masks N                SpecAugment [4]" in lines
+
+
+def test_a_flag_of_another_name_gets_the_right_one():
+    """By what it means where a script says so, else by its letters."""
+    run = run_script("train.py", "--lr", "3", "--epochs=3", "--batch-size", 8)
+    assert run.returncode == 2 and len(run.stderr.splitlines()) == 1
+    for wrong, right in {"--lr": "--learning_rate", "--epochs": "--n_epoch"}.items():
+        assert f"{wrong}: did you mean {right}?" in run.stderr
+    assert "--batch-size: did you mean --batch_size?" in run.stderr

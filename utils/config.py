@@ -35,7 +35,7 @@ def ranged(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
     return read
 
 
-METAVARS = {"int": "N", "float": "X", "Path": "PATH", "boolean": "BOOL"}
+METAVARS = {"int": "N", "float": "X", "Path": "PATH", "boolean": "BOOL"}  # by type; else NAME
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -54,12 +54,13 @@ class Group:
     def add(self, *names: str, help: str, **options: Any) -> None:
         """Add a flag; its default is shown behind the help."""
         default = options.get("default")
-        plain = default in (None, argparse.SUPPRESS) or default is False
+        if not any(default is nothing for nothing in (None, False, argparse.SUPPRESS)):
+            help += f" ({default})"
         takes_value = "action" not in options and "choices" not in options
         if takes_value and names[0].startswith("-"):
             kind = getattr(options.get("type"), "__name__", "")
             options.setdefault("metavar", METAVARS.get(kind, "NAME"))
-        self.parser.add_argument(*names, help=help if plain else f"{help} ({default})", **options)
+        self.parser.add_argument(*names, help=help, **options)
 
 
 class Flags(argparse.ArgumentParser):
@@ -69,11 +70,8 @@ class Flags(argparse.ArgumentParser):
     """
 
     def __init__(self, doc: str, also_known_as: dict[str, str] | None = None, **options: Any):
+        super().__init__(description=doc, formatter_class=Help, allow_abbrev=False, **options)
         self.also_known_as = also_known_as or {}
-        usage = "%(prog)s FLAGS" if also_known_as else None  # not 60 flags before the first word
-        super().__init__(
-            description=doc, usage=usage, formatter_class=Help, allow_abbrev=False, **options
-        )
         self.add = Group(self).add
 
     def group(self, title: str) -> Group:
@@ -87,14 +85,18 @@ class Flags(argparse.ArgumentParser):
         group.add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
     def error(self, message: str) -> NoReturn:
-        known = self._option_string_actions
-        given = (each.partition("=")[0] for each in sys.argv[1:] if each.startswith("--"))
-        for wrong in (each for each in given if each not in known):
-            near = self.also_known_as.get(wrong) or difflib.get_close_matches(wrong, known, 1)
-            if near:
-                flag = near if isinstance(near, str) else near[0]
-                message += f"; {wrong}: did you mean {flag}?"
+        for argument in sys.argv[1:]:
+            flag = argument.partition("=")[0]
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                message += self._hint(flag)
         self.exit(2, f"{self.prog}: {message} (--help explains every flag)\n")
+
+    def _hint(self, unknown: str) -> str:
+        known = list(self._option_string_actions)
+        near = difflib.get_close_matches(unknown, known, 1)
+        if unknown in self.also_known_as:
+            near = [self.also_known_as[unknown]]
+        return f"; {unknown}: did you mean {near[0]}?" if near else ""
 
 
 def device_name(wanted: str) -> str:
