@@ -224,7 +224,7 @@ def word_settings(args: argparse.Namespace, listing, modalities: tuple[str, ...]
     said = [clip.transcript for clip in listing.clips]
     origin = vectors.gather(args.word_vectors, said, args.features_dir, args.verify)
     print(words.coverage(said, vectors.open_store(args.features_dir)))
-    return {"text": words.SETTINGS | {"vectors": origin, "rule": words.RULE}}
+    return {"text": words.TEXT_SETTINGS | {"vectors": origin, "rule": words.RULE}}
 
 
 def common_width(listing) -> int | None:

@@ -28,13 +28,13 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from extract.audio import SETTINGS, denoise, heard, read_mono
+from extract.audio import SPEECH_SETTINGS, denoise, read_mono, trim
 from training.data import Features
 from utils.errors import ClipError, UsageError, run_script
 from utils.files import write_atomic
 from utils.parallel import available_cores
 
-RATE, HOP, FFT = SETTINGS["sample_rate"], SETTINGS["hop_length"], SETTINGS["n_fft"]
+RATE, HOP, FFT = (SPEECH_SETTINGS[name] for name in ("sample_rate", "hop_length", "n_fft"))
 SPEEDS = ((10, 9), (1, 1), (10, 11))  # new samples for so many old ones
 FEW = 5  # clips: what deviates from their mean says little
 FLOOR = 1e-6  # of amplitudes and powers, -120 dB
@@ -111,7 +111,7 @@ def views(media: Path) -> list[Sound]:
     except ClipError as error:
         reason = f"{error.reason}; --data_dir is the folder that preprocess.py had"
         raise UsageError(reason) from error
-    first, last = heard(wave)
+    first, last = trim(wave)
     wave = denoise(wave[first:last])
     views = (resample_poly(wave, new, old) for new, old in SPEEDS)
     return [describe(view, first / RATE) for view in views]
@@ -124,9 +124,8 @@ def describe(wave: np.ndarray, start: float) -> Sound:
     # NaN where there is no pitch (pYIN, Mauch & Dixon 2014)
     pitch = librosa.pyin(wave, fmin=65, fmax=800, sr=RATE, frame_length=1024, hop_length=HOP)[0]
     of = {"y": wave, "sr": RATE, "n_fft": FFT, "hop_length": HOP}
-    power = librosa.feature.melspectrogram(
-        **of, n_mels=SETTINGS["n_mels"], fmin=SETTINGS["fmin"], fmax=SETTINGS["fmax"]
-    )
+    mels = {name: SPEECH_SETTINGS[name] for name in ("n_mels", "fmin", "fmax")}
+    power = librosa.feature.melspectrogram(**of, **mels)
     mel = librosa.power_to_db(power, ref=1.0, top_db=None)  # (F, T)
     frames = mel.shape[1]
     rms = librosa.feature.rms(y=wave, frame_length=FFT, hop_length=HOP)[0, :frames]

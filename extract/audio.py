@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from extract.media import FORMATS, check_complete, mp3_seconds, open_media, packets_of
 from utils.errors import ClipError
 
-SETTINGS = {
+SPEECH_SETTINGS = {
     "sample_rate": 16_000,  # Hz
     "n_fft": 512,  # 32 ms
     "hop_length": 256,  # 16 ms: 62.5 frames a second
@@ -24,46 +25,52 @@ SETTINGS = {
     "min_frames": 10,  # 0.16 s of speech
     "max_seconds": 1200,  # of sound: 20 minutes are filtered in 1 GB
 }
-LOUDEST = 1e6  # of a sample: files of floats can hold more, sound cannot
+JITTER = 0.04  # seconds, one picture: timestamps off by more say that samples are missing
+MAX_AMPLITUDE = 1e6  # of a sample: files of floats can hold more, sound cannot
 FULL_SCALE = 0.999  # of the largest sample that a file of integers can hold
 
 
 class Speech(NamedTuple):
     """`log_mel` (F, T) float32; start and end of the speech in seconds on the clip's clock; the
-    share of its samples that are at full scale or beyond (recorded too loud); which of the file's
-    tracks it is."""
+    share of its samples that are at full scale or beyond (recorded too loud); and of the whole
+    sound what `Sound` says."""
 
     log_mel: np.ndarray
     start: float
     end: float
     clipped: float
     track: int
+    gaps: float
 
 
 class Sound(NamedTuple):
-    """Samples (N,) float32 as the mean of all channels, the time of the first one in seconds, and
-    which of the file's tracks they are from."""
+    """Samples (N,) float32 as the mean of all channels and the time of the first one in seconds.
+
+    `track`: which of the file's tracks they are from. `gaps`: by how many seconds in all its
+    timestamps jump; nearly always 0.
+    """
 
     wave: np.ndarray
     offset: float
     track: int
+    gaps: float
 
 
-def extract_speech(path: Path, settings: dict = SETTINGS) -> Speech:
+def extract_speech(path: Path, settings: dict = SPEECH_SETTINGS) -> Speech:
     """Mono mix, silence trimmed at both ends, Wiener filter, log-mel. ClipError without speech."""
-    wave, offset, track = read_mono(path, settings)
+    wave, offset, track, gaps = read_mono(path, settings)
     check_wave(wave, path, settings)
-    first, last = heard(wave, settings)
+    first, last = trim(wave, settings)
     log_mel = log_mel_spectrogram(denoise(wave[first:last]), settings)
     rate = settings["sample_rate"]
     if log_mel.shape[1] < settings["min_frames"]:
         seconds = (last - first) / rate
         raise ClipError("E_SHORT", f"only {seconds:.2f} s of sound in {path.name}")
     clipped = float((np.abs(wave[first:last]) >= FULL_SCALE).mean())
-    return Speech(log_mel, offset + first / rate, offset + last / rate, clipped, track)
+    return Speech(log_mel, offset + first / rate, offset + last / rate, clipped, track, gaps)
 
 
-def heard(wave: np.ndarray, settings: dict = SETTINGS) -> tuple[int, int]:
+def trim(wave: np.ndarray, settings: dict = SPEECH_SETTINGS) -> tuple[int, int]:
     """First sample, and the one behind the last, that are not silence at the two ends.
 
     The same samples as librosa.effects.trim, without the seconds that its imports take.
@@ -76,49 +83,110 @@ def heard(wave: np.ndarray, settings: dict = SETTINGS) -> tuple[int, int]:
     return int(loud[0]) * hop, min(len(wave), (int(loud[-1]) + 1) * hop)
 
 
-def read_mono(path: Path, settings: dict = SETTINGS) -> Sound:
-    """The sound of a clip; of several tracks the first. ClipError where there is none."""
-    import av
+def read_mono(path: Path, settings: dict = SPEECH_SETTINGS) -> Sound:
+    """The sound of a clip, each sample at its own time; of several tracks the first. ClipError
+    where there is none.
 
-    rate = settings["sample_rate"]
+    Packets may be missing, come twice, or be hidden by an edit list. What is missing is silence of
+    its true length, and of samples for the same time the first count: so the sound stays on the
+    picture's clock.
+    """
     with open_media(path) as container:
         if not container.streams.audio:
             raise ClipError("E_NOAUDIO", f"{path.name} has no sound track")
         stream = container.streams.audio[0]
         track = stream.index  # behind the block it is gone
-        resampler = av.AudioResampler(format="fltp", rate=rate)  # keeps the channels
-        blocks, offset, samples, seconds, end = [], 0.0, 0, 0.0, 0.0
+        timeline = Timeline(settings["sample_rate"])
         for packet in packets_of(container, stream, path):
             for frame in packet.decode():
-                if not blocks:
-                    offset = float(frame.time or 0.0)
-                blocks += [mono(part) for part in resampler.resample(frame)]
-                samples += frame.samples
-                seconds = samples / frame.sample_rate
-                end = (frame.time or 0.0) + frame.samples / frame.sample_rate
-                if seconds > settings["max_seconds"]:
-                    raise ClipError(
-                        "E_LIMIT", f"{path.name} is longer than {settings['max_seconds']} s"
-                    )
-        blocks += [mono(part) for part in resampler.resample(None)] if blocks else []
-        if blocks and FORMATS[path.suffix.lower()] == "mp3":
-            check_complete(path, seconds, mp3_seconds(stream, path))
-        if blocks and FORMATS[path.suffix.lower()] == "flac":  # what is damaged in it is left out
-            check_complete(path, seconds, end - offset)
-    if not blocks:
-        raise ClipError("E_NOAUDIO", f"{path.name} has a sound track without any samples")
-    return Sound(np.concatenate(blocks), offset, track)
+                timeline.add(frame)
+                if timeline.length > settings["max_seconds"]:
+                    reason = f"{path.name} is longer than {settings['max_seconds']} s"
+                    raise ClipError("E_LIMIT", reason)
+        if not timeline.stretches:
+            raise ClipError("E_NOAUDIO", f"{path.name} has a sound track without any samples")
+        timeline.end_stretch()
+        if FORMATS[path.suffix.lower()] == "mp3":
+            check_complete(path, timeline.decoded, mp3_seconds(stream, path))
+        if FORMATS[path.suffix.lower()] == "flac":  # what is damaged in it is left out
+            check_complete(path, timeline.decoded, timeline.end - timeline.start)
+    return Sound(timeline.wave(), timeline.start, track, timeline.gaps)
+
+
+class Timeline:
+    """Decoded frames -> mono samples at one rate, each at its time."""
+
+    def __init__(self, rate: int):
+        self.rate = rate
+        self.stretches: list[tuple[float, list[np.ndarray]]] = []  # (seconds, blocks of samples)
+        self.blocks: list[np.ndarray] = []  # of the stretch that is decoded now
+        self.end = -math.inf  # seconds: where the next frame should begin
+        self.decoded = 0.0  # seconds of all frames
+        self.gaps = 0.0  # seconds by which timestamps jumped, forward or back
+
+    def add(self, frame: Any) -> None:
+        time = frame.time
+        if time is None:
+            time = max(self.end, 0.0)
+        if abs(time - self.end) > JITTER:
+            self.begin_stretch(time)
+        samples = [mono(part) for part in self.resampler.resample(frame)]
+        if samples and not self.blocks:  # a first frame can be too short for the resampler
+            self.stretches.append((time, self.blocks))
+        self.blocks += samples
+        seconds = frame.samples / frame.sample_rate
+        self.end += seconds
+        self.decoded += seconds
+
+    def begin_stretch(self, time: float) -> None:
+        """With a resampler of its own: one for all would join what does not belong together."""
+        import av
+
+        self.end_stretch()
+        if self.stretches:
+            self.gaps += abs(time - self.end)
+        self.resampler = av.AudioResampler(format="flt", rate=self.rate)  # keeps the channels
+        self.blocks = []
+        self.end = time
+
+    def end_stretch(self) -> None:
+        if self.blocks:
+            self.blocks += [mono(part) for part in self.resampler.resample(None)]
+
+    @property
+    def start(self) -> float:
+        return self.stretches[0][0]
+
+    @property
+    def length(self) -> float:
+        """Seconds from the first sample to the last, or of all frames where they overlap."""
+        return max(self.end - self.start, self.decoded) if self.stretches else self.decoded
+
+    def wave(self) -> np.ndarray:
+        """(N,) float32 from `start` on; zeros where nothing lies."""
+        places = [round((time - self.start) * self.rate) for time, _ in self.stretches]
+        parts = [np.concatenate(blocks) for _, blocks in self.stretches]
+        pairs = list(zip(places, parts, strict=True))
+        wave = np.zeros(max(place + len(part) for place, part in pairs), np.float32)
+        for place, part in reversed(pairs):  # where two overlap the first stays
+            wave[max(place, 0) : max(place + len(part), 0)] = part[max(-place, 0) :]
+        return wave
 
 
 def mono(part: Any) -> np.ndarray:
-    """The mean of all channels, (channels, N) -> (N,)."""
-    return part.to_ndarray().mean(axis=0)
+    """The mean of all channels, (1, N * C) -> (N,).
+
+    The samples must be packed (those of all channels in turn, in one plane): of sound with one
+    plane for each channel PyAV reads wild memory where there are 8 or more.
+    """
+    by_channel = part.to_ndarray().reshape(-1, part.layout.nb_channels).T  # (C, N)
+    return np.ascontiguousarray(by_channel).mean(axis=0)
 
 
 def check_wave(wave: np.ndarray, path: Path, settings: dict) -> None:
     """ClipError for samples that are not numbers, and for silence."""
     with np.errstate(invalid="ignore"):
-        broken = np.flatnonzero(~(np.abs(wave) < LOUDEST))
+        broken = np.flatnonzero(~(np.abs(wave) < MAX_AMPLITUDE))
     if len(broken):
         reason = f"sample {broken[0]} of {path.name} is {wave[broken[0]]:g}, full scale is 1"
         raise ClipError("E_NONFINITE", reason)
@@ -141,7 +209,7 @@ def denoise(wave: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(filtered), filtered, wave).astype(np.float32)
 
 
-def log_mel_spectrogram(wave: np.ndarray, settings: dict = SETTINGS) -> np.ndarray:
+def log_mel_spectrogram(wave: np.ndarray, settings: dict = SPEECH_SETTINGS) -> np.ndarray:
     """(N,) -> (F, T) float32 in [0, 1], T = 1 + N // hop: mel power in dB below the clip's maximum.
 
     1 is the loudest point of the clip and 0 everything `range_db` or more below it, so the level of

@@ -106,9 +106,9 @@ STAGES = {
     "video_embedding": Stage(make_video_embedding, lambda clip: None, ".npy", ("video",), PICTURE),
 }
 SETTINGS = {
-    "speech": audio.SETTINGS,
-    "video": faces.SETTINGS,
-    "text": words.SETTINGS,
+    "speech": audio.SPEECH_SETTINGS,
+    "video": faces.FACE_SETTINGS,
+    "text": words.TEXT_SETTINGS,
     "video_embedding": faces.EMBEDDING_SETTINGS,
 }
 

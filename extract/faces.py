@@ -13,7 +13,7 @@ from extract.detector import Track, aligned, find_faces, landmarks, square
 from extract.media import frames_at
 from utils.errors import ClipError, UsageError
 
-SETTINGS = {
+FACE_SETTINGS = {
     "face_fps": 10.0,  # crops per second of speech
     "face_size": 160,  # pixels of a crop's side: what FaceNet sees; half the bytes of 224
     "face_align": False,  # eyes and mouth at the same place in every crop
@@ -42,7 +42,7 @@ class Faces(NamedTuple):
     boxes: np.ndarray
 
 
-def extract_faces(path: Path, start: float, end: float, settings: dict = SETTINGS) -> Faces:
+def extract_faces(path: Path, start: float, end: float, settings: dict = FACE_SETTINGS) -> Faces:
     """All faces of `face_stream` at once."""
     crops, boxes = map(np.stack, zip(*face_stream(path, start, end, settings), strict=True))
     return Faces(crops, np.isfinite(boxes[:, 0]), boxes)
@@ -52,7 +52,7 @@ def face_stream(
     path: Path,
     start: float,
     end: float,
-    settings: dict = SETTINGS,
+    settings: dict = FACE_SETTINGS,
     device: str = "cpu",
     threads: int = 1,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import stat
 import struct
 from collections.abc import Iterator
@@ -131,23 +132,38 @@ def packets_of(container: Any, stream: Any, path: Path) -> Iterator[Any]:
     An .mp4 or .mov lists its packets (of uncompressed sound, and in fragments, not), a .wav or .avi
     its bytes, an .mkv or .flv its seconds; some tell nothing, and then nothing is known to lack.
     """
-    kind, count, reached = FORMATS[path.suffix.lower()], 0, 0.0
+    kind, count, shown = FORMATS[path.suffix.lower()], 0, Extent()
     # what .mkv and .flv tell is the length of the longest track
     for packet in container.demux() if kind in WHOLE else container.demux(stream):
-        if packet.pts is not None:
-            end = (packet.pts + (packet.duration or 0)) * packet.time_base
-            reached = max(reached, float(end))
+        shown.add(packet)
         if packet.stream.index == stream.index:
             count += packet.size > 0
             yield packet
     if kind == "mov" and stream.frames and not stream.codec.name.startswith("pcm"):
-        check_complete(path, count, stream.frames, f"{stream.type} packets")
+        # an edit list hides packets (phones, `ffmpeg -c copy`): then what it shows must be there
+        if count < TRUNCATED_BELOW * stream.frames:
+            promised = float((stream.duration or 0) * stream.time_base)
+            check_complete(path, shown.end - shown.start, promised)
     elif kind in ("mov", "wav", "avi"):
         with open(path, "rb") as file:
             promised = promised_bytes(file) if kind == "mov" else riff_bytes(file)
             check_complete(path, file.seek(0, 2), promised, "bytes")
     elif kind == "matroska" or (kind == "flv" and ends_in_a_tag(path)):
-        check_complete(path, reached, (container.duration or 0) / 1e6)
+        check_complete(path, shown.end, (container.duration or 0) / 1e6)
+
+
+class Extent:
+    """First and last second of the packets that are shown: those that an edit list hides, which
+    are only there to decode others, do not count."""
+
+    def __init__(self):
+        self.start, self.end = math.inf, 0.0
+
+    def add(self, packet: Any) -> None:
+        if packet.pts is not None and not packet.is_discard:
+            self.start = min(self.start, float(packet.pts * packet.time_base))
+            end = (packet.pts + (packet.duration or 0)) * packet.time_base
+            self.end = max(self.end, float(end))
 
 
 def check_complete(path: Path, there: float, promised: float, unit: str = "seconds") -> None:
@@ -201,18 +217,17 @@ class Pictures(NamedTuple):
 
 def scan_pictures(path: Path) -> Pictures:
     """First and last moment of the picture and its entry points. ClipError when it is cut short."""
+    extent, keyframes = Extent(), []
     with open_media(path) as container:
         stream = video_stream(container, path)
-        packets = packets_of(container, stream, path)
-        timed = [packet for packet in packets if packet.size and packet.pts is not None]
-        if not timed:
-            raise ClipError("E_NOVIDEO", f"{path.name} has a video track without any frame")
-        unit = stream.time_base
-        return Pictures(
-            float(min(packet.pts for packet in timed) * unit),
-            float(max(packet.pts + (packet.duration or 0) for packet in timed) * unit),
-            [(float(packet.pts * unit), packet.pts) for packet in timed if packet.is_keyframe],
-        )
+        for packet in packets_of(container, stream, path):
+            if packet.size and packet.pts is not None:
+                extent.add(packet)
+                if packet.is_keyframe:
+                    keyframes.append((float(packet.pts * stream.time_base), packet.pts))
+    if extent.start == math.inf:
+        raise ClipError("E_NOVIDEO", f"{path.name} has a video track without any frame")
+    return Pictures(extent.start, extent.end, keyframes)
 
 
 def video_stream(container: Any, path: Path) -> Any:

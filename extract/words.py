@@ -26,10 +26,12 @@ Vectors = dict[str, np.ndarray]  # word -> (D,) float32
 TOKEN = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
 NUMPYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 RULE = 1  # raise it when the rule for transcripts changes
-SETTINGS = {"key": "word_embed", "max_words": 2000, "max_bytes": 16 << 20}
+TEXT_SETTINGS = {"key": "word_embed", "max_words": 2000, "max_bytes": 16 << 20}
 
 
-def read_words(path: Path | None, word_dim: int | None, settings: dict = SETTINGS) -> np.ndarray:
+def read_words(
+    path: Path | None, word_dim: int | None, settings: dict = TEXT_SETTINGS
+) -> np.ndarray:
     """Word vectors (L, D) float32, L >= 1; ClipError that says what the file holds instead."""
     if path is None or not is_file(path):
         expected = path.name if path else "an .npz of the clip's name beside it"
@@ -98,7 +100,7 @@ def _parse_npy(data: bytes, path: Path) -> np.ndarray:
     return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def embed(transcript: str, vectors: Vectors, settings: dict = SETTINGS) -> np.ndarray:
+def embed(transcript: str, vectors: Vectors, settings: dict = TEXT_SETTINGS) -> np.ndarray:
     """The known words of a transcript, (L, D) float32, L >= 1; ClipError when there are none."""
     tokens = tokenize(transcript)
     if not tokens:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.audio import SETTINGS, check_wave, read_mono
+from extract.audio import SPEECH_SETTINGS, check_wave, read_mono
 from extract.media import FORMATS, open_media
 from inference.sources import Source, read_cues
 from utils.errors import ClipError, UsageError
@@ -54,10 +54,10 @@ def whole(path: Path) -> Span:
 
 def find_spans(path: Path) -> list[Span]:
     """Utterances by voice activity; equal parts of the whole when there is nothing to hear."""
-    rate = SETTINGS["sample_rate"]
+    rate = SPEECH_SETTINGS["sample_rate"]
     try:
-        wave, offset, _ = read_mono(path, SETTINGS | {"max_seconds": math.inf})
-        check_wave(wave, path, SETTINGS)
+        wave, offset, _ = read_mono(path, SPEECH_SETTINGS | {"max_seconds": math.inf})
+        check_wave(wave, path, SPEECH_SETTINGS)
     except ClipError:
         return evenly(*whole(path))
     return [(offset + start, offset + end) for start, end in utterances(wave, rate)]

@@ -183,7 +183,11 @@ def write_features(
                 )
                 row |= {"words": len(noise)}
             rows.append(row)
-    made = {"speech": audio.SETTINGS, "video": faces.SETTINGS, "text": words.SETTINGS}
+    made = {
+        "speech": audio.SPEECH_SETTINGS,
+        "video": faces.FACE_SETTINGS,
+        "text": words.TEXT_SETTINGS,
+    }
     made["video"] = made["video"] | {"face_size": face_size}
     settings = {
         "schema": SCHEMA,

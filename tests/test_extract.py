@@ -27,8 +27,8 @@ from utils import guard
 from utils.errors import CLIP_CODES, ClipError
 from utils.guard import Limits, guarded
 
-HOP = audio.SETTINGS["hop_length"] / audio.SETTINGS["sample_rate"]  # seconds
-SMALL = faces.SETTINGS | {"face_size": 48, "detect_every": 1}  # MTCNN looks at every frame
+HOP = audio.SPEECH_SETTINGS["hop_length"] / audio.SPEECH_SETTINGS["sample_rate"]  # seconds
+SMALL = faces.FACE_SETTINGS | {"face_size": 48, "detect_every": 1}  # MTCNN looks at every frame
 FACE = (40, 20, 80, 60)  # with the margins exactly 48 pixels wide
 
 
@@ -75,7 +75,7 @@ def test_silence_is_trimmed_and_the_times_are_the_clips_own(tmp_path, late):
     sound = np.concatenate([np.zeros(8000), tone(0.6), np.zeros(8000)])
     clip = make_clip(tmp_path / "a.mp4", moving_picture(), sound, sound_start=late)
     speech = extract_speech(clip)
-    window = audio.SETTINGS["n_fft"] / 16_000
+    window = audio.SPEECH_SETTINGS["n_fft"] / 16_000
     assert -window <= speech.start - (late + 0.5) <= HOP
     assert -HOP <= speech.end - (late + 1.1) <= window
     seconds = speech.end - speech.start
@@ -109,7 +109,7 @@ def test_the_same_is_heard_as_librosa_hears():
         loud = np.repeat(rng.uniform(0, 1, 20) ** 8, rng.integers(50, 2000))
         wave = (loud * rng.normal(size=len(loud))).astype(np.float32)
         _, expected = trim(wave, top_db=20, frame_length=512, hop_length=256)
-        assert audio.heard(wave) == tuple(expected)
+        assert audio.trim(wave) == tuple(expected)
 
 
 @pytest.mark.parametrize("wave", [np.zeros(999), np.full(999, 0.25), np.repeat([0, 0.5], 500)])
@@ -152,7 +152,7 @@ def test_unusable_sound_has_a_code(tmp_path, sound, code):
 
 def test_hours_of_sound_are_refused_before_they_fill_the_memory(tmp_path):
     clip = make_clip(tmp_path / "a.mp4", None, tone(3.0))
-    assert code_of(extract_speech, clip, audio.SETTINGS | {"max_seconds": 2}) == "E_LIMIT"
+    assert code_of(extract_speech, clip, audio.SPEECH_SETTINGS | {"max_seconds": 2}) == "E_LIMIT"
 
 
 def test_uncompressed_sound_is_read(tmp_path):
@@ -314,7 +314,9 @@ def test_a_person_is_followed_from_block_to_block():
 
 def test_boxes_come_back_in_pixels_largest_first(fake):
     fake(((10, 20, 50, 60), (60, 20, 160, 120)))
-    [boxes] = detector.find_faces([flat((0, 0, 0), 360, 640)], faces.SETTINGS)  # seen at half size
+    [boxes] = detector.find_faces(
+        [flat((0, 0, 0), 360, 640)], faces.FACE_SETTINGS
+    )  # seen at half size
     np.testing.assert_allclose(boxes, [[120, 40, 320, 240], [20, 40, 100, 120]])
 
 
@@ -380,8 +382,8 @@ def portrait(face_image) -> list[np.ndarray]:
 
 
 def test_between_looks_the_faces_are_where_mtcnn_finds_them(portrait):
-    each = detector.find_faces(portrait, faces.SETTINGS | {"detect_every": 1})
-    some = detector.find_faces(portrait, faces.SETTINGS)
+    each = detector.find_faces(portrait, faces.FACE_SETTINGS | {"detect_every": 1})
+    some = detector.find_faces(portrait, faces.FACE_SETTINGS)
     assert [len(boxes) for boxes in some] == [len(boxes) for boxes in each] == [1] * 25
     assert min(overlap(a[0], b).item() for a, b in zip(each, some, strict=True)) > 0.85
 
@@ -389,7 +391,7 @@ def test_between_looks_the_faces_are_where_mtcnn_finds_them(portrait):
 @pytest.mark.parametrize("hidden", [[3], [9, 10, 11, 12]], ids=["one frame", "four frames"])
 def test_between_looks_no_face_is_invented(portrait, hidden):
     frames = [flat((90, 90, 90), 240, 320) if at in hidden else f for at, f in enumerate(portrait)]
-    found = detector.find_faces(frames, faces.SETTINGS)
+    found = detector.find_faces(frames, faces.FACE_SETTINGS)
     assert [at for at, boxes in enumerate(found) if not len(boxes)] == hidden
 
 
@@ -399,7 +401,7 @@ def test_aligned_crops_have_the_eyes_level_and_in_place(portrait, degrees):
 
     turn = cv2.getRotationMatrix2D((160, 120), degrees, 1.0)
     frame = cv2.warpAffine(portrait[0], turn, (320, 240))
-    settings = faces.SETTINGS | {"face_align": True, "face_size": 112, "margin": 0.0}
+    settings = faces.FACE_SETTINGS | {"face_align": True, "face_size": 112, "margin": 0.0}
     [[box, *_]] = detector.find_faces([frame], settings)
     points = detector.landmarks(frame, box, settings, "cpu")
     slope = np.degrees(np.arctan2(*(points[1] - points[0])[::-1]))

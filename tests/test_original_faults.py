@@ -174,9 +174,9 @@ def test_short_clips_cut_to_nothing():
 
 
 def test_faces_stored_per_mel_frame():
-    times = faces.sample_times(1.0, 3.25, faces.SETTINGS["face_fps"])
+    times = faces.sample_times(1.0, 3.25, faces.FACE_SETTINGS["face_fps"])
     assert len(times) in (22, 23)
-    assert len(times) * faces.SETTINGS["face_size"] ** 2 * 3 < 21.2e6 / 6  # bytes, as uint8
+    assert len(times) * faces.FACE_SETTINGS["face_size"] ** 2 * 3 < 21.2e6 / 6  # bytes, as uint8
 
 
 def test_speech_and_text_encoded_for_every_view():

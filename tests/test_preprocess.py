@@ -369,7 +369,11 @@ def test_killed_runs_leave_nothing_that_the_next_run_does_not_mend(corpus, made,
 
 def test_death_after_any_step_of_a_clip_is_mended(corpus, tmp_path):
     [clip] = [clip for clip in merc2020.list_clips(corpus).clips if clip.split == "val"]
-    settings = {"speech": audio.SETTINGS, "video": faces.SETTINGS, "text": words.SETTINGS}
+    settings = {
+        "speech": audio.SPEECH_SETTINGS,
+        "video": faces.FACE_SETTINGS,
+        "text": words.TEXT_SETTINGS,
+    }
 
     def process(place: str) -> dict:
         job = Job(tmp_path / place, ("speech", "text"), settings, word_dim=200)
