@@ -399,7 +399,7 @@ def test_noise_is_what_noise_in_the_sound_would_have_been():
             audio.log_mel_spectrogram((wave + level * rng.normal(size=len(wave))).astype("f4"))
             for _ in range(2)
         )
-        ours = add_noise(clean, snr, rng, audio.SETTINGS)
+        ours = add_noise(clean, snr, rng, audio.SPEECH_SETTINGS)
         apart = 80 * np.abs(real - again).mean()  # dB between two draws of real noise
         assert abs(80 * (ours - real).mean()) < 0.5, "dB, mean over all cells"
         assert 80 * np.abs(ours - real).mean() < 1.15 * apart < 80 * np.abs(clean - real).mean()
