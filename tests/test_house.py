@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -192,3 +195,28 @@ def test_a_flag_of_another_name_gets_the_right_one():
     for wrong, right in {"--lr": "--learning_rate", "--epochs": "--n_epoch"}.items():
         assert f"{wrong}: did you mean {right}?" in run.stderr
     assert "--batch-size: did you mean --batch_size?" in run.stderr
+
+
+def test_an_installation_has_every_package_and_its_files():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert set(setup["packages"]) == found == set(PACKAGES)
+    for package in PACKAGES:
+        folder, patterns = ROOT / package, setup["package-data"].get(package, [])
+        named = {path for pattern in patterns for path in folder.glob(pattern)}
+        others = {path for path in folder.rglob("*.*") if path.suffix not in (".py", ".pyc")}
+        assert named == others
+
+
+def test_wrong_calls_are_found_before_they_run(tmp_path):
+    """Also in functions without annotations, as small scripts have them."""
+    lines = ["from utils.files import sha256", "def main():", "    sha256('a', 2)"]
+    (tmp_path / "wrong.py").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "mypy", str(tmp_path / "wrong.py")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert 'wrong.py:3: error: Too many arguments for "sha256"' in run.stdout
+
+
+def test_nobody_bends_the_search_path():
+    beside = [path for name in ("examples", "benchmarks") for path in (ROOT / name).glob("*.py")]
+    assert [path for path in [*PRODUCT, *beside] if "sys.path" in path.read_text()] == []
