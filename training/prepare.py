@@ -56,8 +56,8 @@ def load_starts(config: dict[str, Any], task: Task) -> Starts:
 def adopt_settings(config: dict[str, Any], starts: Starts, given: set[str]) -> None:
     """An encoder that starts from a run is built as it was there, but for the flags `given`."""
     for name, (_, checkpoint) in starts.items():
-        for setting in modality(name).settings:
-            if setting not in given:
+        for setting, about in modality(name).settings.items():
+            if setting not in given and about.group != "augmentation":
                 config[setting] = checkpoint["config"][setting]
 
 
