@@ -19,7 +19,14 @@ from utils.errors import ClipError
 from utils.files import digest, has_sha256, is_file, read_known, sha256, write_atomic, write_json
 from utils.guard import Limits, guarded, lift_memory_limit
 
-SCHEMA = 2  # raise it when a change of the code changes the features
+# Which features still count when the code that makes them has changed? Raise one of these:
+# SCHEMA where the features of ordinary clips change: all are made anew, days for a large corpus.
+# REVISION where only those of odd clips change: a record of an earlier one is looked at once, and
+# `_is_current` tells whether this clip is odd. 1: sound is laid at its timestamps, and what an edit
+# list hides is not there. Looking costs one reading of the sound; failures are tried again.
+SCHEMA = 2
+REVISION = 1
+EMPTY: dict[str, Any] = {"stages": {}, "failure": None}  # the record of a clip without any
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Stage(NamedTuple):
     """
 
     make: Callable[[Clip, Job, dict, BinaryIO], dict[str, Any]]
-    source: Callable[[Clip], Path | str | None]
+    source: Callable[[Clip], Path | str | None]  # a file, a transcript, or only other stages
     ending: str
     needs: tuple[str, ...] = ()  # stages whose facts or files it reads, where the job has them
     libraries: tuple[str, ...] = ()
@@ -60,12 +67,14 @@ def make_speech(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
         "speech_frames": speech.log_mel.shape[1],
         "clipped_ratio": round(speech.clipped, 6),
         "sound_track": speech.track,
+        "sound_gaps": round(speech.gaps, 4),
     }
 
 
 def make_video(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
-    start, end = facts.get("speech_start"), facts.get("speech_end")
-    if start is None:  # a corpus without sound: the whole clip
+    if "speech_start" in facts:
+        start, end = facts["speech_start"], facts["speech_end"]
+    else:  # a corpus without sound: the whole clip
         start, end = clip.span or scan_pictures(clip.media)[:2]
     settings, size = job.settings["video"], job.settings["video"]["face_size"]
     shape = (len(faces.sample_times(start, end, settings["face_fps"])), size, size, 3)
@@ -75,7 +84,7 @@ def make_video(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
     device = device_name(job.device)
     for crop, box in faces.face_stream(clip.media, start, end, settings, device, job.threads):
         file.write(crop.data)  # one at a time: the memory does not grow with the clip
-        flags += "01"[int(np.isfinite(box).all())]
+        flags += "1" if np.isfinite(box).all() else "0"
     return {"video_frames": len(flags), "face_frames": flags.count("1"), "face_valid": flags}
 
 
@@ -129,9 +138,12 @@ def process_clip(clip: Clip, job: Job) -> dict:
     settings change, or with `retry_failed`.
     """
     path = record_path(job.features_dir, clip)
-    before = read_record(path)
-    record: dict = {"stages": {}, "failure": None}
-    facts: dict = {}
+    stored = read_record(path)
+    before = stored
+    if stored.get("revision") != REVISION:
+        before = _of_this_revision(stored, clip, job)
+    record: dict[str, Any] = {"stages": {}, "failure": None, "revision": REVISION}
+    facts: dict[str, Any] = {}
     keys: dict[str, str] = {}
     kept: dict[str, str] = {}  # of stages that this run does not ask for: the next one may
     for name in STAGES:
@@ -139,7 +151,8 @@ def process_clip(clip: Clip, job: Job) -> dict:
         if name not in job.modalities:
             if old and name in job.settings and _is_there(job, clip, name):
                 kept[name] = _stage_key(name, clip, job, kept | keys)
-                record["stages"] |= {name: old} if old["key"] == kept[name] else {}
+                if old["key"] == kept[name]:
+                    record["stages"][name] = old
             continue
         keys[name] = _stage_key(name, clip, job, keys)
         failure = before["failure"]
@@ -148,16 +161,34 @@ def process_clip(clip: Clip, job: Job) -> dict:
             break
         if not (old and old["key"] == keys[name] and _is_there(job, clip, name)):
             try:
-                old = _make(name, clip, job, facts, keys[name])
+                old = _supervised(_write, name, clip, job, facts, keys[name])
             except ClipError as error:
                 reason = {"stage": name, "code": error.code, "reason": error.reason}
                 record["failure"] = {"key": keys[name], **reason, "limits": limits_of(job)}
                 break
         record["stages"][name] = old
         facts |= old["facts"]
-    if record != before:
+    if record != stored:
         write_json(path, record | {"digest": digest(record)})
     return record
+
+
+def _of_this_revision(record: dict, clip: Clip, job: Job) -> dict:
+    """What still counts of a record that an earlier revision wrote."""
+    if record["stages"].keys() & {"speech", "video"}:
+        try:
+            if not _supervised(_is_current, "speech", clip, job, record["stages"]):
+                return EMPTY
+        except ClipError:  # the stages will say it
+            return EMPTY
+    return record | {"failure": None}  # what failed then may be read now
+
+
+def _is_current(stage: str, clip: Clip, job: Job, stages: dict) -> bool:
+    """Whether revision 1 makes the same features of the clip as the code before it."""
+    if "speech" in stages:
+        return audio.read_mono(clip.media).gaps == 0
+    return not scan_pictures(clip.media).hides  # the face is looked for in the whole picture
 
 
 def limits_of(job: Job) -> list[float]:
@@ -173,9 +204,8 @@ def _try_again(failure: dict, job: Job) -> bool:
 
 def read_record(path: Path) -> dict:
     """The record, or an empty one where there is none or a changed one: the clip is made anew."""
-    found = read_known(path)
-    record = {name: found.get(name) for name in ("stages", "failure")}
-    return record if found.get("digest") == digest(record) else {"stages": {}, "failure": None}
+    record = read_known(path)
+    return record if record.pop("digest", None) == digest(record) else EMPTY
 
 
 def remove_changed(clip: Clip, job: Job) -> list[Path]:
@@ -196,7 +226,7 @@ def remove_changed(clip: Clip, job: Job) -> list[Path]:
         same = has_sha256(feature_path(job.features_dir, clip, name), stage["sha256"])
         if same and "source_sha256" in stage and isinstance(source, Path) and is_file(source):
             with contextlib.suppress(OSError):  # a file that cannot be read now costs nothing made
-                same = _digest_of(source, tuple(_identity(source))) == stage["source_sha256"]
+                same = _digest_of(source, _stamp(source)) == stage["source_sha256"]
         if not same:
             changed.append(feature_path(job.features_dir, clip, name))
     for each in changed:
@@ -204,33 +234,36 @@ def remove_changed(clip: Clip, job: Job) -> list[Path]:
     return changed
 
 
-def _make(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
-    """What the record says of one stage, its file written; in a process of its own if asked."""
+def _supervised(function: Callable, name: str, clip: Clip, job: Job, *args: Any) -> Any:
+    """`function(name, clip, job, *args)` for a stage; in a process of its own if asked."""
     if not job.clip_seconds:
-        return _write(name, clip, job, facts, key)
+        return function(name, clip, job, *args)
     libraries = [library for stage in job.modalities for library in STAGES[stage].libraries]
-    size = _identity(STAGES[name].source(clip))
-    megabytes = size[1] / 1e6 if isinstance(size, list) else 0
+    source = STAGES[name].source(clip)
+    stamp = _stamp(source) if isinstance(source, Path) else None
+    megabytes = stamp[1] / 1e6 if stamp else 0
     limits = Limits(job.clip_seconds * (1 + megabytes / 10), job.memory_mb, tuple(libraries))
-    return guarded(_write, name, clip, job, facts, key, limits=limits)
+    return guarded(function, name, clip, job, *args, limits=limits)
 
 
 def _write(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
-    path, new = feature_path(job.features_dir, clip, name), {}
-    if STAGES[name].libraries:
+    """Make one stage's file; what the record says of it."""
+    stage, path = STAGES[name], feature_path(job.features_dir, clip, name)
+    if stage.libraries:
         _limit_threads(job.threads)
-    if STAGES[name].libraries == PICTURE and device_name(job.device) != "cpu":
+    if stage.libraries == PICTURE and device_name(job.device) != "cpu":
         lift_memory_limit()
-    write_atomic(path, lambda file: new.update(STAGES[name].make(clip, job, facts, file)))
-    source = STAGES[name].source(clip)
-    read = {}
+    made: dict[str, Any] = {}
+    write_atomic(path, lambda file: made.update(stage.make(clip, job, facts, file)))
+    entry = {"key": key, "sha256": sha256(path), "facts": made}
+    source = stage.source(clip)
     if isinstance(source, Path):
-        read["source_sha256"] = _digest_of(source, tuple(_identity(source)))
-    return {"key": key, "sha256": sha256(path), **read, "facts": new}
+        entry["source_sha256"] = _digest_of(source, _stamp(source))
+    return entry
 
 
 @lru_cache(maxsize=1)  # the stages of a clip come one after the other
-def _digest_of(source: Path, identity: tuple) -> str:
+def _digest_of(source: Path, stamp: tuple | None) -> str:
     return sha256(source)
 
 
@@ -239,19 +272,20 @@ def _stage_key(name: str, clip: Clip, job: Job, keys: dict[str, str]) -> str:
     stage = STAGES[name]
     upstream = [keys[need] for need in stage.needs if need in keys]
     word_dim = job.word_dim if name == "text" else None
-    return digest([SCHEMA, job.settings[name], _identity(stage.source(clip)), upstream, word_dim])
+    source: Any = stage.source(clip)
+    if isinstance(source, Path):
+        source = _stamp(source)
+    return digest([SCHEMA, job.settings[name], source, upstream, word_dim])
 
 
-def _identity(source: Path | str | None) -> list | str | None:
+def _stamp(path: Path) -> tuple[str, int, int] | None:
     """Name, size and time of change: enough to see most replaced files without reading them (all,
-    with --verify). Text is itself."""
-    if isinstance(source, str):
-        return source
+    with --verify)."""
     try:
-        status = source.stat()
-    except (AttributeError, OSError):  # none, or the stage will say why it cannot be read
+        status = path.stat()
+    except OSError:  # the stage will say why it cannot be read
         return None
-    return [source.name, status.st_size, status.st_mtime_ns]
+    return path.name, status.st_size, status.st_mtime_ns
 
 
 def _is_there(job: Job, clip: Clip, stage: str) -> bool:

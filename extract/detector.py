@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 NONE = np.zeros((0, 4), np.float32)
+# Where the landmarks are in an aligned crop without a margin, as in ArcFace (arXiv 1801.07698)
 PLACES = np.array([[0.342, 0.462], [0.657, 0.460], [0.5, 0.641], [0.371, 0.825], [0.632, 0.823]])
-# of the landmarks in an aligned crop without a margin, as in ArcFace (arXiv 1801.07698)
 PATCH = 48  # pixels: what MTCNN's last network sees
 
 
@@ -23,15 +24,22 @@ def find_faces(frames: list[np.ndarray], settings: dict, device: str = "cpu") ->
     small, scale = shrink(frames, settings)
     if min(small[0].shape[:2]) < settings["min_face"]:  # MTCNN fails below its smallest face
         return [NONE for _ in frames]
-    every = settings["detect_every"]
-    anchors = sorted({*range(0, len(frames), every), len(frames) - 1})
-    found = dict(zip(anchors, detect([small[at] for at in anchors], settings, device), strict=True))
+    looked_at = sorted({*range(0, len(frames), settings["detect_every"]), len(frames) - 1})
+    found = detect_at(looked_at, small, settings, device)
     found |= between(small, found, settings, device)
     rest = [at for at in range(len(frames)) if at not in found]
-    if rest:
-        looked = detect([small[at] for at in rest], settings, device)
-        found |= dict(zip(rest, looked, strict=True))
+    found |= detect_at(rest, small, settings, device)
     return [found[at] / scale for at in range(len(frames))]
+
+
+def detect_at(
+    places: list[int], frames: list[np.ndarray], settings: dict, device: str
+) -> dict[int, np.ndarray]:
+    """The boxes (N, 4) in the frames at these places, by all of MTCNN."""
+    if not places:
+        return {}
+    boxes = detect([frames[at] for at in places], settings, device)
+    return dict(zip(places, boxes, strict=True))
 
 
 def shrink(frames: list[np.ndarray], settings: dict) -> tuple[list[np.ndarray], float]:
@@ -46,22 +54,25 @@ def shrink(frames: list[np.ndarray], settings: dict) -> tuple[list[np.ndarray], 
 
 def between(small: list, found: dict, settings: dict, device: str) -> dict[int, np.ndarray]:
     """Boxes of the frames between those in `found` for which the last network alone is sure."""
-    places, boxes = [], []
-    for first, last in zip(list(found), list(found)[1:], strict=False):
+    places, guesses = [], []
+    for first, last in pairwise(found):
         partners = agreeing(found[first], found[last], settings["agree_iou"])
-        for at in range(first + 1, last) if partners is not None else ():
+        if partners is None:
+            continue
+        for at in range(first + 1, last):
             share = (at - first) / (last - first)
-            for box, partner in zip(found[first], partners, strict=True):
-                places.append(at)
-                boxes.append(box + share * (partner - box))
+            places += [at] * len(partners)
+            guesses.append(found[first] + share * (partners - found[first]))
     if not places:
         return {}
-    moved, scores = refine([small[at] for at in places], np.stack(boxes), settings, device)
-    return {
-        at: largest_first(moved[np.array(places) == at])
-        for at in set(places)
-        if (scores[np.array(places) == at] >= settings["min_probability"]).all()
-    }
+    frames = [small[at] for at in places]
+    boxes, scores = refine(frames, np.concatenate(guesses), settings, device)
+    sure: dict[int, np.ndarray] = {}
+    for at in set(places):
+        here = np.array(places) == at
+        if (scores[here] >= settings["min_probability"]).all():
+            sure[at] = largest_first(boxes[here])
+    return sure
 
 
 def agreeing(before: np.ndarray, after: np.ndarray, least: float) -> np.ndarray | None:
@@ -211,17 +222,13 @@ def square(frame: np.ndarray, box: np.ndarray, size: int, margin: float = 0.0) -
 def aligned(frame: np.ndarray, points: np.ndarray, size: int, margin: float) -> np.ndarray:
     """Crop (size, size, 3) turned and scaled so that the landmarks (5, 2) come to their places."""
     import cv2
+    from skimage.transform import SimilarityTransform
 
     places = size * (0.5 + (PLACES - 0.5) / (1 + 2 * margin))
-    # least squares of [a -b x; b a y]: turn, scale and shift, nothing else
-    one, no = np.ones(5), np.zeros(5)
-    x, y = points.T
-    rows = np.concatenate([np.stack([x, -y, one, no], 1), np.stack([y, x, no, one], 1)])
-    a, b, right, down = np.linalg.lstsq(rows, places.T.ravel(), rcond=None)[0]
-    matrix = np.array([[a, -b, right], [b, a, down]])
+    similarity = SimilarityTransform.from_estimate(np.float64(points), places)
     # a large face is turned in its own size and then made smaller by areas: no noise from detail
-    times = max(1, round(1 / np.hypot(a, b)))
-    matrix = times * matrix + [[0, 0, (times - 1) / 2]]  # from pixel centre to pixel centre
+    times = max(1, round(1 / similarity.scale))
+    matrix = times * similarity.params[:2] + [[0, 0, (times - 1) / 2]]  # between pixel centres
     large = (times * size, times * size)
     crop = cv2.warpAffine(frame, matrix, large, borderMode=cv2.BORDER_REPLICATE)
     return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,16 +62,21 @@ def face_stream(
     One person, followed as long as they stay (detector.Track). ClipError without any face.
     """
     times, size = sample_times(start, end, settings["face_fps"]), settings["face_size"]
-    nothing = np.zeros((size, size, 3), np.uint8), np.full(4, np.nan, np.float32)
-    track, done, seen = Track(settings["follow_iou"], settings["lost_after"]), 0, 0
+    no_face = np.zeros((size, size, 3), np.uint8), np.full(4, np.nan, np.float32)
+    track = Track(settings["follow_iou"], settings["lost_after"])
+    done = found = 0
     for block in _blocks(frames_at(path, times, threads)):
         boxes = track.follow(find_faces([frame for _, frame in block], settings, device))
         for (indices, frame), box in zip(block, boxes, strict=True):
-            here = nothing if box is None else (cut(frame, box, settings, device), box)
-            yield from [nothing] * (indices[0] - done) + [here] * len(indices)
-            done, seen = indices[-1] + 1, seen + (box is not None)
-    yield from [nothing] * (len(times) - done)
-    if not seen:
+            face = no_face
+            if box is not None:
+                face = cut(frame, box, settings, device), box
+                found += 1
+            yield from repeat(no_face, indices[0] - done)  # times without a picture
+            yield from repeat(face, len(indices))
+            done = indices[-1] + 1
+    yield from repeat(no_face, len(times) - done)
+    if not found:
         when = f"from {start:.1f} to {end:.1f} s"
         raise ClipError("E_NOFACE", f"no face in {path.name} {when} (0 of {len(times)} frames)")
 

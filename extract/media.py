@@ -157,9 +157,10 @@ class Extent:
     are only there to decode others, do not count."""
 
     def __init__(self):
-        self.start, self.end = math.inf, 0.0
+        self.start, self.end, self.hides = math.inf, 0.0, False
 
     def add(self, packet: Any) -> None:
+        self.hides |= packet.is_discard
         if packet.pts is not None and not packet.is_discard:
             self.start = min(self.start, float(packet.pts * packet.time_base))
             end = (packet.pts + (packet.duration or 0)) * packet.time_base
@@ -212,6 +213,7 @@ class Pictures(NamedTuple):
 
     start: float
     end: float
+    hides: bool  # whether there is more than the file wants to be shown
     keyframes: list[tuple[float, int]]  # time, and where to seek for it in units of the stream
 
 
@@ -227,7 +229,7 @@ def scan_pictures(path: Path) -> Pictures:
                     keyframes.append((float(packet.pts * stream.time_base), packet.pts))
     if extent.start == math.inf:
         raise ClipError("E_NOVIDEO", f"{path.name} has a video track without any frame")
-    return Pictures(extent.start, extent.end, keyframes)
+    return Pictures(extent.start, extent.end, extent.hides, keyframes)
 
 
 def video_stream(container: Any, path: Path) -> Any:
