@@ -25,6 +25,7 @@ from utils.parallel import available_cores
 
 COLUMNS = ("clip_id", "split", "emotion", "speech_emotion", "face_emotion", "fold")
 BAR = {"file": sys.stderr, "unit": "clip", "leave": False, "delay": 2}
+NUMBERS = {"f": "float", "u": "uint8", "fiu": "numbers"}  # kinds of numpy's dtypes
 Stages = dict[str, dict[str, Any]]  # folder -> what preprocess.py says of its file
 
 
@@ -169,9 +170,11 @@ class Features:
         sizes = zip(feature.shape, shape, strict=False)
         fits = feature.dtype.kind in kind and feature.ndim == len(shape) and feature.size
         if not fits or any(size != wanted for size, wanted in sizes if wanted is not None):
-            expected = f"({', '.join('any' if size is None else str(size) for size in shape)})"
+            listed = ", ".join("any" if size is None else str(size) for size in shape)
             found = f"{feature.dtype} {feature.shape}"
-            raise IntegrityError(f"{self.path(row, name)}: {found}, expected {expected}")
+            raise IntegrityError(
+                f"{self.path(row, name)}: {found}, expected {NUMBERS[kind]} ({listed})"
+            )
         if feature.dtype.kind == "f" and not np.isfinite(feature).all():
             raise IntegrityError(f"{self.path(row, name)} holds values that are not numbers")
 
@@ -212,6 +215,8 @@ class Features:
     def verify(self, rows: Iterable[dict], inputs: tuple[str, ...]) -> None:
         """Read every byte now; IntegrityError for the first file that is not as it was written."""
         rows = list(rows)
+        for name in inputs:
+            self.shape(rows[0], name)  # what the others are compared with
 
         def read(row: dict) -> None:
             for name in inputs:

@@ -56,9 +56,16 @@ def load_starts(config: dict[str, Any], task: Task) -> Starts:
 def adopt_settings(config: dict[str, Any], starts: Starts, given: set[str]) -> None:
     """An encoder that starts from a run is built as it was there, but for the flags `given`."""
     for name, (_, checkpoint) in starts.items():
-        for setting, about in modality(name).settings.items():
-            if setting not in given and about.group != "augmentation":
+        for setting in own_settings(name, checkpoint):
+            if setting not in given:
                 config[setting] = checkpoint["config"][setting]
+
+
+def own_settings(name: str, checkpoint: Checkpoint) -> list[str]:
+    """The settings that an encoder of a run was built with and fed with, but no augmentation."""
+    own = [key for key, each in modality(name).settings.items() if each.group != "augmentation"]
+    built = checkpoint["arch"]["encoders"].get(name, {})
+    return [*own, "pooling"] if "pooling" in built else own
 
 
 def check_data(train_set: ClipDataset, val_set: ClipDataset, dist: SingleProcess) -> None:
@@ -176,7 +183,7 @@ def transfer_weights(
     if was != now:
         flags = [
             f"--{setting} {config[setting]}, it was trained with {checkpoint['config'][setting]}"
-            for setting in (*modality(name).settings, "pooling")
+            for setting in own_settings(name, checkpoint)
             if config[setting] != checkpoint["config"][setting]
         ]
         changed = [f"{k} {now.get(k)}, it has {was.get(k)}" for k in now if now[k] != was.get(k)]
