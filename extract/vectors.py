@@ -8,7 +8,6 @@ all of it, which for 3 million words of 300 values are 3.6 GB.
 from __future__ import annotations
 
 import gzip
-import itertools
 import json
 import math
 import stat
@@ -16,8 +15,9 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +25,9 @@ from extract.words import Vectors, candidates
 from utils.errors import UsageError
 from utils.files import digest, sha256, write_atomic
 
+Rows = Iterator[tuple[bytes, np.ndarray]]  # word, (D,)
 STORE = "word_vectors.npz"  # below features/: the vectors of the corpus' words, and their origin
-MOST_VALUES, LONGEST_WORD = 10_000, 1000  # of one word; bytes
+MAX_VALUES, MAX_WORD_BYTES = 10_000, 1000  # of one word
 ROWS = 10_000  # of an .npz that are read at once
 
 
@@ -100,74 +101,84 @@ def read_vectors(path: Path, wanted: set[str]) -> Vectors:
     return vectors
 
 
-def _rows(path: Path, wanted: set[bytes]) -> Iterator[tuple[bytes, np.ndarray]]:
+def _rows(path: Path, wanted: set[bytes]) -> Rows:
     if zipfile.is_zipfile(path):
         yield from _npz_rows(path, wanted)
         return
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-        head = file.readline(1 << 18).split()
-        has_header = len(head) == 2 and all(field.isdigit() for field in head)
-        count, size = map(int, head) if has_header else (None, len(head) - 1)
-        if not 1 <= size <= MOST_VALUES:
-            raise ValueError(f"its first line promises {size} values a word")
-        start = file.tell() * has_header
+        count, size, start = _read_first_line(file)
         file.seek(start)
-        is_text = not has_header or len(file.readline(1 << 18).split()) == size + 1
+        # without the first line that word2vec writes it is GloVe's text
+        is_text = count is None or len(file.readline(1 << 18).split()) == size + 1
         file.seek(start)
-        yield from (_text_rows if is_text else _binary_rows)(file, wanted, count, size)
+        if count is None or is_text:
+            yield from _text_rows(file, wanted, count, size)
+        else:
+            yield from _binary_rows(file, wanted, count, size)
 
 
-def _text_rows(
-    file: BinaryIO, wanted: set[bytes], count: int | None, size: int
-) -> Iterator[tuple[bytes, np.ndarray]]:
+def _read_first_line(file: Any) -> tuple[int | None, int, int]:
+    """How many words there are, if it is told; values per word; where the first word stands."""
+    fields = file.readline(1 << 18).split()
+    count, size, start = None, len(fields) - 1, 0
+    if len(fields) == 2 and all(field.isdigit() for field in fields):
+        count, size, start = int(fields[0]), int(fields[1]), file.tell()
+    if not 1 <= size <= MAX_VALUES:
+        raise ValueError(f"its first line promises {size} values a word")
+    return count, size, start
+
+
+def _text_rows(file: Any, wanted: set[bytes], count: int | None, size: int) -> Rows:
     lines = 0
     for line in file:
         lines += 1
-        if line.split(None, 1)[:1] and line.split(None, 1)[0] in wanted:
+        first = line.split(None, 1)[:1]
+        if first and first[0] in wanted:
             word, *values = line.rsplit(None, size)  # a word of GloVe may hold spaces
             if len(values) < size:
                 raise ValueError(f"{len(values)} values for {word.decode()!r}, not {size}")
             if word in wanted:
                 yield word, np.array([float(value) for value in values], np.float32)
-    if count not in (None, lines):
+    if count is not None and count != lines:
         raise ValueError(f"it holds {lines} words, its first line promises {count}")
 
 
-def _binary_rows(
-    file: BinaryIO, wanted: set[bytes], count: int, size: int
-) -> Iterator[tuple[bytes, np.ndarray]]:
-    letters = iter(lambda: file.read(1), b"")
+def _binary_rows(file: Any, wanted: set[bytes], count: int, size: int) -> Rows:
     for number in range(count):
-        start = itertools.islice(letters, LONGEST_WORD)
-        word = b"".join(itertools.takewhile(lambda letter: letter != b" ", start)).strip()
+        word = b""
+        while not word.endswith(b" ") and len(word) < MAX_WORD_BYTES and (byte := file.read(1)):
+            word += byte
         values = file.read(4 * size)
         if len(values) < 4 * size:
             raise ValueError(f"it is cut short: {number} of {count} words are there")
-        if word in wanted:
-            yield word, np.frombuffer(values, "<f4").astype(np.float32)
+        if word.strip() in wanted:
+            yield word.strip(), np.frombuffer(values, "<f4").astype(np.float32)
 
 
-def _npz_rows(path: Path, wanted: set[bytes]) -> Iterator[tuple[bytes, np.ndarray]]:
+def _npz_rows(path: Path, wanted: set[bytes]) -> Rows:
     with zipfile.ZipFile(path) as archive:
         with archive.open("words.npy") as file:
             shape, dtype, _ = _read_header(file, "words", 1, "US")
-            count = shape[0]
-            names = itertools.chain.from_iterable(_blocks(file, shape, dtype))
-            names = (str(name).encode() if dtype.kind == "U" else bytes(name) for name in names)
-            kept = {row: name for row, name in enumerate(names) if name in wanted}
-        rows = np.fromiter(kept, int)
+            count, places, words = shape[0], [], []
+            for number, name in enumerate(chain.from_iterable(_blocks(file, shape, dtype))):
+                word = str(name).encode() if dtype.kind == "U" else bytes(name)
+                if word in wanted:
+                    places.append(number)
+                    words.append(word)
+        rows = np.array(places, int)
         with archive.open("vectors.npy") as file:
             shape, dtype, by_column = _read_header(file, "vectors", 2, "f")
             if shape[0] != count:
                 raise ValueError(f"it holds {count} words and {shape[0]} vectors")
             if by_column:  # (D, V) as it lies in the file
-                taken = [block[:, rows] for block in _blocks(file, shape[::-1], dtype, 1)]
-                matrix = np.concatenate(taken).T
+                columns = _blocks(file, shape[::-1], dtype, 1)
+                matrix = np.concatenate([block[:, rows] for block in columns]).T
             else:
-                blocks = enumerate(_blocks(file, shape, dtype))
-                taken = [block[rows[rows // ROWS == number] % ROWS] for number, block in blocks]
+                taken = []
+                for number, block in enumerate(_blocks(file, shape, dtype)):
+                    taken.append(block[rows[rows // ROWS == number] % ROWS])
                 matrix = np.concatenate(taken)
-    yield from zip(kept.values(), matrix.astype(np.float32), strict=True)  # (V, D)
+    yield from zip(words, matrix.astype(np.float32), strict=True)  # (V, D)
 
 
 def _read_header(file: Any, name: str, axes: int, kinds: str) -> tuple[tuple, np.dtype, bool]:
@@ -179,9 +190,9 @@ def _read_header(file: Any, name: str, axes: int, kinds: str) -> tuple[tuple, np
     return shape, dtype, by_column and axes > 1
 
 
-def _blocks(file: Any, shape: tuple, dtype: np.dtype, most: int = ROWS) -> Iterator[np.ndarray]:
-    """An .npy of this shape, `most` rows at a time."""
+def _blocks(file: Any, shape: tuple, dtype: np.dtype, size: int = ROWS) -> Iterator[np.ndarray]:
+    """An .npy of this shape, `size` rows at a time."""
     width = dtype.itemsize * math.prod(shape[1:])
-    for first in range(0, shape[0], most):
-        rows = min(most, shape[0] - first)
+    for first in range(0, shape[0], size):
+        rows = min(size, shape[0] - first)
         yield np.frombuffer(file.read(rows * width), dtype).reshape(rows, *shape[1:])
