@@ -3,8 +3,8 @@
     python preprocess.py                                    # MERC2020 under the current folder
     python preprocess.py --corpus csv --data_dir my_clips   # your own clips, listed in manifest.csv
 
-Prints how many clips are usable and why the others are not. A second run does only what is missing
-or has changed. Formats: features/README.md.
+Prints how many clips are usable, why the others are not, and what splits or folds share. A second
+run does only what is missing or has changed. Formats: features/README.md.
 """
 
 from __future__ import annotations
@@ -14,21 +14,25 @@ import contextlib
 import os
 import shutil
 import signal
+import statistics
 import sys
 import unicodedata
 from collections import Counter, defaultdict
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from corpora import CORPORA, list_corpus
-from corpora.manifest import LABELLED_SPLITS, keep_classes
+from corpora.manifest import LABELLED_SPLITS, Listing, keep_classes
 from utils.config import Flags, device_name, ranged
-from utils.errors import CLIP_CODES, ClipError, UsageError, run_script
+from utils.errors import CLIP_CODES, ClipError, IntegrityError, UsageError, run_script
 from utils.files import digest, lock_folder, read_known, write_bytes, write_csv, write_json
 from utils.parallel import BACKENDS, available_cores, connect, parallel_map
 
-ODD = ("train", "training", "val", "valid", "validation", "dev")  # what train and val are called
-ASKED = 200  # readable .npz files: a majority of all shows in them
+TRAINING_NAMES = ("train", "training", "val", "valid", "validation", "dev")  # what others call them
+SAMPLE = 200  # readable .npz files: the width that most of all have shows in them
+SHOWN = 20  # rejected clips that are named
+FACE_FLAGS = ("face_fps", "face_size", "face_align")
 REJECTED = 3  # exit code: finished, but some clips were rejected
 
 
@@ -44,26 +48,15 @@ def parse_args() -> argparse.Namespace:
     add("--workers", default=available_cores(), type=ranged(int, 1), help="clips worked on at once")
     add("--backend", default="loky", choices=BACKENDS, help="loky: this machine; else a cluster")
     add("--scheduler", help="address of the dask or ray cluster; default: start one here")
-    add(
-        "--face_fps",
-        default=10.0,
-        type=ranged(float, 0.1, 240),
-        help="face crops per second of speech",
-    )
-    add(
-        "--face_size", default=160, type=ranged(int, 16, 1024), help="side of a face crop in pixels"
-    )
+    add("--face_fps", default=10.0, type=ranged(float, 0.1, 240), help="face crops per second")
+    add("--face_size", default=160, type=ranged(int, 16, 1024), help="pixels, side of a face crop")
     add("--face_align", action="store_true", help="turn crops upright by eyes, nose and mouth")
     add("--video_embedding", action="store_true", help="also a FaceNet vector per face crop")
     add("--device", default="auto", help="auto, cpu, cuda: where faces are detected")
-    add(
-        "--clip_seconds",
-        default=60.0,
-        type=ranged(float, 0.1, 1e6),
-        help="deadline for each modality of a clip, and as much again per 10 MB of its file",
-    )
-    limit = ranged(int, 0, 1 << 24)
-    add("--memory_mb", default=2048, type=limit, help="limit of each worker; 0: no limit")
+    deadline = "deadline for each modality of a clip, and as much again per 10 MB of its file"
+    add("--clip_seconds", default=60.0, type=ranged(float, 0.1, 1e6), help=deadline)
+    memory = ranged(int, 0, 1 << 24)
+    add("--memory_mb", default=2048, type=memory, help="limit of each worker; 0: no limit")
     add("--follow_links", action="store_true", help="also clips that links bring from elsewhere")
     add("--retry_failed", action="store_true", help="try the clips of failed.csv again")
     add("--verify", action="store_true", help="read all clips and features, make what changed anew")
@@ -79,20 +72,17 @@ def main() -> int:
         raise UsageError(f"no clips found under {args.data_dir.resolve()}")
     if args.classes:
         listing = keep_classes(listing, args.classes)
-    modalities = chosen_modalities(args, listing)
-    print(describe(args, listing, modalities), file=sys.stderr)
+    args.modalities = chosen_modalities(args, listing)
+    print(*describe(args, listing), sep="\n", file=sys.stderr)
     connect(args.backend, args.scheduler)
     with lock_folder(args.features_dir):
         end_at_signals()
-        outcomes = extract(args, listing, modalities)
-        rejected = write_tables(args, listing, outcomes)
-        for names in same_recordings(outcomes)[:5]:
-            print(
-                f"warning: one recording, byte for byte: {names}; see corpora.audit",
-                file=sys.stderr,
-            )
+        records, changed = extract(args, listing)
+        usable, rejected = write_tables(args, listing, records)
         if args.verify:
-            print(verified(args.features_dir, outcomes))
+            print(verified(args.features_dir, len(records), changed))
+        if usable:
+            audit(args.features_dir)
     return REJECTED if rejected else 0
 
 
@@ -110,47 +100,53 @@ def end_at_signals() -> None:
         signal.signal(number, end)
 
 
-def chosen_modalities(args: argparse.Namespace, listing) -> tuple[str, ...]:
+def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, ...]:
     """Every clip must provide all of these; a clip that lacks one is rejected with its reason."""
     from extract.clip import STAGES
 
-    words = ("text",) * bool(args.word_vectors and "text" not in listing.modalities)
-    given = tuple(name.strip() for name in (args.modalities or "").split(","))
-    wanted = given if args.modalities else listing.modalities + words
+    wanted = [*listing.modalities]
+    if args.modalities:
+        wanted = [name.strip() for name in args.modalities.split(",")]
+    elif args.word_vectors and "text" not in wanted:
+        wanted.append("text")
     known = [name for name in STAGES if name != "video_embedding"]  # it has a flag of its own
     if not wanted or not set(wanted).issubset(known):
-        raise UsageError(
-            f"--modalities {args.modalities}: expected {','.join(known)} or some of it"
-        )
-    if args.video_embedding and "video" not in wanted:
-        raise UsageError("--video_embedding needs the modality video")
+        listed = ",".join(known)
+        raise UsageError(f"--modalities {args.modalities}: expected {listed} or some of it")
+    if args.video_embedding:
+        if "video" not in wanted:
+            raise UsageError("--video_embedding needs the modality video")
+        wanted.append("video_embedding")
     if "text" in wanted and args.word_vectors:
         if not any(clip.transcript for clip in listing.clips):
             raise UsageError(f"--word_vectors: no clip of {args.corpus} has a transcript")
-        # the transcripts are looked up, then; word vectors beside the clips are not read
+        # their words are looked up, so word vectors beside the clips are not read
         listing.clips = [replace(clip, words=None) for clip in listing.clips]
     elif "text" in wanted and listing.clips and not any(clip.words for clip in listing.clips):
         raise UsageError(f"the text of {args.corpus} needs --word_vectors FILE, see --help")
-    return wanted + ("video_embedding",) * args.video_embedding
+    return tuple(dict.fromkeys(wanted))
 
 
-def describe(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> str:
+def describe(args: argparse.Namespace, listing: Listing) -> list[str]:
+    """Lines about what is found, what is left out, and what may be meant otherwise."""
     splits = Counter(clip.split for clip in listing.clips)
     counts = ", ".join(f"{split} {count}" for split, count in sorted(splits.items()))
     total = len(listing.clips) + len(listing.failures)
-    first = (
-        f"{args.corpus}: {total} clips ({counts}) -> {', '.join(modalities)} "
+    lines = [
+        f"{args.corpus}: {total} clips ({counts}) -> {', '.join(args.modalities)} "
         f"in {args.features_dir}, {args.workers} workers"
-    )
-    left_out = [f"left out: {note}" for note in listing.notes]
-    if "text" not in modalities and any(clip.transcript for clip in listing.clips):
-        left_out.append("transcripts are not used: --word_vectors FILE makes text of them")
-    if odd := {name for name in splits if name.lower() in ODD and name not in LABELLED_SPLITS}:
-        left_out.append(f"warning: train.py takes the splits train and val, not {', '.join(odd)}")
-    return "\n".join([first, *left_out, *twins(listing.clips)])
+    ]
+    lines += [f"left out: {note}" for note in listing.notes]
+    if "text" not in args.modalities and any(clip.transcript for clip in listing.clips):
+        lines.append("transcripts are not used: --word_vectors FILE makes text of them")
+    odd = {name for name in splits if name.lower() in TRAINING_NAMES} - {*LABELLED_SPLITS}
+    if odd:
+        listed = ", ".join(sorted(odd))
+        lines.append(f"warning: train.py takes the splits train and val, not {listed}")
+    return lines + colliding_names(listing.clips)
 
 
-def twins(clips: list) -> list[str]:
+def colliding_names(clips: list) -> list[str]:
     """A warning for each group of ids that other systems take for the same file name."""
     groups = defaultdict(list)
     for clip in clips:
@@ -163,8 +159,8 @@ def twins(clips: list) -> list[str]:
     ]
 
 
-def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> dict:
-    """(failure, facts, changed files, sha256 of the recording) of all clips by (split, id)."""
+def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path]]:
+    """The clips' records by split and id, and the files that --verify found changed."""
     from tqdm import tqdm
 
     from extract.clip import SETTINGS, Job
@@ -173,13 +169,14 @@ def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> d
     device = args.device if args.device in ("auto", "cpu") else device_name(args.device)
     if args.video_embedding:
         embedder(device_name(device))  # missing weights are known before any work
-    given = {name: getattr(args, name) for name in ("face_fps", "face_size", "face_align")}
+    settings = {name: dict(each) for name, each in SETTINGS.items()}
+    settings["video"] |= {name: getattr(args, name) for name in FACE_FLAGS}
+    if args.word_vectors and "text" in args.modalities:
+        settings["text"] |= looked_up(args, listing)
     job = Job(
         features_dir=args.features_dir,
-        modalities=modalities,
-        settings=SETTINGS
-        | {"video": SETTINGS["video"] | given}
-        | word_settings(args, listing, modalities),
+        modalities=args.modalities,
+        settings=settings,
         word_dim=listing.word_dim or common_width(listing),
         device=device,
         threads=max(1, available_cores() // args.workers),
@@ -188,143 +185,114 @@ def extract(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> d
         clip_seconds=args.clip_seconds,
         memory_mb=args.memory_mb,
     )
-    begin_tree(args.features_dir, settings_of(args, listing, job))
+    begin_tree(args, listing, job)
     work = [(clip, job) for clip in listing.clips]
     results = parallel_map(work_on, work, max(1, min(args.workers, len(work))), args.backend)
     progress = tqdm(results, "loading libraries", len(work), unit="clip", smoothing=0.05)
-    outcomes = {}
-    for name, outcome in progress:
+    records, changed = {}, []
+    for name, record, files in progress:
         progress.set_description("extracting", refresh=False)
-        outcomes[name] = outcome
-    return outcomes
+        records[name] = record
+        changed += files
+    return records, changed
 
 
-def begin_tree(features_dir: Path, settings: dict) -> None:
-    """Write the settings; where they change the manifest goes: features of both kinds lie there.
+def work_on(item: tuple) -> tuple[tuple[str, str], dict, list[Path]]:
+    from extract.clip import process_clip, remove_changed
 
-    It comes back when all clips are done, so nobody trains on a mixture.
-    """
-    path = features_dir / "settings.json"
-    before = read_known(path)
-    if before != settings:
-        (features_dir / "manifest.csv").unlink(missing_ok=True)
-        for name in ("corpus", "classes", "modalities"):
-            then, now = before.get(name), settings[name]
-            if then not in (None, now):
-                print(f"{features_dir} had {name} {then}, it gets {now}", file=sys.stderr)
-    write_json(path, settings)
+    clip, job = item
+    changed = remove_changed(clip, job) if job.verify else []
+    return (clip.split, clip.clip_id), process_clip(clip, job), changed
 
 
-def word_settings(args: argparse.Namespace, listing, modalities: tuple[str, ...]) -> dict:
-    """The text stage's settings where words are looked up; prints how many are known."""
-    if not args.word_vectors or "text" not in modalities:
-        return {}
+def looked_up(args: argparse.Namespace, listing: Listing) -> dict:
+    """Where the words are looked up, for the settings of text; prints how many are known."""
     from extract import vectors, words
 
     said = [clip.transcript for clip in listing.clips]
     origin = vectors.gather(args.word_vectors, said, args.features_dir, args.verify)
     print(words.coverage(said, vectors.open_store(args.features_dir)))
-    return {"text": words.TEXT_SETTINGS | {"vectors": origin, "rule": words.RULE}}
+    return {"vectors": origin, "rule": words.RULE}
 
 
-def common_width(listing) -> int | None:
-    """Values per word in most .npz files, by up to 200 of them: two widths train nothing."""
+def common_width(listing: Listing) -> int | None:
+    """Values per word in most .npz files, by a sample of them: two widths train nothing."""
     from extract.words import read_words
 
     paths = [clip.words for clip in listing.clips if clip.words]
-    widths: Counter = Counter()
+    widths: list[int] = []
     for path in sorted(paths, key=lambda path: digest(path.name)):  # as good as drawn
         with contextlib.suppress(ClipError):  # the clip's own process says it
-            widths[read_words(path, None).shape[1]] += 1
-        if widths.total() == ASKED:
+            widths.append(read_words(path, None).shape[1])
+        if len(widths) == SAMPLE:
             break
-    return next((width for width, _ in widths.most_common(1)), None)
+    return statistics.mode(widths) if widths else None
 
 
-def work_on(item: tuple) -> tuple[tuple[str, str], tuple[dict | None, dict, list[Path], str]]:
-    from extract.clip import facts_of, process_clip, remove_changed
+def begin_tree(args: argparse.Namespace, listing: Listing, job: Any) -> None:
+    """Write settings.json: what makes these features what they are, for checkpoints to check.
 
-    clip, job = item
-    changed = remove_changed(clip, job) if job.verify else []
-    record = process_clip(clip, job)
-    facts = facts_of(record, job.modalities)
-    made = (record["stages"].get(name, {}) for name in ("speech", "video"))
-    recording = next((each["source_sha256"] for each in made if each), "")
-    return (clip.split, clip.clip_id), (record["failure"], facts, changed, recording)
-
-
-def settings_of(args: argparse.Namespace, listing, job) -> dict:
-    """What makes these features what they are; checkpoints carry it and check it."""
+    Where it changes the manifest goes until all clips are done: nobody trains on a mixture.
+    """
     from importlib.metadata import version
 
     from extract.clip import SCHEMA
 
     libraries = ("numpy", "librosa", "av", "facenet-pytorch", "opencv-python-headless", "scipy")
-    return {
+    settings = {
         "schema": SCHEMA,
         "corpus": args.corpus,
         "classes": list(listing.classes),
-        "modalities": list(job.modalities),
-        "features": {name: job.settings[name] for name in job.modalities},
+        "modalities": list(args.modalities),
+        "features": {name: job.settings[name] for name in args.modalities},
         "versions": {library: version(library) for library in libraries},
     }
+    before = read_known(args.features_dir / "settings.json")
+    if before != settings:
+        (args.features_dir / "manifest.csv").unlink(missing_ok=True)
+    for name in ("corpus", "classes", "modalities"):
+        if before.get(name, settings[name]) != settings[name]:
+            change = f"had {name} {before[name]}, it gets {settings[name]}"
+            print(f"{args.features_dir} {change}", file=sys.stderr)
+    write_json(args.features_dir / "settings.json", settings)
 
 
-def write_tables(args: argparse.Namespace, listing, outcomes: dict) -> int:
-    """Write manifest.csv, failed.csv and the sheets; report; return how many were rejected."""
+def write_tables(args: argparse.Namespace, listing: Listing, records: dict) -> tuple[int, int]:
+    """Write manifest.csv, failed.csv and the sheets; report; how many are usable and rejected."""
     import pandas as pd
 
     from corpora.manifest import Failure, relative
-    from extract.clip import MANIFEST_COLUMNS, manifest_row
+    from extract.clip import MANIFEST_COLUMNS, facts_of, manifest_row
 
-    failures, rows = list(listing.failures), []
+    failures, rows = [*listing.failures], []
     for clip in listing.clips:
-        failure, facts, *_ = outcomes[clip.split, clip.clip_id]
-        if failure:
-            why = (failure["stage"], failure["code"], failure["reason"])
-            failures.append(Failure(clip.clip_id, clip.media, *why))
+        record = records[clip.split, clip.clip_id]
+        if failure := record["failure"]:
+            reason = (failure["stage"], failure["code"], failure["reason"])
+            failures.append(Failure(clip.clip_id, clip.media, *reason))
         else:
-            rows.append(manifest_row(clip, facts, args.data_dir))
-    columns = ["clip_id", "media", "stage", "code", "reason"]
+            rows.append(manifest_row(clip, facts_of(record, args.modalities), args.data_dir))
     failures = [replace(each, media=relative(each.media, args.data_dir)) for each in failures]
     failures.sort(key=lambda failure: (str(failure.media), failure.clip_id))
-    failed = pd.DataFrame(failures, columns=columns)
+    failed = pd.DataFrame(failures, columns=[each.name for each in fields(Failure)])
     write_csv(args.features_dir / "failed.csv", failed)
     manifest = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
     write_csv(args.features_dir / "manifest.csv", manifest)
     for sheet in listing.sheets:
         write_bytes(args.features_dir / sheet.name, sheet.read_bytes())
     report(args.features_dir, len(rows), failures)
-    return len(failures)
-
-
-def same_recordings(outcomes: dict) -> list[str]:
-    """The names of clips that are made from equal files. All are kept: which of them make a score
-    too good depends on the splits, and training asks."""
-    groups = defaultdict(list)
-    for (split, clip_id), (*_, recording) in sorted(outcomes.items()):
-        groups[recording].append(f"{split}/{clip_id}")
-    return [", ".join(group[:5]) for sha, group in groups.items() if sha and len(group) > 1]
-
-
-def verified(features_dir: Path, outcomes: dict) -> str:
-    changed = sorted(path for _, _, paths, _ in outcomes.values() for path in paths)
-    if not changed:
-        return f"verified: the features of {len(outcomes)} clips are as they were written"
-    names = [ascii(str(path.relative_to(features_dir))) for path in changed[:5]]
-    listed = ", ".join(names) + ", ..." * (len(changed) > 5)
-    return f"verified: {len(changed)} files were missing or changed, and are made anew: {listed}"
+    return len(rows), len(failures)
 
 
 LACKS = {"E_NOAUDIO": "sound", "E_SILENT": "sound", "E_NOFACE": "a face", "E_NOVIDEO": "a face"}
 
 
 def report(features_dir: Path, usable: int, failures: list) -> None:
-    for failure in failures[:20]:
+    for failure in failures[:SHOWN]:
         line = f"rejected {failure.clip_id}: {failure.code}: {failure.reason}"
         print("".join(each if each.isprintable() else "?" for each in line), file=sys.stderr)
-    if len(failures) > 20:
-        print(f"... and {len(failures) - 20} more", file=sys.stderr)
+    if len(failures) > SHOWN:
+        print(f"... and {len(failures) - SHOWN} more", file=sys.stderr)
     free = shutil.disk_usage(features_dir).free >> 30
     print(f"{usable} of {usable + len(failures)} clips usable, {free} GiB free in {features_dir}")
     if failures:
@@ -333,6 +301,30 @@ def report(features_dir: Path, usable: int, failures: list) -> None:
         print(f"{len(failures)} rejected ({listed}): see {features_dir / 'failed.csv'}")
         if lost := {LACKS[code] for code in kinds if code in LACKS}:
             print(f"clips without {' or '.join(sorted(lost))} can still be used: --modalities")
+
+
+def verified(features_dir: Path, clips: int, changed: list[Path]) -> str:
+    """What --verify found."""
+    if not changed:
+        return f"verified: the features of {clips} clips are as they were written"
+    listed = ", ".join(ascii(str(path.relative_to(features_dir))) for path in sorted(changed)[:5])
+    if len(changed) > 5:
+        listed += ", ..."
+    return f"verified: {len(changed)} files were missing or changed, and are made anew: {listed}"
+
+
+def audit(features_dir: Path) -> None:
+    """Make audit.json, which train.py reads; until it is there, train.py makes it."""
+    from corpora.audit import LEAKS, load_audit
+
+    try:
+        found = load_audit(features_dir)
+    except IntegrityError as error:
+        print(f"warning: splits and folds were not compared: {error}", file=sys.stderr)
+        return
+    for line in found.lines(LEAKS, 5):
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"audit: {found.summary()}")
 
 
 if __name__ == "__main__":

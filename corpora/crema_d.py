@@ -70,6 +70,5 @@ def list_clips(data_dir: Path) -> Listing:
 def parse_name(media: Path) -> Clip:
     """Clip from actor_sentence_emotion_level."""
     actor, sentence, emotion, _ = media.stem.split("_")
-    labels = [emotion.lower()] * 3
-    transcript = SENTENCES.get(sentence, "")
-    return Clip(media.stem, "train", media, *labels, speaker=actor, transcript=transcript)
+    label, words = emotion.lower(), SENTENCES.get(sentence, "")
+    return Clip(media.stem, "train", media, label, label, label, speaker=actor, transcript=words)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -56,6 +57,7 @@ def clip_from_row(row: dict[str, str], data_dir: Path) -> Clip:
     """Clip of one manifest row; the words are the .npz beside the media, if there is one."""
     media = data_dir / row["media"]
     words = media.with_suffix(".npz") if media.name else media
+    more: Any = {column: row.get(column, "") for column in OPTIONAL}
     return Clip(
         clip_id=row.get("clip_id") or media.stem,
         split=row["split"],
@@ -64,7 +66,7 @@ def clip_from_row(row: dict[str, str], data_dir: Path) -> Clip:
         speech_emotion=row.get("speech_emotion") or row["emotion"],
         face_emotion=row.get("face_emotion") or row["emotion"],
         words=words if words.suffix == ".npz" and is_file(words) else None,
-        **{column: row.get(column, "") for column in OPTIONAL},
+        **more,
     )
 
 
@@ -76,41 +78,46 @@ def read_manifest(
     Commas, semicolons or tabs between fields; spaces around them and capitals of the header do not
     count. A field may be missing at the end of a line, none may be there too many.
     """
-    if path.exists() and not is_file(path):
-        raise UsageError(f"{path} is not a regular file: it should be the table of the clips")
-    try:
-        text = path.read_bytes().decode("utf-8-sig", encoding_errors)
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"no {path}: write one with the columns {','.join(needed)}, one row per clip"
-        ) from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text ({error}): save it as CSV UTF-8") from error
+    text = _read_text(path, needed, encoding_errors)
     separator = max(",;\t", key=text.partition("\n")[0].count)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
-        rows = [(lines.line_num, [field.strip() for field in row]) for row in lines if any(row)]
+        rows = [(reader.line_num, [field.strip() for field in row]) for row in reader if any(row)]
     except csv.Error as error:
-        raise UsageError(f"cannot read {path}: line {lines.line_num}: {error}") from error
+        raise UsageError(f"cannot read {path}: line {reader.line_num}: {error}") from error
     header = [name.casefold() for name in rows[0][1]] if rows else []
-    missing = [column for column in needed if column.casefold() not in header]
-    if missing:
+    if missing := [column for column in needed if column.casefold() not in header]:
         has = ", ".join(header) or "nothing"
         raise UsageError(f"{path} has no column {', '.join(missing)}; it has {has}")
-    named = {name.casefold(): name for name in needed}
-    columns = [named.get(name, name) for name in header]
+    spelled = {name.casefold(): name for name in needed}
+    columns = [spelled.get(name, name) for name in header]
     if len({*columns}) < len(columns):
         raise UsageError(f"{path} names a column twice: {', '.join(columns)}")
+    filled = []
     for line, row in rows[1:]:
         if any(row[len(columns) :]):
             raise UsageError(
                 f"{path} line {line}: {len(row)} fields, the header has {len(columns)}; "
                 f"a text that holds {separator!r} needs double quotes"
             )
-    filled = [(row + [""] * len(columns))[: len(columns)] for _, row in rows[1:]]
+        filled.append((row + [""] * len(columns))[: len(columns)])
     return pd.DataFrame(filled, columns=columns, dtype=str)
+
+
+def _read_text(path: Path, needed: tuple[str, ...], encoding_errors: str) -> str:
+    if path.exists() and not is_file(path):
+        raise UsageError(f"{path} is not a regular file: it should be the table of the clips")
+    try:
+        return path.read_bytes().decode("utf-8-sig", encoding_errors)
+    except FileNotFoundError as error:
+        columns = ",".join(needed)
+        raise UsageError(
+            f"no {path}: write one with the columns {columns}, a row a clip"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text ({error}): save it as CSV UTF-8") from error
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

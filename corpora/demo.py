@@ -252,7 +252,8 @@ def plan(data_dir: Path, counts: dict[str, int], seed: int) -> list[Clip]:
         folder, first = data_dir / merc2020.FOLDERS[split], 100 * list(COUNTS).index(split)
         for turn, which in np.ndindex(count, len(CLASSES)):
             emotion, name = CLASSES[which], next(ids)
-            voice, face = (another(emotion, rng) if rng.random() < MIXED else emotion for _ in "vf")
+            voice = another(emotion, rng) if rng.random() < MIXED else emotion
+            face = another(emotion, rng) if rng.random() < MIXED else emotion
             speaker = f"{first + (turn + which) % -(-count // 2):03d}"
             labels = f"-{speaker}-{emotion}-{face}-{voice}" if split in LABELLED_SPLITS else ""
             media, words = folder / f"{name}{labels}.mp4", folder / f"{name}.npz"
@@ -264,7 +265,8 @@ def write_clip(seed: int, clip: Clip) -> str:
     """Make and write one clip; its row of answers.csv."""
     frames, sound, words = make_clip(seed, clip)
     vectors = np.stack([word_vectors()[word] for word in words])  # (L, 200)
-    write_atomic(clip.words, lambda file: np.savez(file, word_embed=vectors))
+    path = clip.media.with_name(f"{clip.clip_id}.npz")
+    write_atomic(path, lambda file: np.savez(file, word_embed=vectors))
     write_bytes(clip.media, encode(frames, sound))
     return ",".join([clip.clip_id, *clip.labels.values(), " ".join(words)])
 

@@ -8,11 +8,13 @@ import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from utils.errors import ClipError, UsageError
 
 DEVICES = {"con", "prn", "aux", "nul"}  # what Windows takes for something else than a file
 DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)}
+LABELS = ("emotion", "speech_emotion", "face_emotion")  # columns, as in Clip
 LABELLED_SPLITS = ("train", "val")  # a clip here must carry its labels
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_]{1,40}")
 MAX_ID_BYTES = 200  # file systems allow 255, and we add an ending
@@ -38,11 +40,7 @@ class Clip:
 
     @property
     def labels(self) -> dict[str, str]:
-        return {
-            "emotion": self.emotion,
-            "speech_emotion": self.speech_emotion,
-            "face_emotion": self.face_emotion,
-        }
+        return {column: getattr(self, column) for column in LABELS}
 
 
 @dataclass(frozen=True)
@@ -76,14 +74,14 @@ class Listing:
 
 def check_listing(listing: Listing) -> Listing:
     """Move every clip whose name, split, labels or place is unusable from clips to failures."""
-    twins = defaultdict(list)
+    clips_of = defaultdict(list)  # names that look the same are the same to some file systems
     for clip in listing.clips:
-        twins[clip.split, unicodedata.normalize("NFC", clip.clip_id)].append(clip)
+        clips_of[clip.split, unicodedata.normalize("NFC", clip.clip_id)].append(clip)
     usable, failures = [], list(listing.failures)
     for clip in listing.clips:
-        same = twins[clip.split, unicodedata.normalize("NFC", clip.clip_id)]
+        same_id = clips_of[clip.split, unicodedata.normalize("NFC", clip.clip_id)]
         try:
-            _check_clip(clip, listing.classes, same)
+            _check_clip(clip, listing.classes, same_id)
             usable.append(clip)
         except ClipError as error:
             failures.append(Failure(clip.clip_id, clip.media, "list", error.code, error.reason))
@@ -105,33 +103,37 @@ def _check_clip(clip: Clip, classes: tuple[str, ...], same_id: list[Clip]) -> No
     if not SPLIT_NAME.fullmatch(clip.split):
         raise ClipError("E_ID", f"split {clip.split!r} must be letters, digits and _")
     if len(same_id) > 1:
-        files = sorted({str(other.media) for other in same_id})
-        some = ", ".join(files[:3]) + ", ..." * (len(files) > 3)
-        what = f"stands for {len(files)} files: {some}; tell them apart by a column clip_id"
-        if len(files) == 1:
-            what = f"is listed {len(same_id)} times: {files[0]}"
-        raise ClipError("E_DUP", f"clip id {name!r} {what}")
+        raise ClipError("E_DUP", f"clip id {name!r} {_why_twice(same_id)}")
     for column, label in clip.labels.items():
         if label not in classes and (label or clip.split in LABELLED_SPLITS):
-            near = next((each for each in classes if label.lower().startswith(each.lower())), "")
-            hint = f"; did you mean {near}?" if near else ""
-            raise ClipError(
-                "E_LABELS", f"{column} {label!r} is not one of {' '.join(classes)}{hint}"
-            )
+            reason = f"{column} {label!r} is not one of {' '.join(classes)}"
+            for known in classes:
+                if label.lower().startswith(known.lower()):
+                    reason += f"; did you mean {known}?"
+                    break
+            raise ClipError("E_LABELS", reason)
+
+
+def _why_twice(same_id: list[Clip]) -> str:
+    files = sorted({str(clip.media) for clip in same_id})
+    if len(files) == 1:
+        return f"is listed {len(same_id)} times: {files[0]}"
+    first = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+    return f"stands for {len(files)} files: {first}; tell them apart by a column clip_id"
 
 
 def keep_inside(listing: Listing, data_dir: Path) -> Listing:
     """Move every clip whose media or words lie elsewhere, behind their links, to failures."""
     root, inside = data_dir.resolve(), []
     for clip in listing.clips:
-        # realpath: unlike Path.resolve it takes a link that leads to itself
         paths = [path for path in (clip.media, clip.words) if path]
-        away = [path for path in paths if not Path(os.path.realpath(path)).is_relative_to(root)]
-        if not away:
-            inside.append(clip)
-        else:
-            reason = f"{away[0]} leaves the data folder {data_dir}: copy it, or --follow_links"
+        # realpath: unlike Path.resolve it takes a link that leads to itself
+        outside = [path for path in paths if not Path(os.path.realpath(path)).is_relative_to(root)]
+        if outside:
+            reason = f"{outside[0]} leaves the data folder {data_dir}: copy it, or --follow_links"
             listing.failures.append(Failure(clip.clip_id, clip.media, "list", "E_ID", reason))
+        else:
+            inside.append(clip)
     listing.clips = inside
     return listing
 
@@ -147,14 +149,16 @@ def keep_classes(listing: Listing, wanted: str) -> Listing:
         known = " ".join(listing.classes)
         raise UsageError(f"--classes {wanted}: expected two or more, each once, of {known}")
     renamed = {"": "", **{name: group[0] for group in groups for name in group}}
-    kept, left = [], Counter()
+    kept: list[Clip] = []
+    left_out: Counter[str] = Counter()
     for clip in listing.clips:
-        if others := sorted(set(clip.labels.values()) - set(renamed)):
-            left[others[0]] += 1
+        if others := sorted({*clip.labels.values()} - {*renamed}):
+            left_out[others[0]] += 1
         else:
-            labels = {column: renamed[label] for column, label in clip.labels.items()}
+            labels: Any = {column: renamed[label] for column, label in clip.labels.items()}
             kept.append(replace(clip, **labels))
-    counts = ", ".join(f"{name} {count}" for name, count in left.items())
-    listing.notes += [f"{left.total()} clips of other classes ({counts})"] if left else []
+    if left_out:
+        counts = ", ".join(f"{name} {count}" for name, count in left_out.items())
+        listing.notes.append(f"{left_out.total()} clips of other classes ({counts})")
     listing.clips, listing.classes = kept, tuple(group[0] for group in groups)
     return listing

@@ -71,11 +71,14 @@ def clip_from_row(row: dict[str, str], split: str, media_dir: Path) -> Clip:
     """Clip of one row. Dialogues are numbered anew in each table, so their names get the split."""
     dialogue, utterance = row["Dialogue_ID"], row["Utterance_ID"]
     name = f"dia{dialogue}_utt{utterance}"
+    label = EMOTIONS.get(row["Emotion"], row["Emotion"])
     return Clip(
         name,
         split,
         media_dir / f"{name}.mp4",
-        *[EMOTIONS.get(row["Emotion"], row["Emotion"])] * 3,
+        label,
+        label,
+        label,
         speaker=repair(row["Speaker"]),
         transcript=repair(row["Utterance"]),
         dialogue=f"{split}{dialogue}",

@@ -41,14 +41,13 @@ def speaker_folds(labels: dict[str, Counter], folds: int) -> dict[str, int]:
     """Speaker -> fold, from the number of clips of every class that each speaker has."""
     total = sum(labels.values(), Counter())
     room = {label: SLACK * count / folds for label, count in total.items()}
-    held = [Counter() for _ in range(folds)]
+    held: list[Counter] = [Counter() for _ in range(folds)]
     fold_of = {}
     for speaker in sorted(labels, key=digest):
-
-        def overflow(fold: int, own: Counter = labels[speaker]) -> float:
-            return sum(max(0, held[fold][label] + own[label] - room[label]) for label in own)
-
-        preferred = sorted(range(folds), key=lambda fold, name=speaker: digest([name, fold]))
-        fold_of[speaker] = min(preferred, key=overflow)  # the first of equals
-        held[fold_of[speaker]] += labels[speaker]
+        own, overflow = labels[speaker], {}
+        for _, fold in sorted((digest([speaker, fold]), fold) for fold in range(folds)):
+            excess = [held[fold][label] + own[label] - room[label] for label in own]
+            overflow[fold] = sum(max(0, each) for each in excess)
+        fold_of[speaker] = min(overflow, key=overflow.__getitem__)  # of equals the preferred one
+        held[fold_of[speaker]] += own
     return fold_of

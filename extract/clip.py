@@ -114,7 +114,7 @@ STAGES = {
     "text": Stage(make_text, lambda clip: clip.words or clip.transcript, ".npz"),
     "video_embedding": Stage(make_video_embedding, lambda clip: None, ".npy", ("video",), PICTURE),
 }
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "speech": audio.SPEECH_SETTINGS,
     "video": faces.FACE_SETTINGS,
     "text": words.TEXT_SETTINGS,

@@ -34,9 +34,10 @@ from conftest import (
 from inside import run_main
 
 from corpora import merc2020
+from corpora.audit import audited
 from extract import audio, faces, words
 from extract.clip import STAGES, Job, process_clip
-from preprocess import twins
+from preprocess import colliding_names
 from utils import guard
 from utils.errors import CLIP_CODES, LockedError, UsageError
 from utils.files import lock_folder
@@ -126,7 +127,7 @@ def table(path: Path) -> pd.DataFrame:
 def test_the_tree_is_what_the_documentation_says(corpus, made):
     ids = [("train", "00001"), ("train", "00002"), ("val", "00001"), ("test", "00007")]
     endings = {"speech": ".npy", "text": ".npz", "video": ".npy", "records": ".json"}
-    expected = {"failed.csv", "manifest.csv", "settings.json", "test1.csv"}
+    expected = {"audit.json", "failed.csv", "manifest.csv", "settings.json", "test1.csv"}
     expected |= {f"{split}/{kind}/{i}{endings[kind]}" for split, i in ids for kind in endings}
     assert content(made).keys() == expected
     assert (made / "test1.csv").read_bytes() == (corpus / "test1.csv").read_bytes()
@@ -173,7 +174,7 @@ def test_a_second_run_makes_only_what_is_missing_or_has_changed(copies, face_ima
     tables = {path: path.stat() for path in features.glob("*.[cj]s*")}
     preprocess(data, features)
     assert stamps(features) == before and content(features) == first
-    assert len(tables) == 4 and tables == {path: path.stat() for path in tables}  # not even those
+    assert len(tables) == 5 and tables == {path: path.stat() for path in tables}  # not even those
 
     (features / "val/speech/00001.npy").unlink()
     (features / "train/text/00002.npz").unlink()
@@ -213,7 +214,7 @@ def test_order_workers_and_hash_seeds_change_nothing(corpus, tmp_path):
         flags = ("--corpus", "csv", "--workers", workers)
         preprocess(data, features, *flags, env={"PYTHONHASHSEED": seed})
         trees.append(content(features))
-    assert trees[0] == trees[1] and len(trees[0]) == 2 * 3 + 3
+    assert trees[0] == trees[1] and len(trees[0]) == 2 * 3 + 4
 
 
 @pytest.fixture
@@ -346,7 +347,7 @@ def test_killed_runs_leave_nothing_that_the_next_run_does_not_mend(corpus, made,
             child, began = int(parent.stdout.readline()), time.perf_counter()
             number, ends = rng.choice(ENDS)
             there = len(list(features.glob("*/*/*")))
-            while not last and len(list(features.glob("*/*/*"))) <= there < len(whole) - 4:
+            while not last and len(list(features.glob("*/*/*"))) <= there < len(whole) - 5:
                 time.sleep(0.001)
                 assert time.perf_counter() - began < 60
             if not last:
@@ -414,7 +415,7 @@ def test_ids_that_other_systems_take_for_one_are_named():
         SimpleNamespace(split="val", clip_id=each)
         for each in ("A1", "a1", "b", "\u00e9", "e\u0301")
     ]
-    first, second = twins([*clips, SimpleNamespace(split="train", clip_id="B")])
+    first, second = colliding_names([*clips, SimpleNamespace(split="train", clip_id="B")])
     assert "'A1', 'a1'" in first and "'\\xe9', 'e\\u0301'" in second
 
 
@@ -442,7 +443,8 @@ def test_a_clip_that_kills_its_process_costs_only_itself(corpus, tmp_path, monke
     assert (row["clip_id"], row["stage"], row["code"]) == ("00002", "text", "E_KILLED")
     assert "SIGSEGV" in row["reason"] and "1 rejected (1 killed their process)" in done.stdout
     good, others = content(whole), content(features)
-    kept = {name for name in good if "00002" not in name} - {"manifest.csv", "failed.csv"}
+    tables = {"audit.json", "manifest.csv", "failed.csv"}
+    kept = {name for name in good if "00002" not in name} - tables
     assert {name: others[name] for name in kept} == {name: good[name] for name in kept}
 
     before = stamps(features)
@@ -694,12 +696,66 @@ def test_verifying_goes_on_beside_a_clip_that_cannot_be_read(copies, monkeypatch
     assert "1 files were missing or changed" in done.stdout and "val/records/00001" in done.stdout
 
 
-def test_one_recording_under_two_ids_is_told_and_kept(tmp_path):
+# --- the audit ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recordings(tmp_path) -> tuple[Path, Path]:
+    """Three sounds of which two are one recording, in train and val; a place for features."""
     raw = make_clip(tmp_path / "raw" / "a.wav", sound=tone(1.0), sound_codec="pcm_s16le").parent
     shutil.copy(raw / "a.wav", raw / "b.wav")
-    make_clip(raw / "c.wav", sound=tone(1.1), sound_codec="pcm_s16le")
-    rows = ["a.wav,train,hap", "b.wav,val,hap", "c.wav,val,sad"]
-    (raw / "manifest.csv").write_text("\n".join(["media,split,emotion", *rows]))
-    done = preprocess(raw, tmp_path / "features", "--corpus", "csv", "--modalities", "speech")
-    assert "one recording, byte for byte: train/a, val/b;" in done.stderr
-    assert done.stderr.count("warning: one recording") == 1 and "3 of 3 clips" in done.stdout
+    make_clip(raw / "c.wav", sound=tone(1.1, 1500), sound_codec="pcm_s16le")
+    rows = ["a.wav,train,hap,anna", "b.wav,val,hap,ben", "c.wav,val,sad,anna"]
+    (raw / "manifest.csv").write_text("\n".join(["media,split,emotion,speaker", *rows]))
+    return raw, tmp_path / "features"
+
+
+SOUND = ("--corpus", "csv", "--modalities", "speech")
+
+
+def test_what_splits_share_is_named_and_stored_for_training(recordings, monkeypatch):
+    raw, features = recordings
+    done = preprocess(raw, features, *SOUND)
+    assert "3 of 3 clips" in done.stdout
+    assert "warning: speaker anna: in splits train (1), val (1)" in done.stderr
+    assert "warning: duplicate same bytes, same sound, same speech features: in " in done.stderr
+    assert "val (1); folds 0 (1), 1 (1): train/a, val/b" in done.stderr
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("audit: ")]
+    assert line.startswith("audit: 2 leaks across 2 splits, 1 leaks across 2 folds; compared: spea")
+    assert line.endswith("dialogues: unknown for 3 of 3 clips, not compared")
+    # a run without work, and a training, compare nothing again
+    monkeypatch.setattr("corpora.audit.compare", None)
+    assert line in preprocess(raw, features, *SOUND).stdout
+    assert len(audited(features)) == 2
+
+
+def test_an_interrupted_audit_costs_nothing_else(recordings, monkeypatch):
+    def interrupt(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    raw, features = recordings
+    preprocess(raw, features, *SOUND)
+    whole = content(features)
+    shutil.rmtree(features)
+    with monkeypatch.context() as patch:
+        patch.setattr("corpora.audit.compare", interrupt)
+        child = os.fork()
+        if not child:
+            preprocess(raw, features, *SOUND)
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+    assert content(features) == {name: whole[name] for name in whole if name != "audit.json"}
+    assert len(audited(features)) == 2 and content(features) == whole
+
+
+def test_a_damaged_sound_is_no_reason_to_fail(recordings):
+    """`--verify` mends it; until then a training names it."""
+    raw, features = recordings
+    preprocess(raw, features, *SOUND)
+    (features / "audit.json").unlink()
+    (features / "val/speech/c.npy").write_bytes(b"x")
+    done = preprocess(raw, features, *SOUND)
+    assert "warning: splits and folds were not compared: " in done.stderr
+    assert "val/speech/c.npy is missing or damaged" in done.stderr and "audit: " not in done.stdout
+    assert "audit: 2 leaks" in preprocess(raw, features, *SOUND, "--verify").stdout
