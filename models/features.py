@@ -37,5 +37,8 @@ class SequenceEncoder(nn.Module):
         self.pooling = POOLINGS[pooling](self.token_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x, _ = self.lstm(self.norm(x.transpose(1, 2)).transpose(1, 2))  # (B, T, 2 hidden)
+        x = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        if torch.is_autocast_enabled(x.device.type):  # a CPU's LSTM fails on float32 there
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x, _ = self.lstm(x)  # (B, T, 2 hidden)
         return x, x.new_ones(x.shape[:2], dtype=torch.bool)

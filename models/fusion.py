@@ -79,7 +79,7 @@ class Attention(nn.Module):
 
 class CrossAttention(nn.Module):
     """Each modality's tokens look at the tokens of all others, before any pooling (after MulT,
-    arXiv 1906.00295, with one block); the mean of each, side by side, linear."""
+    arXiv 1906.00295, with one block); the mean of each beside its own vector, linear."""
 
     def __init__(self, token_dims: dict[str, int], vector_dims: dict[str, int], n_classes: int):
         super().__init__()
@@ -98,7 +98,9 @@ class CrossAttention(nn.Module):
             }
         )
         self.dropout = nn.Dropout(DROPOUT)
-        self.linear = nn.Linear(len(token_dims) * WIDTH, n_classes)
+        # The vectors too: a pooling that nothing looks at gets no gradient, and DDP waits for it.
+        total = len(token_dims) * WIDTH + sum(vector_dims.values())
+        self.linear = nn.Linear(total, n_classes)
 
     def forward(self, tokens: dict[str, Tokens], vectors: dict[str, Tensor]) -> Tensor:
         own = {k: self.project[k](x) + self.codes[k] for k, (x, _) in tokens.items()}  # (B, T, W)
@@ -114,7 +116,7 @@ class CrossAttention(nn.Module):
             x = x + self.mix[name](x)
             real = mask.unsqueeze(2).to(x.dtype)  # (B, T, 1)
             means.append((x * real).sum(dim=1) / real.sum(dim=1))  # (B, W)
-        return self.linear(self.dropout(torch.cat(means, dim=1)))
+        return self.linear(self.dropout(torch.cat([*means, *vectors.values()], dim=1)))
 
 
 class Late(nn.Module):

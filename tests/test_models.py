@@ -1,28 +1,37 @@
-"""The models: shapes, what must not change a clip's answer, weights that move name for name."""
+"""The models: shapes, what must not change a clip's logits, what a fusion can learn, weights that
+move name for name."""
 
 from __future__ import annotations
 
 import re
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from efficientnet_pytorch import EfficientNet
+from torch.nn.functional import pad
 
 from models import build_model
-from models.attention import FrameAttention
 from models.backbone import Backbone, load_pretrained, set_batchnorm_momentum
-from models.convolutions import DepthwiseConv2d
-from training.losses import multi_task_loss, smooth_one_hot
+from models.fusion import FUSIONS, Tokens
+from models.pooling import POOLINGS, FrameAttention
+from training.losses import cross_entropy, smooth_one_hot
 from training.tasks import TASKS, model_arch, recipe
 
 MODES = list(TASKS)
+SMALL = {"speech_coeff": 0, "face_coeff": 0, "text_layers": 2}
 
 
-def make_model(mode: str, word_dim: int = 16) -> torch.nn.Module:
+def arch_of(mode: str, word_dim: int = 16, **settings) -> dict:
+    shapes = {"speech": (128, None), "face": (None, None, None, 3), "text": (1, word_dim)}
+    return model_arch(TASKS[mode], recipe(mode) | SMALL | settings, 7, shapes)
+
+
+def make_model(mode: str, word_dim: int = 16, **settings) -> torch.nn.Module:
     """A small model whose batch-norm statistics fit its inputs, in eval mode."""
     torch.manual_seed(0)
-    config = recipe(mode) | {"speech_coeff": 0, "face_coeff": 0, "text_layers": 2}
-    model = build_model(**model_arch(TASKS[mode], config, 7, {"text": (1, word_dim)}))
+    model = build_model(**arch_of(mode, word_dim, **settings))
     set_batchnorm_momentum(model, 1.0)
     with torch.no_grad():
         model.train()(draw_inputs(mode, word_dim=word_dim))
@@ -30,10 +39,12 @@ def make_model(mode: str, word_dim: int = 16) -> torch.nn.Module:
 
 
 def draw_inputs(mode: str, words: int = 10, word_dim: int = 16, seed: int = 1) -> dict:
-    """Four clips, with 1, 3, 5 and 7 words."""
+    """Four clips, with 1, 3, 5 and 7 words, and 96, 60, 30 and 20 columns of sound."""
     torch.manual_seed(seed)
+    columns, lengths = torch.arange(96), torch.tensor([[96, 60, 30, 20]]).T
+    real = (columns - 47.5).abs() < lengths / 2
     every = {
-        "speech": (torch.rand(4, 1, 128, 64),),
+        "speech": (torch.rand(4, 1, 64, 96) * real[:, None, None], real),
         "face": (torch.rand(4, 3, 3, 48, 48),),
         "text": (
             torch.randn(4, words, word_dim),
@@ -47,6 +58,12 @@ def pick(inputs: dict, clips: slice | list) -> dict:
     return {name: tuple(tensor[clips] for tensor in given) for name, given in inputs.items()}
 
 
+def loss_of(prediction) -> torch.Tensor:
+    classes = next(iter(prediction.logits.values())).shape[1]
+    target = smooth_one_hot(torch.arange(4) % classes, classes, 0.1)
+    return cross_entropy(prediction, dict.fromkeys(prediction.logits, target), {}, {"lam": 2.0})
+
+
 @pytest.fixture(scope="module", params=MODES)
 def case(request):
     return request.param, make_model(request.param), draw_inputs(request.param)
@@ -55,96 +72,109 @@ def case(request):
 @torch.inference_mode()
 def test_every_head_gives_logits_for_every_class(case):
     mode, model, inputs = case
-    logits = model(inputs)
+    logits, vectors = model(inputs)
     assert list(logits) == list(TASKS[mode].heads)
     assert all(each.shape == (4, 7) and each.isfinite().all() for each in logits.values())
+    for name, encoder in model.encoders.items():
+        assert vectors[name].shape == (4, encoder.pooling.out_dim)
+
+
+def check_batch_mates(model, inputs: dict, others: dict) -> None:
+    """A clip has the same logits alone, and among three strangers in its own place."""
+    together = model(inputs).logits
+    for clip in range(4):
+        alone = model(pick(inputs, [clip])).logits
+        mates = {
+            name: tuple(
+                torch.cat([b[:clip], a[clip : clip + 1], b[clip + 1 :]])
+                for a, b in zip(given, others[name], strict=True)
+            )
+            for name, given in inputs.items()
+        }
+        for head, logits in model(mates).logits.items():
+            torch.testing.assert_close(logits[clip], together[head][clip], atol=1e-5, rtol=0)
+            torch.testing.assert_close(alone[head][0], together[head][clip], atol=1e-5, rtol=0)
+    for logits in together.values():  # otherwise the test could not fail
+        assert torch.pdist(logits).min() > 1e-3, "all clips look the same to this model"
 
 
 @pytest.mark.parametrize("grad", [True, False])  # torch has another Transformer without gradients
 def test_a_clip_ignores_its_batch_mates(case, grad):
     mode, model, inputs = case
-    others = draw_inputs(mode, seed=2)
     with torch.set_grad_enabled(grad):
-        together = model(inputs)
-        for clip in range(4):
-            alone = model(pick(inputs, [clip]))
-            mates = {  # the clip among three strangers, in its own place
-                name: tuple(
-                    torch.cat([b[:clip], a[clip : clip + 1], b[clip + 1 :]])
-                    for a, b in zip(given, others[name], strict=True)
-                )
-                for name, given in inputs.items()
-            }
-            for head, logits in model(mates).items():
-                torch.testing.assert_close(logits[clip], together[head][clip], atol=1e-5, rtol=0)
-                torch.testing.assert_close(alone[head][0], together[head][clip], atol=1e-5, rtol=0)
-    for logits in together.values():  # otherwise the test could not fail
-        assert torch.pdist(logits).min() > 1e-3, "all clips look the same to this model"
+        check_batch_mates(model, inputs, draw_inputs(mode, seed=2))
 
 
 @pytest.mark.parametrize("mode", ["text", "multimodal"])
 @torch.inference_mode()
-def test_padding_does_not_matter(mode):
+def test_padded_words_do_not_matter(mode):
     model, inputs = make_model(mode), draw_inputs(mode)
     words, mask = inputs["text"]
     longer = torch.full((4, 38, 16), 50.0)  # not zeros: nothing may look at it
     longer[:, :10] = torch.where(mask.unsqueeze(-1), words, -50.0)
-    padded = inputs | {"text": (longer, torch.nn.functional.pad(mask, (0, 28)))}
-    for head, logits in model(padded).items():
-        torch.testing.assert_close(logits, model(inputs)[head], atol=1e-5, rtol=0)
+    padded = inputs | {"text": (longer, pad(mask, (0, 28)))}
+    for head, logits in model(padded).logits.items():
+        torch.testing.assert_close(logits, model(inputs).logits[head], atol=1e-5, rtol=0)
     fewer = inputs | {"text": (words, mask & (torch.arange(10) < 2))}
-    answer = TASKS[mode].answer
-    assert (model(fewer)[answer] - model(inputs)[answer])[1:].abs().max() > 1e-4
+    head = TASKS[mode].main_head
+    assert (model(fewer).logits[head] - model(inputs).logits[head])[1:].abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 16, 25), (3, 5, 4, 7), (1, 8, 1, 1), (2, 3, 2, 9)])
-@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
-def test_depthwise_convolution_has_its_gradients(shape, order):
+# Padding of sound
+
+
+@pytest.mark.parametrize("columns", [128, 400])
+@pytest.mark.parametrize("pooling", ["attention", "relation"])
+@torch.inference_mode()
+def test_silence_around_a_short_clip_has_no_weight(pooling, columns):
+    """Whatever its amount; the 60 real columns of the clip share all of the weight."""
     torch.manual_seed(0)
-    plain = torch.nn.Conv2d(shape[1], shape[1], 5, padding=2, groups=shape[1], bias=False)
-    quick = DepthwiseConv2d(shape[1], shape[1], 5, padding=2, groups=shape[1], bias=False)
-    quick.load_state_dict(plain.state_dict())
-    images, weights = torch.randn(shape).contiguous(memory_format=order), torch.randn(shape)
-    results = []
-    for layer in (plain, quick):
-        given = images.clone().requires_grad_()
-        made = layer(given)
-        (made * weights).sum().backward()
-        results.append([made, given.grad, layer.weight.grad])
-    assert "Depthwise" in type(made.grad_fn).__name__
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert quick(images).dtype == torch.bfloat16
-    assert "Depthwise" not in type(quick.eval()(images).grad_fn).__name__
+    encoder = build_model(**arch_of("speech", pooling=pooling)).eval().encoders["speech"]
+    start = (columns - 60) // 2
+    log_mel, real = torch.zeros(1, 1, 64, columns), torch.zeros(1, columns, dtype=torch.bool)
+    log_mel[..., start : start + 60], real[:, start : start + 60] = torch.rand(64, 60), True
+    tokens, mask = encoder(log_mel, real)
+    weights = encoder.pooling.weights(tokens, mask)
+    has_sound = torch.tensor([chunk.any() for chunk in real[0].split(32)])
+    assert torch.equal(mask[0], has_sound) and has_sound.sum() <= 3
+    assert (weights[0, ~has_sound] == 0).all() and (weights[0, has_sound] > 0.01).all()
+    assert weights.sum() == pytest.approx(1)
+    louder = torch.where(mask.unsqueeze(2), tokens, 9.0)
+    torch.testing.assert_close(encoder.pooling(louder, mask), encoder.pooling(tokens, mask))
 
 
-@pytest.mark.parametrize(
-    "name, layers", [("efficientnet-b0", 7), ("timm:mobilenetv3_small_100", 6)]
-)
-def test_wide_depthwise_filters_are_quick(name, layers):
-    """All but those of stride 2, with gradients for every weight, or for none when frozen."""
-    backbone = Backbone(name, 1)
-    made = [each for each in backbone.modules() if isinstance(each, DepthwiseConv2d)]
-    assert len(made) == layers
-    wide = [each for each in backbone.modules() if getattr(each, "kernel_size", 0) == (5, 5)]
-    assert all(tuple(each.stride) == (2, 2) for each in wide if each not in made)
-    images = torch.randn(2, 1, 64, 64)
-    made[0].weight.requires_grad_(False)
-    backbone(images).sum().backward()
-    assert made[0].weight.grad is None and all(each.weight.grad is not None for each in made[1:])
+@pytest.mark.parametrize("pooling", POOLINGS)
+@torch.inference_mode()
+def test_padding_changes_no_vector_and_no_share_of_a_real_token(pooling):
+    torch.manual_seed(0)
+    made, tokens = POOLINGS[pooling](6), torch.randn(3, 5, 6)
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    expected = made(tokens, mask)
+    for before, behind in ((0, 1), (2, 0), (7, 30)):
+        longer = pad(tokens, (0, 0, before, behind), value=50.0)
+        padded = pad(mask, (before, behind))
+        torch.testing.assert_close(made(longer, padded), expected, atol=1e-6, rtol=1e-5)
+        if pooling != "mean":
+            shares = made.weights(longer, padded)
+            assert (shares[~padded] == 0).all()
+            torch.testing.assert_close(shares[padded].view(3, 5), made.weights(tokens, mask))
+    assert expected.shape == (3, made.out_dim)
 
 
 @pytest.mark.parametrize("relation", [False, True])
 def test_frame_attention_is_its_formula(relation):
     torch.manual_seed(0)
     attention, x = FrameAttention(5, relation), torch.randn(3, 4, 5)
+    lengths = (4, 1, 3)
+    mask = torch.arange(4) < torch.tensor(lengths)[:, None]
 
     def sigmoid(layer, values):
         weight, bias = layer.weight.detach().numpy()[0], layer.bias.item()
         return 1 / (1 + np.exp(-(values @ weight + bias)))
 
-    for clip, result in zip(x.numpy(), attention(x).detach().numpy(), strict=True):
+    results = attention(x, mask).detach().numpy()
+    for clip, length, result in zip(x.numpy(), lengths, results, strict=True):
+        clip = clip[:length]
         weight = sigmoid(attention.score, clip) + 1e-3
         expected = sum(w * frame for w, frame in zip(weight, clip, strict=True)) / weight.sum()
         if relation:
@@ -155,22 +185,167 @@ def test_frame_attention_is_its_formula(relation):
     assert attention.out_dim == expected.size == (10 if relation else 5)
 
 
-def test_attention_weights_sum_to_one_and_none_is_zero():
-    attention = FrameAttention(6)
+def test_attention_weights_sum_to_one_and_no_real_token_has_none():
+    attention, mask = FrameAttention(6), torch.ones(1, 6, dtype=torch.bool)
     with torch.no_grad():
         attention.score.weight.copy_(torch.tensor([[-90.0, -9, -1, 0, 1, 9]]))
-        weights = attention(torch.eye(6).unsqueeze(0))  # frames are unit vectors: out come weights
+        weights = attention(torch.eye(6).unsqueeze(0), mask)  # of unit vectors it gives its weights
+        torch.testing.assert_close(attention.weights(torch.eye(6).unsqueeze(0), mask), weights)
     assert weights.sum() == pytest.approx(1)
     assert weights.min() >= 1e-3 / 6.006
+
+
+# Fusions
+
+
+WORDS = {"type": "TextTransformer", "dim": 8, "layers": 1, "heads": 2}
+
+
+def small_fusion(fusion: str, pooling: str = "attention", **options) -> torch.nn.Module:
+    """A sequence, words and a vector; `rows` and `words` have heads of their own."""
+    torch.manual_seed(0)
+    encoders = {
+        "rows": {"type": "SequenceEncoder", "dim": 3, "hidden": 8, "pooling": pooling},
+        "words": WORDS | {"pooling": pooling},
+        "vector": {"type": "VectorEncoder", "dim": 4, "hidden": 8, "pooling": pooling},
+    }
+    heads = {"all": list(encoders), "words": ["words"]}
+    return build_model(encoders, heads, 5, fusion, **options).eval()
+
+
+def fusion_inputs(seed: int = 1) -> dict:
+    torch.manual_seed(seed)
+    mask = torch.arange(6) < torch.tensor([[1, 3, 6, 4]]).T
+    words = torch.where(mask.unsqueeze(2), torch.randn(4, 6, 8), 50.0)
+    return {"rows": (torch.randn(4, 5, 3),), "words": (words, mask), "vector": (torch.randn(4, 4),)}
+
+
+EVERY_FUSION = pytest.mark.parametrize(("fusion", "pooling"), list(product(FUSIONS, POOLINGS)))
+
+
+@EVERY_FUSION
+def test_in_every_fusion_a_clip_ignores_its_batch_mates(fusion, pooling):
+    check_batch_mates(small_fusion(fusion, pooling), fusion_inputs(1), fusion_inputs(2))
+
+
+@EVERY_FUSION
+@torch.inference_mode()
+def test_in_every_fusion_padded_tokens_do_not_matter(fusion, pooling):
+    model = small_fusion(fusion, pooling)
+    tokens = model.encode(fusion_inputs())
+    expected = model.classify(tokens)
+    for name, (before, behind) in product(tokens, [(0, 3), (2, 9)]):
+        x, mask = tokens[name]
+        longer = Tokens(pad(x, (0, 0, before, behind), value=50.0), pad(mask, (before, behind)))
+        found = model.classify(tokens | {name: longer})
+        for pair in zip([*found.logits.values()], [*expected.logits.values()], strict=True):
+            torch.testing.assert_close(*pair, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.vectors[name], expected.vectors[name])
+    x, mask = tokens["words"]
+    fewer = tokens | {"words": Tokens(x, mask & (torch.arange(6) < 2))}
+    assert (model.classify(fewer).logits["all"] - expected.logits["all"])[1:].abs().max() > 1e-4
+
+
+@EVERY_FUSION
+@torch.inference_mode()
+def test_a_left_out_input_equals_a_missing_one(fusion, pooling):
+    model = small_fusion(fusion, pooling, learn_missing=True)
+    for token in model.missing.values():
+        torch.nn.init.normal_(token)
+    tokens, clips = model.encode(fusion_inputs()), torch.tensor([True, False, True, False])
+    full = model.classify(tokens).logits
+    for name in tokens:
+        some = {other: each for other, each in tokens.items() if other != name}
+        missing = model.classify(some).logits
+        mixed = model.classify(tokens, {name: clips}).logits
+        assert list(missing) == [head for head in ("all", "words") if head != name]
+        torch.testing.assert_close(mixed["all"][clips], missing["all"][clips], atol=1e-5, rtol=0)
+        torch.testing.assert_close(mixed["all"][~clips], full["all"][~clips], atol=1e-5, rtol=0)
+        torch.testing.assert_close(mixed["words"], full["words"])  # its own head sees the clip
+        assert (mixed["all"] - full["all"])[clips].abs().min() > 1e-6, "nothing was left out"
+    both = model.classify({"vector": tokens["vector"]}).logits
+    pair = model.classify(tokens, {"rows": clips, "words": clips}).logits
+    torch.testing.assert_close(pair["all"][clips], both["all"][clips], atol=1e-5, rtol=0)
+
+
+@EVERY_FUSION
+def test_every_parameter_of_a_fusion_learns(fusion, pooling):
+    """One without a gradient stops several processes: DDP waits for it."""
+    model = small_fusion(fusion, pooling, learn_missing=True).train()
+    nothing = torch.zeros(4, dtype=torch.bool)
+    loss_of(model(fusion_inputs(), dict.fromkeys(model.missing, nothing))).backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_of_every_fusion_is_near(fusion, dtype):
+    model, inputs = small_fusion(fusion, "relation", learn_missing=True), fusion_inputs()
+    left_out = {"rows": torch.tensor([True, False, False, True])}
+    with torch.autocast("cpu", dtype=dtype):
+        half = model(inputs, left_out).logits
+    for head, logits in model(inputs, left_out).logits.items():
+        torch.testing.assert_close(half[head].float(), logits, atol=0.05, rtol=0.05)
+
+
+def bits(repeats: list[int]) -> tuple[dict, torch.Tensor, torch.Tensor]:
+    """Two inputs that show a bit each, the pairs 00, 01, 10, 11 so often; and the bits."""
+    torch.manual_seed(0)
+    pairs = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    x, y = pairs.repeat_interleave(torch.tensor(repeats), dim=0).T
+    noise = 0.1 * torch.randn(2, len(x), 3)
+    shown = {"x": (2.0 * x[:, None] - 1 + noise[0],), "y": (2.0 * y[:, None] - 1 + noise[1],)}
+    return shown, x, y
+
+
+def learn(fusion: str, inputs: dict, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """{head: probabilities} of a small model that has learnt these clips."""
+    torch.manual_seed(1)
+    encoder = {"type": "VectorEncoder", "dim": 3, "hidden": 16, "dropout": 0.0}
+    heads, classes = {"both": ["x", "y"], "x": ["x"], "y": ["y"]}, int(labels.max()) + 1
+    model = build_model({"x": encoder, "y": encoder}, heads, classes, fusion)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    targets = dict.fromkeys(heads, smooth_one_hot(labels, classes, 0.0))
+    for _ in range(40):
+        optimizer.zero_grad()
+        cross_entropy(model(inputs), targets, {}, {"lam": 1.0}).backward()
+        optimizer.step()
+    with torch.inference_mode():
+        logits = model.eval()(inputs).logits
+    return {head: each.softmax(dim=1) for head, each in logits.items()}
+
+
+def accuracy(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
+    return (probabilities.argmax(dim=1) == labels).float().mean().item()
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_every_fusion_learns_what_the_mean_of_its_parts_cannot(fusion):
+    """x + y: who sees one bit has to say 1, the likelier sum, so their mean does too."""
+    inputs, x, y = bits([8, 16, 16, 8])
+    found = learn(fusion, inputs, x + y)
+    assert accuracy(found["both"], x + y) > 0.95
+    assert accuracy((found["x"] + found["y"]) / 2, x + y) < 0.75
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_fusions_that_compare_their_inputs_learn_exclusive_or(fusion):
+    """Sums of what each input says (concat, late) never get more than three of the four pairs."""
+    inputs, x, y = bits([12, 12, 12, 12])
+    right = accuracy(learn(fusion, inputs, x ^ y)["both"], x ^ y)
+    assert right > 0.95 if fusion in ("gated", "attention", "crossattention") else right < 0.8
+
+
+# Weights and precision
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_parameters_are_named_after_modality_and_head(mode):
     modalities, heads = "|".join(TASKS[mode].inputs), "|".join(TASKS[mode].heads)
-    names = list(make_model(mode).state_dict())
+    names = list(build_model(**arch_of(mode)).state_dict())
     pattern = rf"(encoders\.({modalities})|heads\.({heads}))\..+"
     assert [name for name in names if not re.fullmatch(pattern, name)] == []
-    fusion = make_model("multimodal").state_dict()
+    fusion = build_model(**arch_of("multimodal")).state_dict()
     encoders = {name for name in names if name.startswith("encoders.")}
     assert encoders <= set(fusion), "an encoder has other names in the multimodal model"
 
@@ -179,13 +354,12 @@ def test_parameters_are_named_after_modality_and_head(mode):
 def test_half_precision_is_finite(case, dtype):
     _, model, inputs = case
     with torch.autocast("cpu", dtype=dtype):
-        logits = model(inputs)
-        targets = {head: smooth_one_hot(torch.arange(4), 7, 0.1) for head in logits}
-        loss = multi_task_loss(logits, targets, 2.0)
-    assert all(each.isfinite().all() for each in logits.values())
-    full = model(inputs)
-    for head, each in logits.items():
-        assert (each.float() - full[head]).abs().max() < 0.2, "half precision changes the answer"
+        prediction = model(inputs)
+        loss = loss_of(prediction)
+    assert all(each.isfinite().all() for each in prediction.logits.values())
+    full = model(inputs).logits
+    for head, each in prediction.logits.items():
+        assert (each.float() - full[head]).abs().max() < 0.2, "half precision changes the logits"
     if dtype is torch.bfloat16:
         loss.backward()
         bad = [n for n, p in model.named_parameters() if not p.grad.isfinite().all()]
@@ -196,9 +370,7 @@ def test_half_precision_is_finite(case, dtype):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_parameter_learns(mode):
     model = make_model(mode).train()
-    logits = model(draw_inputs(mode))
-    targets = {head: smooth_one_hot(torch.arange(4), 7, 0.1) for head in logits}
-    multi_task_loss(logits, targets, 2.0).backward()
+    loss_of(model(draw_inputs(mode))).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
@@ -206,8 +378,11 @@ def test_every_parameter_learns(mode):
 @torch.inference_mode()
 def test_any_word_size(word_dim):
     model, inputs = make_model("text", word_dim), draw_inputs("text", word_dim=word_dim)
-    assert model(inputs)["text"].shape == (4, 7)
-    assert model.encode(inputs)["text"].shape == (4, -(-word_dim // 8) * 8)
+    assert model(inputs).logits["text"].shape == (4, 7)
+    assert model.encode(inputs)["text"].x.shape == (4, 10, -(-word_dim // 8) * 8)
+
+
+# Backbones
 
 
 CHANNELS = (1280, 1280, 1408, 1536, 1792, 2048, 2304, 2560)
@@ -219,19 +394,58 @@ def test_every_efficientnet_builds(coeff):
         backbone = Backbone(f"efficientnet-b{coeff}", in_channels=1)
         features = backbone.eval()(torch.empty(1, 1, 128, 400))
     assert features.shape == (1, CHANNELS[coeff], 4, 13)
-    assert backbone.out_channels == CHANNELS[coeff]
+    assert backbone.out_channels == CHANNELS[coeff] and backbone.stride == 32
+
+
+def random_statistics(trunk: torch.nn.Module) -> None:
+    for tensor in trunk.state_dict().values():  # statistics that are not 0 and 1
+        if tensor.is_floating_point() and tensor.dim() == 1:
+            tensor.add_(torch.rand_like(tensor) * 0.1)
+
+
+@torch.no_grad()
+def test_the_backbone_is_the_librarys_own_network():
+    """Padding without copies changes no value, at odd and even sizes, from one pixel on."""
+    torch.manual_seed(0)
+    ours = Backbone("efficientnet-b0", 3).eval()
+    random_statistics(ours.trunk)
+    own = EfficientNet.from_name("efficientnet-b0", image_size=None).eval()
+    missing, extra = own.load_state_dict(ours.trunk.state_dict(), strict=False)
+    assert missing == ["_fc.weight", "_fc.bias"] and not extra
+    for size in ((64, 64), (65, 97), (70, 44), (33, 128), (1, 2), (31, 63)):
+        images = torch.rand(2, 3, *size)
+        expected, found = own.extract_features(images), ours(images)
+        assert expected.std() > 1e-3 and found.shape == expected.shape
+        assert (found - expected).norm() < 1e-5 * expected.norm(), size
+
+
+def test_the_backbones_gradients_are_the_librarys_own():
+    torch.manual_seed(0)
+    ours = Backbone("efficientnet-b0", 1).eval()
+    own = EfficientNet.from_name("efficientnet-b0", in_channels=1, image_size=None).eval()
+    own.load_state_dict(ours.trunk.state_dict(), strict=False)
+    images, gradients = torch.rand(2, 1, 47, 64), []
+    for trunk, features in ((ours.trunk, ours(images)), (own, own.extract_features(images))):
+        (
+            features * torch.linspace(-1, 1, features[0].numel()).view_as(features[0])
+        ).sum().backward()
+        gradients.append(
+            {name: p.grad for name, p in trunk.named_parameters() if not name.startswith("_fc")}
+        )
+    for name, expected in gradients[1].items():
+        difference = (gradients[0][name] - expected).norm()
+        assert difference <= 1e-4 * expected.norm() + 1e-7, name
 
 
 @torch.inference_mode()
 def test_both_efficientnet_libraries_agree():
     ours = Backbone("efficientnet-b0", 3).eval()
     timms = Backbone("timm:tf_efficientnet_b0", 3).eval()
-    for tensor in ours.trunk.state_dict().values():  # statistics that are not 0 and 1
-        if tensor.is_floating_point() and tensor.dim() == 1:
-            tensor.add_(torch.rand_like(tensor) * 0.1)
+    random_statistics(ours.trunk)
     pairs = zip(timms.trunk.state_dict().values(), ours.trunk.state_dict().values(), strict=True)
     for theirs, tensor in pairs:
         theirs.copy_(tensor)
+    assert timms.stride == ours.stride
     for size in ((64, 64), (65, 97), (70, 44)):
         images = torch.rand(2, 3, *size)
         expected = ours(images)
@@ -276,29 +490,23 @@ def test_wrong_pretrained_weights_are_refused(tmp_path):
     ("wrong", "error"),
     [({"backbone": "efficientnet-b9"}, ValueError), ({"backbone": "timm:nothing"}, RuntimeError)],
 )
-def test_unknown_trunks_are_refused(wrong, error):
+def test_unknown_backbones_are_refused(wrong, error):
     with pytest.raises(error):
         build_model({"speech": {"type": "AttnCNN", **wrong}}, {"speech": ["speech"]}, 7)
 
 
-def test_a_missing_input_has_a_learnt_vector_of_its_own():
-    torch.manual_seed(0)
-    config = recipe("multimodal") | {"speech_coeff": 0, "face_coeff": 0, "text_layers": 1}
-    config |= {"modality_dropout": 0.3}
-    model = build_model(**model_arch(TASKS["multimodal"], config, 7, {"text": (1, 16)})).eval()
-    for vector in model.absent.values():
-        torch.nn.init.normal_(vector)
-    encoded = model.encode(draw_inputs("multimodal"))
-    some = {name: vector for name, vector in encoded.items() if name != "face"}
-    logits = model.classify(some)
-    assert list(logits) == ["integrated", "speech"], "a head without its only input stays silent"
-    clips = torch.tensor([True, False, True, False])
-    mixed = model.classify(encoded, {"face": clips})
-    torch.testing.assert_close(mixed["integrated"][clips], logits["integrated"][clips])
-    full = model.classify(encoded)
-    torch.testing.assert_close(mixed["integrated"][~clips], full["integrated"][~clips])
-    torch.testing.assert_close(mixed["face"], full["face"])
-    without = build_model(
-        **model_arch(TASKS["multimodal"], config | {"modality_dropout": 0.0}, 7, {"text": (1, 16)})
-    )
-    assert list(without.classify(some)) == ["speech"], "no zeros pretend to be a face"
+def test_without_learnt_tokens_a_fusion_needs_all_inputs():
+    model = small_fusion("concat")
+    tokens = model.encode(fusion_inputs())
+    some = {name: each for name, each in tokens.items() if name != "rows"}
+    assert list(model.classify(some).logits) == ["words"], "no zeros pretend to be an input"
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_modality_dropout_alone_gives_a_model_its_learnt_tokens(dropout):
+    arch = arch_of("multimodal", modality_dropout=dropout)
+    assert arch["learn_missing"] == (dropout > 0)
+    assert not arch_of("speech", modality_dropout=dropout)["learn_missing"]
+    with torch.device("meta"):
+        missing = build_model(**arch).missing
+    assert set(missing) == (set(arch["encoders"]) if dropout else set())
