@@ -86,7 +86,8 @@ def time_warp(
     left = np.floor(source).astype(int)
     right = np.minimum(left + 1, frames - 1)
     part = (source - left).astype(np.float32)
-    return view[:, left] * (1 - part) + view[:, right] * part, mask[left]
+    warped = view[:, left] * (1 - part) + view[:, right] * part
+    return warped, mask[left] | mask[right] & (part > 0)  # real where anything of the clip is
 
 
 def augment_faces(crops: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:

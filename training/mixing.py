@@ -90,8 +90,8 @@ def cut(
     length = real.sum(dim=1, keepdim=True).clamp(min=1)  # (B, 1)
     low, high = ((bound * length).round() + begin for bound in span)
     inside = (steps >= low) & (steps < high)  # (B, T)
-    place = (steps - begin).float() / length  # (B, T) 0 to 1 within the clip
-    source = (begin[order] + (place * length[order]).long()).clamp(0, len(steps) - 1)  # (B, T)
+    place = (steps - begin) * length[order] // length  # (B, T) in the other clip; in whole numbers
+    source = (begin[order] + place).clamp(0, len(steps) - 1)  # (B, T)
     pasted = []
     for tensor in tensors:
         if tensor.dtype == torch.bool:  # each clip keeps its length
