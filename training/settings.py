@@ -17,68 +17,60 @@ class Setting(NamedTuple):
     group: str
 
 
-GROUPS = ("data", "model", "optimization", "objective", "augmentation", "long runs")
-SHARE = ranged(float, 0, 1)
+def grouped(tables: dict[str, dict[str, tuple]]) -> dict[str, Setting]:
+    """{group: {name: (default, kind, help)}} -> {name: Setting}."""
+    return {
+        name: Setting(*row, group=group)
+        for group, rows in tables.items()
+        for name, row in rows.items()
+    }
 
-SETTINGS = {
-    "inputs": Setting(None, str, "of --mode multimodal: comma list, custom features too", "data"),
-    "batch_size": Setting(None, ranged(int, 1), "clips per step", "data"),
-    "feature_frames": Setting(
-        64, ranged(int, 1), "rows of a custom feature (T, D); 1: one vector", "data"
-    ),
-    "seed": Setting(
-        42, ranged(int, 0, 2**32 - 1), "of weights, order, augmentation and dropout", "data"
-    ),
-    "fusion": Setting(
-        "concat", str, "concat (recipe), gated, attention, crossattention, late", "model"
-    ),
-    "pooling": Setting(
-        "attention", str, "of sequences: attention (recipe), relation, mean", "model"
-    ),
-    "pretrained": Setting("none", str, "backbones: none, hub (ImageNet), FILE or FOLDER", "model"),
-    "freeze_backbone": Setting(False, boolean, "True: the backbones stay as they are", "model"),
-    "learning_rate": Setting(
-        None, ranged(float, 1e-9, 100), "at the start of the schedule", "optimization"
-    ),
-    "n_epoch": Setting(None, ranged(int, 1), "passes over the training clips", "optimization"),
-    "optim": Setting(
-        "ranger", str, "ranger (gradients centralized), sgd (Nesterov), adamw", "optimization"
-    ),
-    "schedule": Setting("cosine", str, "cosine, step (x 0.1 at half), constant", "optimization"),
-    "warmup": Setting(0.0, ranged(float, 0), "epochs of linear warm-up", "optimization"),
-    "weight_decay": Setting(5e-5, ranged(float, 0, 10), "of the optimizer", "optimization"),
-    "clip_norm": Setting(0.0, ranged(float, 0), "longest gradient (norm); 0: any", "optimization"),
-    "grad_accumulation": Setting(
-        1, ranged(int, 1), "parts of a batch, one after the other", "optimization"
-    ),
-    "ema": Setting(
-        0.0, ranged(float, 0, 0.99999), "decay of mean weights to validate; 0: off", "optimization"
-    ),
-    "amp": Setting(False, boolean, "half precision; never on a CPU unless given", "optimization"),
-    "loss": Setting("cross_entropy", str, "by name, see training/losses.py", "objective"),
-    "label_smoothing": Setting(
-        0.1, ranged(float, 0, 0.999), "probability spread over all classes", "objective"
-    ),
-    "class_weights": Setting(
-        "none", ("none", "sqrt", "balanced"), "balanced: classes count alike", "objective"
-    ),
-    "lam": Setting(0.0, ranged(float, 0), "weight of the other heads' mean loss", "objective"),
-    "augment": Setting(
-        True, boolean, "random crops, masks, flips, light, rotation", "augmentation"
-    ),
-    "mixup_prob": Setting(0.0, SHARE, "share of the batches with mixup", "augmentation"),
-    "mixup_alpha": Setting(
-        1.0, ranged(float, 1e-6), "mixing ratio ~ Beta(alpha, alpha)", "augmentation"
-    ),
-    "cutmix_prob": Setting(0.0, SHARE, "share of the batches with cutmix", "augmentation"),
-    "cutmix_beta": Setting(
-        1.0, ranged(float, 1e-6), "share kept ~ Beta(beta, beta)", "augmentation"
-    ),
-    "modality_dropout": Setting(
-        0.0, ranged(float, 0, 0.99), "share of inputs left out of fusion, per clip", "augmentation"
-    ),
-    "patience": Setting(
-        0, ranged(int, 0), "validations without a better one, then stop; 0: never", "long runs"
-    ),
-    "eval_step": Setting(1, ranged(int, 1), "epochs between validations", "long runs"),
+
+GROUPS = ("data", "model", "optimization", "objective", "augmentation", "long runs")
+WHOLE, POSITIVE, SHARE = ranged(int, 1), ranged(float, 1e-6), ranged(float, 0, 1)
+NOT_NEGATIVE, SEED = ranged(float, 0), ranged(int, 0, 2**32 - 1)
+
+DATA = {
+    "inputs": (None, str, "of --mode multimodal: comma list, custom features too"),
+    "batch_size": (None, WHOLE, "clips per step"),
+    "feature_frames": (64, WHOLE, "rows of a custom feature (T, D); 1: one vector"),
+    "seed": (42, SEED, "of weights, order, augmentation and dropout"),
 }
+MODEL = {
+    "fusion": ("concat", str, "concat (recipe), gated, attention, crossattention, late"),
+    "pooling": ("attention", str, "of sequences: attention (recipe), relation, mean"),
+    "pretrained": ("none", str, "backbones: none, hub (ImageNet), FILE or FOLDER"),
+    "freeze_backbone": (False, boolean, "True: the backbones stay as they are"),
+}
+OPTIMIZATION = {
+    "learning_rate": (None, ranged(float, 1e-9, 100), "at the start of the schedule"),
+    "n_epoch": (None, WHOLE, "passes over the training clips"),
+    "optim": ("ranger", str, "ranger (gradients centralized), sgd (Nesterov), adamw"),
+    "schedule": ("cosine", str, "cosine, step (x 0.1 at half), constant"),
+    "warmup": (0.0, NOT_NEGATIVE, "epochs of linear warm-up"),
+    "weight_decay": (5e-5, ranged(float, 0, 10), "of the optimizer"),
+    "clip_norm": (0.0, NOT_NEGATIVE, "longest gradient (norm); 0: any"),
+    "grad_accumulation": (1, WHOLE, "parts of a batch; batch norm sees each by itself"),
+    "ema": (0.0, ranged(float, 0, 0.99999), "decay of mean weights to validate; 0: off"),
+    "amp": (False, boolean, "half precision; never on a CPU unless given"),
+}
+OBJECTIVE = {
+    "loss": ("cross_entropy", str, "by name, see training/losses.py"),
+    "label_smoothing": (0.1, ranged(float, 0, 0.999), "probability spread over all classes"),
+    "class_weights": ("none", ("none", "sqrt", "balanced"), "balanced: classes count alike"),
+    "lam": (0.0, NOT_NEGATIVE, "weight of the other heads' mean loss"),
+}
+AUGMENTATION = {
+    "augment": (True, boolean, "random crops, masks, flips, light, rotation"),
+    "mixup_prob": (0.0, SHARE, "share of the batches with mixup"),
+    "mixup_alpha": (1.0, POSITIVE, "mixing ratio ~ Beta(alpha, alpha)"),
+    "cutmix_prob": (0.0, SHARE, "share of the batches with cutmix"),
+    "cutmix_beta": (1.0, POSITIVE, "share kept ~ Beta(beta, beta)"),
+    "modality_dropout": (0.0, ranged(float, 0, 0.99), "share of inputs left out of fusion"),
+}
+LONG_RUNS = {
+    "patience": (0, ranged(int, 0), "validations without a better one, then stop; 0: never"),
+    "eval_step": (1, WHOLE, "epochs between validations"),
+}
+TABLES = (DATA, MODEL, OPTIMIZATION, OBJECTIVE, AUGMENTATION, LONG_RUNS)
+SETTINGS = grouped(dict(zip(GROUPS, TABLES, strict=True)))
