@@ -106,7 +106,7 @@ def make_clip(
             times = times or [start + index / fps for index in range(len(frames))]
             for when, image in zip(times, frames, strict=True):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                frame.time_base, frame.pts = picture.time_base, round(when * 12_000)
+                frame.time_base, frame.pts = Fraction(1, 12_000), round(when * 12_000)
                 container.mux(picture.encode(frame))
             container.mux(picture.encode())
         if track:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import signal
 import struct
+import subprocess
 import time
 import tracemalloc
 import zipfile
@@ -16,15 +18,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import flat, make_clip, moving_picture, tone
+from scipy.io import wavfile
 
+from corpora.manifest import Clip
 from extract import audio, detector, faces
 from extract.audio import denoise, extract_speech, log_mel_spectrogram, read_mono
+from extract.clip import SETTINGS, Job, process_clip
 from extract.detector import Track, detect, overlap, square
 from extract.faces import extract_faces, sample_times
 from extract.media import frames_at, scan_pictures, upright
 from extract.words import read_words
 from utils import guard
 from utils.errors import CLIP_CODES, ClipError
+from utils.files import digest
 from utils.guard import Limits, guarded
 
 HOP = audio.SPEECH_SETTINGS["hop_length"] / audio.SPEECH_SETTINGS["sample_rate"]  # seconds
@@ -158,6 +164,210 @@ def test_hours_of_sound_are_refused_before_they_fill_the_memory(tmp_path):
 def test_uncompressed_sound_is_read(tmp_path):
     clip = make_clip(tmp_path / "a.mov", moving_picture(), tone(0.5), sound_codec="pcm_f32le")
     assert len(read_mono(clip).wave) == 8000
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6, 7, 8, 16, 24])
+def test_the_mean_of_all_channels_is_heard(tmp_path, channels):
+    """With eight or more, planes of their own end in wild memory."""
+    sound = np.random.default_rng(0).integers(-9000, 9000, (4000, channels)).astype(np.int16)
+    wavfile.write(tmp_path / "a.wav", 16_000, sound)
+    wave = read_mono(tmp_path / "a.wav").wave
+    np.testing.assert_allclose(wave, sound.mean(axis=1) / 32768, atol=1e-7)
+
+
+# --- sound and picture on one clock -------------------------------------------------------------
+
+
+def remux(source: Path, target: Path, lost=(9, 9), jump=lambda seconds: 0.0) -> Path:
+    """The same packets, those of the sound without the seconds `lost` and moved by `jump`."""
+    import av
+
+    with av.open(str(source)) as whole, av.open(str(target), "w") as made:
+        copies = {stream: made.add_stream_from_template(stream) for stream in whole.streams}
+        for packet in whole.demux():
+            if packet.pts is None:
+                continue
+            if packet.stream.type == "audio":
+                time = float(packet.pts * packet.time_base)
+                if lost[0] <= time < lost[1]:
+                    continue
+                move = round(jump(time) / packet.time_base)
+                packet.pts, packet.dts = packet.pts + move, packet.pts + move
+            packet.stream = copies[packet.stream]
+            made.mux(packet)
+    return target
+
+
+def clock_clip(path: Path, rate: int = 48_000, **kinds) -> Path:
+    """5 s: tones from 0.5 to 1 and from 4 to 4.5 s; every tenth of a second another grey."""
+    sound = np.zeros(5 * rate, np.float32)
+    for start in (rate // 2, 4 * rate):
+        sound[start : start + rate // 2] = tone(0.5, 1000, rate)
+    frames = None
+    if kinds.get("codec") != "":
+        frames = np.stack([flat((5 * number,) * 3) for number in range(50)])
+    return make_clip(path, frames, sound, fps=10, rate=rate, **kinds)
+
+
+def tenth_on_screen(clip: Path, time: float) -> int:
+    [(_, frame)] = frames_at(clip, np.array([time]))
+    return round(frame.mean() / 5)
+
+
+@pytest.mark.parametrize(
+    ("ending", "sound_codec", "codec"),
+    [
+        ("mp4", "aac", "libx264"),
+        ("mov", "aac", "libx264"),
+        ("mkv", "aac", "libx264"),
+        ("mkv", "pcm_s16le", "libx264"),
+        ("webm", "libopus", "libvpx"),
+        ("flv", "aac", "libx264"),
+        ("m4a", "aac", ""),
+    ],
+)
+@pytest.mark.parametrize("lost", [(1.5, 3.5), (1.5, 1.6)], ids=["2 s", "0.1 s"])
+def test_a_hole_in_the_sound_is_silence_of_its_length(tmp_path, ending, sound_codec, codec, lost):
+    kinds = {"sound_codec": sound_codec, "codec": codec}
+    whole = clock_clip(tmp_path / f"whole.{ending}", **kinds)
+    clip = remux(whole, tmp_path / f"clip.{ending}", lost)
+    speech, expected = extract_speech(clip), extract_speech(whole)
+    assert abs(speech.start - expected.start) <= HOP and abs(speech.end - expected.end) <= HOP
+    assert abs(speech.gaps - (lost[1] - lost[0])) < 0.04 and expected.gaps == 0
+    if codec:
+        late = speech.end - 4.5  # what the .flv starts late, sound and picture alike
+        assert tenth_on_screen(clip, speech.end - 0.15) == 43
+        assert tenth_on_screen(clip, 4.35 + late) == tenth_on_screen(whole, 4.35 + late)
+    wave, offset, *_ = read_mono(clip)
+    middle = round((np.mean(lost) - offset) * 16_000)
+    assert not wave[middle - 300 : middle + 300].any()
+
+
+def test_frames_that_a_flac_lost_are_silence(tmp_path):
+    whole = clock_clip(tmp_path / "whole.flac", sound_codec="flac", codec="")
+    clip = remux(whole, tmp_path / "clip.flac", (1.5, 1.8))
+    assert abs(extract_speech(clip).end - extract_speech(whole).end) <= HOP
+    assert extract_speech(clip).gaps > 0.2
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory) -> Path:
+    """3 s of uncompressed sound: the value of a sample tells its time."""
+    ramp = np.arange(1, 48_001, dtype=np.float32) / 100_000
+    options = {"cluster_time_limit": "500", "write_crc32": "0"}
+    path = tmp_path_factory.mktemp("steps") / "a.mkv"
+    return make_clip(path, None, ramp, sound_codec="pcm_f32le", options=options)
+
+
+def test_timestamps_that_tremble_change_no_sample(steps, tmp_path):
+    clip = remux(steps, tmp_path / "a.mkv", jump=lambda time: 0.01 * np.sin(1e4 * time))
+    [wave, offset, _, gaps], whole = read_mono(clip), read_mono(steps)
+    np.testing.assert_array_equal(wave, whole.wave)
+    assert abs(offset - whole.offset) < 0.011 and gaps == 0
+
+
+def move_clusters(source: Path, target: Path, jump) -> Path:
+    """An .mkv whose clusters come earlier or later than they did: no muxer writes overlaps."""
+    data = bytearray(source.read_bytes())
+    place = data.find(b"\x1f\x43\xb6\x75")
+    while place > 0:
+        first = data.index(0xE7, place + 4) + 2  # the first thing in it is its time
+        end = first + (data[first - 1] & 15)
+        time = int.from_bytes(data[first:end], "big")
+        data[first:end] = (time + jump(time)).to_bytes(end - first, "big")
+        place = data.find(b"\x1f\x43\xb6\x75", place + 4)
+    target.write_bytes(data)
+    return target
+
+
+def test_of_samples_for_the_same_time_the_first_count(steps, tmp_path):
+    clip = move_clusters(steps, tmp_path / "a.mkv", lambda ms: -200 if ms > 1500 else 0)
+    wave, whole = read_mono(clip).wave, read_mono(steps).wave
+    [jump] = np.flatnonzero(np.abs(np.diff(wave)) > 1e-3)
+    assert 1.5 <= jump / 16_000 < 2.1 and len(whole) - len(wave) == pytest.approx(3200, abs=16)
+    np.testing.assert_array_equal(wave[: jump + 1], whole[: jump + 1])
+    np.testing.assert_array_equal(wave[jump + 1 :], whole[len(whole) - len(wave) + jump + 1 :])
+
+
+def test_sound_before_the_first_sample_is_left_out(steps, tmp_path):
+    clip = move_clusters(steps, tmp_path / "a.mkv", lambda ms: -220 if ms else 250)
+    wave, offset, _, gaps = read_mono(clip)
+    assert offset == 0.25 and gaps == pytest.approx(0.47, abs=0.01)
+    assert len(wave) / 16_000 == pytest.approx(2.53, abs=0.01)
+    assert wave[0] == pytest.approx(1e-5) and wave[-1] == pytest.approx(0.48)
+
+
+def test_a_forged_hole_is_refused_before_it_fills_the_memory(steps, tmp_path):
+    clip = remux(steps, tmp_path / "a.mkv", jump=lambda time: 1e5 if time > 1 else 0)
+    tracemalloc.start()
+    assert code_of(extract_speech, clip) == "E_LIMIT"
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+def hide_by_edit_list(source: Path, target: Path, start: float, seconds: float) -> Path:
+    """As phones trim: all samples stay in the .mp4, its edit lists show only some seconds."""
+    data = bytearray(source.read_bytes())
+    movie_scale = struct.unpack_from(">I", data, data.index(b"mvhd") + 16)[0]
+    place = data.find(b"elst")
+    while place > 0:
+        scale = struct.unpack_from(">I", data, data.index(b"mdhd", place) + 16)[0]
+        media = struct.unpack_from(">i", data, place + 16)[0]  # without what only primes a decoder
+        edit = round(seconds * movie_scale), media + round(start * scale)
+        struct.pack_into(">Ii", data, place + 12, *edit)
+        place = data.find(b"elst", place + 4)
+    target.write_bytes(data)
+    return target
+
+
+def copied_by_ffmpeg(source: Path, target: Path, start: float, seconds: float) -> Path:
+    from imageio_ffmpeg import get_ffmpeg_exe  # moviepy's
+
+    cut = ["-ss", f"{start}", "-t", f"{seconds}", "-i", source, "-c", "copy", target]
+    cut = ["-loglevel", "error", *cut]
+    subprocess.run([get_ffmpeg_exe(), *cut], check=True, stdin=subprocess.DEVNULL)
+    return target
+
+
+@pytest.mark.parametrize("trim", [hide_by_edit_list, copied_by_ffmpeg])
+def test_what_an_edit_list_hides_is_not_there(tmp_path, trim):
+    """The tone at 4 s comes at 1.3 s of the trimmed clip, to the ear and to the eye."""
+    faststart = {"movflags": "faststart"}
+    options = {"codec_options": {"g": "300", "bf": "0"}, "options": faststart}
+    whole = clock_clip(tmp_path / "whole.mp4", rate=44_100, **options)
+    clip = trim(whole, tmp_path / "clip.mp4", 2.7, 2.0)
+    speech, pictures = extract_speech(clip), scan_pictures(clip)
+    assert abs(speech.start - 1.3) < 0.06 and abs(speech.end - 1.8) < 0.06
+    assert tenth_on_screen(clip, 1.55) == 42
+    assert abs(pictures.start) < 0.1 and abs(pictures.end - 2.0) < 0.11 and pictures.hides
+    shown = [index for indices, _ in frames_at(clip, sample_times(0, 1.9, 10)) for index in indices]
+    assert shown == list(range(19))
+    data = clip.read_bytes()
+    (tmp_path / "part.mp4").write_bytes(data[: len(data) * 6 // 10])
+    for read in (extract_speech, scan_pictures):
+        assert code_of(read, tmp_path / "part.mp4") in ("E_TRUNC", "E_CODEC")
+
+
+def test_features_of_an_earlier_revision_are_made_anew_only_where_they_were_wrong(tmp_path):
+    """Ordinary clips stay as they are, to the minute; what failed then is tried again."""
+    kinds = {"codec": "", "sound_codec": "aac"}
+    whole = clock_clip(tmp_path / "whole.m4a", **kinds)
+    holed = remux(whole, tmp_path / "holed.m4a", (1.5, 3.5))
+    job = Job(tmp_path / "features", ("speech",), SETTINGS)
+    clips = [Clip(path.stem, "train", path) for path in (whole, holed)]
+    records, files = [process_clip(clip, job) for clip in clips], []
+    for clip in clips:
+        files.append(tmp_path / f"features/train/speech/{clip.clip_id}.npy")
+        place = tmp_path / f"features/train/records/{clip.clip_id}.json"
+        record = json.loads(place.read_text())
+        del record["digest"], record["revision"]
+        record["stages"]["speech"]["facts"]["speech_end"] = 1.0
+        place.write_text(json.dumps(record | {"digest": digest(record)}))
+        os.utime(files[-1], (1, 1))
+    now = [process_clip(clip, job)["stages"]["speech"]["facts"]["speech_end"] for clip in clips]
+    assert now == [1.0, records[1]["stages"]["speech"]["facts"]["speech_end"]] and now[1] > 4
+    assert [file.stat().st_mtime > 1 for file in files] == [False, True]
+    assert process_clip(clips[0], job)["revision"] == records[0]["revision"]
 
 
 # --- picture ------------------------------------------------------------------------------------
