@@ -1,4 +1,4 @@
-"""How each clip sounds as one vector (D,), beside its log-mel: an own feature for train.py.
+"""How each clip sounds as one vector (D,), beside its log-mel: a custom feature for train.py.
 
     python examples/functionals.py --data_dir ravdess          # -> features/<split>/functionals/
     python train.py --mode multimodal --inputs functionals --feature_frames 1 --exp_name first
@@ -8,14 +8,15 @@ how they go together (the logarithm of their covariance); and how fast each band
 holds three rows: the clip at 0.9, 1 and 1.1 times its speed, which stand for speakers of
 other sizes (speed perturbation, Ko et al. 2015, Interspeech). Every number is standardized over all
 clips of its speaker, whose clips must therefore be at hand, labels not: (x - mean) / deviation.
+
+A model of these numbers cannot answer for a single clip of somebody new. `--raw` makes numbers of
+the clip alone, -> features/<split>/functionals_raw/: what they reach holds for such a clip, too.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -24,12 +25,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from extract.audio import SPEECH_SETTINGS, denoise, read_mono, trim
-from training.data import Features
+from extract.audio import SPEECH_SETTINGS, check_wave, denoise, read_mono, trim
+from training.features import Features
+from utils.config import Flags
 from utils.errors import ClipError, UsageError, run_script
 from utils.files import write_atomic
 from utils.parallel import available_cores
@@ -43,31 +45,44 @@ BEATS = (0.5, 1.5, 2.5, 3.5, 5, 7, 9, 12, 16, 22, 31)  # Hz
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--features_dir", default=Path("features"), type=Path)
-    parser.add_argument("--data_dir", required=True, type=Path, help="as given to preprocess.py")
-    args = parser.parse_args()
+    flags = Flags(__doc__)
+    flags.add("--features_dir", default=Path("features"), type=Path, help="of preprocess.py")
+    flags.add("--data_dir", required=True, type=Path, help="as given to preprocess.py")
+    flags.add("--raw", action="store_true", help="do not standardize per speaker")
+    args = flags.parse_args()
     clips = Features.open(args.features_dir).manifest
-    if unknown := (clips["speaker"] == "").sum():
-        raise UsageError(f"{unknown} clips of {args.features_dir} have no speaker in the manifest")
-    counts = clips["speaker"].value_counts()
-    if few := (counts < FEW).sum():
-        print(f"warning: {few} speakers have under {FEW} clips, too few to know their voice")
-    jobs = [delayed(views)(args.data_dir / media) for media in clips["media"]]
-    work = Parallel(available_cores(), return_as="generator")
-    with own_compilations():
-        made = (each for some in (jobs[:1], jobs[1:]) for each in work(some))
-        made = list(tqdm(made, "functionals", len(clips), unit="clip"))
-    values = [None] * len(clips)
-    for rows in clips.groupby("speaker").indices.values():
-        for row, value in zip(rows, of_speaker([made[row] for row in rows]), strict=True):
-            values[row] = value
+    if clips.empty:
+        raise UsageError(f"{args.features_dir} has no usable clips: see failed.csv")
+    if lacking := [column for column in ("media", "speaker") if column not in clips]:
+        lacks = f"{args.features_dir / 'manifest.csv'} lacks {', '.join(lacking)}"
+        raise UsageError(f"{lacks}: run preprocess.py again")
+    if not args.raw:
+        check_speakers(clips, args.features_dir)
+    sounds = measure([args.data_dir / media for media in clips["media"]])
+    name = "functionals_raw" if args.raw else "functionals"
+    values = [of_clip(views) for views in sounds] if args.raw else by_speaker(sounds, clips)
     for clip, value in zip(clips.itertuples(), values, strict=True):
-        path = args.features_dir / clip.split / "functionals" / f"{clip.clip_id}.npy"
+        path = args.features_dir / clip.split / name / f"{clip.clip_id}.npy"
         write_atomic(path, partial(np.save, arr=value))
     print(f"{len(values)} clips: {values[0].shape[1]} numbers at {len(SPEEDS)} speeds each")
+
+
+def check_speakers(clips: pd.DataFrame, features_dir: Path) -> None:
+    if unknown := (clips["speaker"] == "").sum():
+        reason = f"{unknown} clips of {features_dir} have no speaker in the manifest"
+        raise UsageError(f"{reason}: --raw does without")
+    if few := (clips["speaker"].value_counts() < FEW).sum():
+        print(f"warning: {few} speakers have under {FEW} clips, too few to know their voice: --raw")
+
+
+def measure(media: list[Path]) -> list[list[Sound]]:
+    """Every clip at every speed, on all cores."""
+    jobs = [delayed(views)(path) for path in media]
+    work = Parallel(available_cores(), return_as="generator")
+    with own_compilations():
+        first = list(work(jobs[:1]))
+        rest = tqdm(work(jobs[1:]), "functionals", len(media), initial=1, unit="clip")
+        return first + list(rest)
 
 
 @contextlib.contextmanager
@@ -82,17 +97,29 @@ def own_compilations() -> Iterator[None]:
         yield
 
 
-def of_speaker(clips: list[list[Sound]]) -> np.ndarray:
-    """N clips of one speaker at every speed -> (N, 3, D) float32, deviations from the speaker's
-    mean, at most 4 (outliers)."""
-    views = []
-    for sounds in zip(*clips, strict=True):  # of one speed
-        scale = np.concatenate([each.tracks for each in sounds], axis=1).std(axis=1, keepdims=True)
-        covariances = [log_covariance(each.tracks / (scale + FLOOR)) for each in sounds]
-        pairs = zip(sounds, covariances, strict=True)
-        values = np.stack([np.concatenate([each.values, more]) for each, more in pairs])
-        views.append((values - values.mean(axis=0)) / (values.std(axis=0) + FLOOR))
-    return np.stack(views, axis=1).clip(-4, 4).astype(np.float32)
+def of_clip(sounds: list[Sound]) -> np.ndarray:
+    """A clip at every speed -> (3, D) float32, as measured, from this clip alone."""
+    rows = [with_covariance(sound, sound.tracks.std(axis=1, keepdims=True)) for sound in sounds]
+    return np.stack(rows).astype(np.float32)
+
+
+def by_speaker(clips: list[list[Sound]], rows: pd.DataFrame) -> np.ndarray:
+    """N clips at every speed -> (N, 3, D) float32, deviations from the mean of each clip's speaker,
+    at most 4 (outliers)."""
+    values: dict[int, np.ndarray] = {}
+    for indices in rows.groupby("speaker").indices.values():
+        speeds = []
+        for sounds in zip(*(clips[index] for index in indices), strict=True):  # of one speed
+            scale = np.concatenate([sound.tracks for sound in sounds], axis=1).std(axis=1)
+            own = np.stack([with_covariance(sound, scale[:, None]) for sound in sounds])
+            speeds.append((own - own.mean(axis=0)) / (own.std(axis=0) + FLOOR))
+        values |= zip(indices, np.stack(speeds, axis=1).clip(-4, 4), strict=True)
+    return np.stack([values[index] for index in range(len(rows))]).astype(np.float32)
+
+
+def with_covariance(sound: Sound, scale: np.ndarray) -> np.ndarray:
+    """(D,) the functionals, and how the tracks go together, each in units of its scale (2 N, 1)."""
+    return np.concatenate([sound.values, log_covariance(sound.tracks / (scale + FLOOR))])
 
 
 class Sound(NamedTuple):
@@ -108,10 +135,13 @@ def views(media: Path) -> list[Sound]:
 
     try:
         wave = read_mono(media).wave
+        check_wave(wave, media, SPEECH_SETTINGS)
     except ClipError as error:
-        reason = f"{error.reason}; --data_dir is the folder that preprocess.py had"
-        raise UsageError(reason) from error
+        hint = "; --data_dir is the folder that preprocess.py had"
+        raise UsageError(error.reason + (hint if error.code == "E_MISSING" else "")) from error
     first, last = trim(wave)
+    if last - first < HOP * SPEECH_SETTINGS["min_frames"]:
+        raise UsageError(f"only {(last - first) / RATE:.2f} s of sound in {media.name}")
     wave = denoise(wave[first:last])
     views = (resample_poly(wave, new, old) for new, old in SPEEDS)
     return [describe(view, first / RATE) for view in views]

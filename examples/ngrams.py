@@ -1,5 +1,5 @@
-"""Which words and letters speak for which emotion: an own feature (2 K,) for train.py, (K,)
-where the clips have no dialogues.
+"""Which words and letters speak for which emotion: a custom feature (2 K,) for train.py,
+(K,) where the clips have no dialogues.
 
     python examples/ngrams.py                                 # -> features/<split>/ngrams/
     python train.py --mode multimodal --inputs text,ngrams --exp_name first
@@ -18,8 +18,6 @@ other. For a run that holds out a fold:
 
 from __future__ import annotations
 
-import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -32,8 +30,8 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from training.data import Features
+from training.features import Features
+from utils.config import Flags
 from utils.errors import UsageError, run_script
 from utils.files import write_atomic, write_json
 
@@ -42,25 +40,33 @@ SURFACE = ["length", "exclamations", "questions", "capitals", "place"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--features_dir", default=Path("features"), type=Path)
-    parser.add_argument("--fold", help="learn from the other folds, for train.py --fold")
-    args = parser.parse_args()
+    flags = Flags(__doc__)
+    flags.add("--features_dir", default=Path("features"), type=Path, help="of preprocess.py")
+    flags.add("--fold", help="learn from the other folds, for train.py --fold")
+    args = flags.parse_args()
     features = Features.open(args.features_dir)
+    if lacking := {"transcript", "dialogue", "utterance"} - {*features.manifest}:
+        lacks = f"{args.features_dir / 'manifest.csv'} lacks {', '.join(sorted(lacking))}"
+        raise UsageError(f"{lacks}: run preprocess.py again")
     clips = with_context(features.manifest)
     train, name = clips["split"] == "train", "ngrams"
     if args.fold is not None:
         if args.fold not in features.folds():
-            raise UsageError(f"--fold {args.fold}: the folds are {', '.join(features.folds())}")
+            known = ", ".join(features.folds()) or "none"
+            raise UsageError(f"--fold {args.fold}: the folds are {known}")
         name = f"ngrams_{args.fold}"
         train = clips["split"].isin(("train", "val")) & ~clips["fold"].isin(("", args.fold))
     train = train.to_numpy()
     if train.sum() < 100 or clips.loc[train, "transcript"].eq("").any():
         raise UsageError(f"{args.features_dir}: expected 100 or more training clips with words")
-    models = [own(), before()] if clips.loc[train, "before"].ne("").sum() >= 100 else [own()]
-    values = np.concatenate([answers(model, clips, train) for model in models], axis=1)
+    models = [utterance_model()]
+    if clips.loc[train, "before"].ne("").sum() >= 100:
+        models.append(context_model())
+    try:
+        values = np.concatenate([log_probabilities(each, clips, train) for each in models], axis=1)
+    except ValueError as error:  # one class, a handful of dialogues, no word twice
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{args.features_dir}: nothing to learn from, {reason}") from error
     write_json(args.features_dir / f"{name}.json", {"learnt_without_fold": args.fold})
     for clip, value in zip(clips.itertuples(), values.astype(np.float32), strict=True):
         path = args.features_dir / clip.split / name / f"{clip.clip_id}.npy"
@@ -70,7 +76,8 @@ def main() -> None:
 
 def with_context(clips: pd.DataFrame) -> pd.DataFrame:
     """The clips with what was said before in their dialogue, and numbers about their letters."""
-    clips = clips.assign(place=pd.to_numeric(clips["utterance"]).fillna(0))
+    place = pd.to_numeric(clips["utterance"], errors="coerce").fillna(0)
+    clips = clips.assign(place=place)
     alone = clips["dialogue"] == ""  # each is a dialogue of its own
     clips["dialogue"] = clips["dialogue"].where(~alone, clips["split"] + "/" + clips["clip_id"])
     clips = clips.sort_values(["split", "dialogue", "place"]).reset_index(drop=True)
@@ -85,7 +92,7 @@ def with_context(clips: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def own() -> Pipeline:
+def utterance_model() -> Pipeline:
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, **WORDS)
     letters = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), min_df=3, sublinear_tf=True)
     views = [("words", words, "transcript"), ("letters", letters, "transcript")]
@@ -94,7 +101,7 @@ def own() -> Pipeline:
     return classifier(ColumnTransformer([*views, surface], transformer_weights=weights))
 
 
-def before() -> Pipeline:
+def context_model() -> Pipeline:
     return classifier(ColumnTransformer([("before", TfidfVectorizer(min_df=3, **WORDS), "before")]))
 
 
@@ -102,7 +109,7 @@ def classifier(columns: ColumnTransformer) -> Pipeline:
     return make_pipeline(columns, LogisticRegression(C=1.0, max_iter=300))
 
 
-def answers(model: Pipeline, clips: pd.DataFrame, train: np.ndarray) -> np.ndarray:
+def log_probabilities(model: Pipeline, clips: pd.DataFrame, train: np.ndarray) -> np.ndarray:
     """(N, K) log-probabilities; those of a training clip by a model without its dialogue."""
     known, labels = clips[train], clips.loc[train, "emotion"]
     values = np.empty((len(clips), labels.nunique()))

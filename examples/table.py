@@ -1,4 +1,4 @@
-"""Numbers of a CSV, one row per clip, as an own feature (D,) for train.py.
+"""Numbers of a CSV, one row per clip, as a custom feature (D,) for train.py.
 
     python examples/table.py openface.csv --columns 'AU*' --name au  # -> features/<split>/au/
     python train.py --mode multimodal --inputs speech,au --exp_name first
@@ -12,7 +12,6 @@ standardized over all clips of its speaker, labels unseen; --raw leaves them as 
 from __future__ import annotations
 
 import argparse
-import sys
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -20,28 +19,30 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from training.data import Features
-from training.tasks import FOLDERS, NAME
+from training.features import Features
+from training.modalities import MODALITIES
+from training.tasks import NAME
+from utils.config import Flags
 from utils.errors import UsageError, run_script
 from utils.files import write_atomic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("csv", type=Path)
-    parser.add_argument("--name", required=True, help="of the feature: letters, digits and _")
-    parser.add_argument("--id", default="clip", help="column with the clips' names")
-    parser.add_argument("--columns", default="*", help="pattern of the columns to take")
-    parser.add_argument("--skip", default=0, type=int, help="characters of the names to ignore")
-    parser.add_argument("--raw", action="store_true", help="do not standardize per speaker")
-    parser.add_argument("--features_dir", default=Path("features"), type=Path)
-    args = parser.parse_args()
-    if not NAME.fullmatch(args.name) or args.name in {*FOLDERS, *FOLDERS.values(), "records"}:
+    flags = Flags(__doc__)
+    flags.add("csv", type=Path, help="the table")
+    flags.add("--name", required=True, help="of the feature: letters, digits and _")
+    flags.add("--id", default="clip", help="column with the clips' names")
+    flags.add("--columns", default="*", help="pattern of the columns to take")
+    flags.add("--skip", default=0, type=int, help="characters of the names to ignore")
+    flags.add("--raw", action="store_true", help="do not standardize per speaker")
+    flags.add("--features_dir", default=Path("features"), type=Path, help="of preprocess.py")
+    args = flags.parse_args()
+    taken = {"records", *MODALITIES, *(each.folder for each in MODALITIES.values())}
+    if not NAME.fullmatch(args.name) or args.name in taken:
         raise UsageError(f"--name {args.name}: expected a new name of letters, digits and _")
     clips = Features.open(args.features_dir).manifest
+    if clips.empty:
+        raise UsageError(f"{args.features_dir} has no usable clips: see failed.csv")
     values = values_of(clips, args)
     if not args.raw:
         values = by_speaker(values, clips)
@@ -54,13 +55,18 @@ def main() -> None:
 def values_of(clips: pd.DataFrame, args: argparse.Namespace) -> np.ndarray:
     """(N, D) in the order of the manifest; UsageError when a clip has no row, or no number."""
     try:
-        table = pd.read_csv(args.csv, dtype={args.id: str})
+        table = pd.read_csv(args.csv, dtype={args.id: str}, skipinitialspace=True)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {args.csv} as a CSV: {error}") from error
+    table = table.rename(columns=str.strip)
     if args.id not in table:
-        raise UsageError(f"{args.csv} has no column {args.id!r}; --id names the clips' column")
+        has = ", ".join(map(str, table.columns[:10]))
+        raise UsageError(f"{args.csv} has no column {args.id!r} for --id; it has {has}")
     table = table.set_index(table.pop(args.id).str[args.skip :])
-    table = table[[name for name in table if fnmatchcase(name, args.columns)]]
+    chosen = [name for name in table if fnmatchcase(name, args.columns)]
+    if not chosen:
+        has = ", ".join(map(str, table.columns[:10])) or "no column but that"
+        raise UsageError(f"{args.csv}: no column is named like {args.columns!r}; it has {has}")
     wanted = clips["clip_id"].str[args.skip :]
     missing = [name for name in wanted if name not in table.index]
     if missing or not table.index.is_unique:
@@ -68,19 +74,19 @@ def values_of(clips: pd.DataFrame, args: argparse.Namespace) -> np.ndarray:
         counts = [f"{len(missing)} of {len(clips)} clips have no row", *missing[:1]]
         counts += [f"{len(twice)} rows have the name of another", *twice[:1]]
         raise UsageError(f"{args.csv}: {', '.join(counts)}; see --id and --skip")
-    chosen = table.loc[wanted]
     try:
-        values = chosen.to_numpy(dtype=float)
+        values = table.loc[wanted, chosen].to_numpy(dtype=float)
     except ValueError as error:
         raise UsageError(f"{args.csv}: {error}; choose columns of numbers by --columns") from error
-    if not values.size or not np.isfinite(values).all():
-        raise UsageError(f"{args.csv}: {values.shape[1]} columns, not all of them finite numbers")
+    if not np.isfinite(values).all():
+        wrong = np.array(chosen)[~np.isfinite(values).all(axis=0)]
+        raise UsageError(f"{args.csv}: not all finite numbers: {', '.join(wrong[:10])}")
     return values
 
 
 def by_speaker(values: np.ndarray, clips: pd.DataFrame) -> np.ndarray:
     """(N, D) -> deviations from the mean of the clip's speaker, at most 4 (outliers)."""
-    if (clips["speaker"] == "").any():
+    if "speaker" not in clips or (clips["speaker"] == "").any():
         raise UsageError("some clips have no speaker in the manifest: give --raw")
     if few := (clips["speaker"].value_counts() < 5).sum():
         print(f"warning: {few} speakers have under 5 clips, too few to know their mean: see --raw")

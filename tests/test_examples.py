@@ -1,7 +1,9 @@
-"""The scripts that make own features: from sound, from words, from a table."""
+"""The scripts that make custom features: from sound, from words, from a table."""
 
 from __future__ import annotations
 
+import re
+import shutil
 import wave
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from conftest import tone, write_features
 from inside import run_main
 
 from examples import functionals
+from utils.errors import UsageError
 
 
-def own_of(folder: Path, name: str) -> np.ndarray:
+def features_of(folder: Path, name: str) -> np.ndarray:
     table = pd.read_csv(folder / "manifest.csv", dtype=str)
     paths = [
         folder / row.split / name / f"{row.clip_id}.npy" for row in table.itertuples(name="Row")
@@ -27,32 +30,101 @@ def change(folder: Path, **columns: list | str) -> None:
     table.assign(**columns).to_csv(folder / "manifest.csv", index=False)
 
 
-def test_functionals_are_by_speaker_and_speed(tmp_path, monkeypatch):
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "of_all"))
-    folder = write_features(tmp_path / "f", 1, splits=("train",), modalities=("speech",))
+def write_wave(path: Path, samples: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes((32_000 * samples).astype("<i2").tobytes())
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory) -> Path:
+    """Features without any feature of seven clips, and the clips themselves."""
+    place = tmp_path_factory.mktemp("spoken")
+    write_features(place / "f", 1, splits=("train",), modalities=("speech",))
     for index in range(7):
-        path = tmp_path / "train" / f"{index:05d}.wav"
-        path.parent.mkdir(exist_ok=True)
         beat = 1 + 0.5 * np.sin(np.arange(12_000) / 500)
-        samples = tone(0.75, 150 + 20 * index) * beat * (1 + index) / 12
-        with wave.open(str(path), "wb") as file:
-            file.setparams((1, 2, 16_000, 0, "NONE", ""))
-            file.writeframes((32_000 * samples).astype("<i2").tobytes())
+        sound = tone(0.75, 150 + 20 * index) * beat * (1 + index) / 12
+        write_wave(place / "train" / f"{index:05d}.wav", sound)
     media = [f"train/{index:05d}.wav" for index in range(7)]
-    change(folder, media=media, speaker=list("aaaabbb"))
-    run = run_main("examples.functionals", "--data_dir", tmp_path, "--features_dir", folder)
+    change(place / "f", media=media, speaker=list("aaaabbb"))
+    return place
+
+
+def start_functionals(place: Path, features: Path, *flags: object):
+    places = ("--data_dir", place, "--features_dir", features)
+    return run_main("examples.functionals", *places, *flags)
+
+
+def part_of(spoken: Path, folder: Path, rows: slice, **columns: str) -> Path:
+    """Features of some of the clips."""
+    folder.mkdir()
+    shutil.copy(spoken / "f" / "settings.json", folder)
+    table = pd.read_csv(spoken / "f" / "manifest.csv", dtype=str, keep_default_na=False)
+    table[rows].assign(**columns).to_csv(folder / "manifest.csv", index=False)
+    return folder
+
+
+def test_functionals_are_by_speaker_and_speed(spoken, tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "of_all"))
+    folder = spoken / "f"
+    run = start_functionals(spoken, folder)
     assert run.code == 0 and "7 clips: 2144 numbers at 3 speeds each" in run.out, run.err
+    assert "2 speakers have under 5 clips" in run.out
     assert not (tmp_path / "of_all").exists(), "compiled where other processes do, too"
-    values = own_of(folder, "functionals")
+    values = features_of(folder, "functionals")
     assert values.shape == (7, 3, 2144) and values.dtype == np.float32
     for rows in (slice(0, 4), slice(4, 7)):
         np.testing.assert_allclose(values[rows].mean(axis=0), 0, atol=1e-3)
         assert values[rows].std(axis=0).max() < 1.001
-    run = run_main("examples.functionals", "--data_dir", folder, "--features_dir", folder)
-    assert run.code == 2 and "no file" in run.err and "--data_dir" in run.err, run.err
-    change(folder, media=media, speaker="")
-    run = run_main("examples.functionals", "--data_dir", tmp_path, "--features_dir", folder)
-    assert run.code == 2 and "7 clips" in run.err and "no speaker" in run.err
+
+
+def test_raw_functionals_know_the_clip_alone(spoken, tmp_path):
+    """Neither its speaker nor any other clip changes them."""
+    run = start_functionals(spoken, spoken / "f", "--raw")
+    assert run.code == 0 and "7 clips: 2144 numbers at 3 speeds each" in run.out, run.err
+    values = features_of(spoken / "f", "functionals_raw")
+    assert values.shape == (7, 3, 2144) and np.isfinite(values).all()
+    single = part_of(spoken, tmp_path / "single", slice(5, 6), speaker="")
+    run = start_functionals(spoken, single, "--raw")
+    assert run.code == 0 and "1 clips" in run.out and "warning" not in run.out, run.err
+    np.testing.assert_array_equal(features_of(single, "functionals_raw"), values[5:6])
+    assert not (single / "train" / "functionals").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "says"),
+    [
+        (slice(0), {}, "has no usable clips"),
+        (slice(7), {"speaker": ""}, "7 clips of .* have no speaker in the manifest: --raw does"),
+        (slice(1), {"media": "train/gone.wav"}, "no file.*--data_dir is the folder"),
+        (slice(1), {"media": "silent.wav"}, "silent.wav is silent"),
+    ],
+)
+def test_functionals_without_usable_clips_say_why(spoken, tmp_path, rows, columns, says):
+    write_wave(spoken / "silent.wav", np.zeros(16_000))
+    run = start_functionals(spoken, part_of(spoken, tmp_path / "some", rows, **columns))
+    assert run.code == 2 and re.search(says, run.err), run.err
+    assert len([line for line in run.err.splitlines() if "functionals.py:" in line]) == 1
+
+
+def test_a_sound_too_short_for_numbers_is_named(tmp_path):
+    write_wave(tmp_path / "short.wav", tone(0.05))
+    with pytest.raises(UsageError, match=r"only 0\.05 s of sound in short\.wav"):
+        functionals.views(tmp_path / "short.wav")
+
+
+@pytest.mark.parametrize("name", ["functionals", "ngrams"])
+def test_manifests_of_older_features_are_named(spoken, tmp_path, name):
+    folder = part_of(spoken, tmp_path / "old", slice(7))
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    table = table.drop(columns=["speaker", "utterance"])
+    table.to_csv(folder / "manifest.csv", index=False)
+    places = ["--features_dir", folder] + (["--data_dir", spoken] if name == "functionals" else [])
+    run = run_main(f"examples.{name}", *places)
+    lacking = "speaker" if name == "functionals" else "utterance"
+    assert run.code == 2 and f"manifest.csv lacks {lacking}: run preprocess.py" in run.err, run.err
+    assert len(run.err.splitlines()) == 1
 
 
 def test_a_sound_is_described():
@@ -100,7 +172,7 @@ def test_ngrams_learn_from_train_and_answer_each_clip_from_elsewhere(tmp_path):
     assert run.code == 0 and "420 clips: 14 numbers each, learned from 140" in run.out, run.err
     table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
     classes = sorted(set(table["emotion"]) - {""})
-    values = own_of(folder, "ngrams")
+    values = features_of(folder, "ngrams")
     answers = np.array(classes)[values[:, :7].argmax(axis=1)]
     known = table["emotion"] != ""
     assert (answers == table["emotion"])[known].all(), "the telling word was not learnt"
@@ -115,7 +187,7 @@ def test_ngrams_learn_from_train_and_answer_each_clip_from_elsewhere(tmp_path):
     train = train.assign(emotion=label_of, transcript=[alone[k // 4] for k in range(140)])
     train.to_csv(folder / "manifest.csv", index=False)
     assert run_main("examples.ngrams", "--features_dir", folder).code == 0
-    answers = np.array(sorted(set(label_of)))[own_of(folder, "ngrams")[:, :7].argmax(axis=1)]
+    answers = np.array(sorted(set(label_of)))[features_of(folder, "ngrams")[:, :7].argmax(axis=1)]
     assert (answers == label_of.to_numpy()).mean() < 0.5
 
 
@@ -135,7 +207,7 @@ def test_ngrams_for_a_fold_know_nothing_of_its_labels(tmp_path):
     judged = (table["fold"] == "0") & (table["emotion"] != "")
     classes = np.array(sorted(set(table["emotion"]) - {""}))
     right = {
-        name: classes[own_of(folder, name)[:, :7].argmax(axis=1)] == table["emotion"]
+        name: classes[features_of(folder, name)[:, :7].argmax(axis=1)] == table["emotion"]
         for name in ("ngrams", "ngrams_0")
     }
     assert right["ngrams"][judged].mean() > 0.9 and right["ngrams_0"][judged].mean() < 0.4
@@ -159,10 +231,31 @@ def test_beats_of_a_long_clip_count_its_end():
     assert functionals.beats(short).shape == (4, 10) and power.shape == (4, 129)
 
 
-def test_ngrams_need_words(tmp_path):
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({}, "100 or more training clips with words"),
+        ({"transcript": "hello there", "emotion": "hap"}, "nothing to learn from, "),
+        (
+            {"transcript": "hello there", "dialogue": "one", "utterance": "first"},
+            "nothing to learn from, ",
+        ),
+        ({"transcript": list(map(str, range(140)))}, "nothing to learn from, "),
+    ],
+)
+def test_ngrams_need_words_classes_and_dialogues(tmp_path, columns, says):
     folder = write_features(tmp_path / "f", 20, splits=("train",), modalities=("text",))
+    change(folder, **columns)
     run = run_main("examples.ngrams", "--features_dir", folder)
-    assert run.code == 2 and "100 or more training clips with words" in run.err
+    assert run.code == 2 and says in run.err and len(run.err.splitlines()) == 1, run.err
+    assert not (folder / "ngrams.json").exists()
+
+
+def test_ngrams_of_no_clip_or_one_are_refused(spoken, tmp_path):
+    for count in (0, 1):
+        folder = part_of(spoken, tmp_path / f"{count}", slice(count), transcript="hello")
+        run = run_main("examples.ngrams", "--features_dir", folder)
+        assert run.code == 2 and "100 or more training clips with words" in run.err, run.err
 
 
 @pytest.fixture
@@ -187,7 +280,7 @@ def test_a_table_becomes_a_feature(table, raw):
     place, rows = table
     run = start_table(place, rows, "--columns", "AU*", "--skip", 2, *["--raw"] * raw)
     assert run.code == 0 and "28 clips: 2 numbers each" in run.out, run.err
-    values, wanted = own_of(place / "f", "au"), rows.sort_values("clip")[["AU01", "AU02"]]
+    values, wanted = features_of(place / "f", "au"), rows.sort_values("clip")[["AU01", "AU02"]]
     if raw:
         np.testing.assert_allclose(values, wanted, rtol=1e-6)
         return
@@ -204,9 +297,11 @@ def test_a_table_becomes_a_feature(table, raw):
         (["--skip", 2], lambda rows: rows[:-3], "3 of 28 clips have no row"),
         (["--skip", 2], lambda rows: pd.concat([rows, rows[:1]]), "1 rows have the name"),
         (["--skip", 2], lambda rows: rows.assign(AU01="high"), "could not convert"),
-        (["--skip", 2], lambda rows: rows.assign(AU01=np.nan), "finite numbers"),
-        (["--skip", 2, "--columns", "zz*"], lambda rows: rows, "0 columns"),
-        (["--id", "name"], lambda rows: rows, "no column 'name'"),
+        (["--skip", 2], lambda rows: rows.assign(AU01=np.nan), "not all finite numbers: AU01\n"),
+        (["--skip", 2, "--columns", "zz*"], lambda rows: rows, "named like 'zz*'; it has AU01, AU"),
+        (["--skip", 2], lambda rows: rows[["clip"]], "named like 'AU*'; it has no column but that"),
+        (["--id", "name"], lambda rows: rows, "no column 'name' for --id; it has AU01, AU02, spee"),
+        ([], lambda rows: rows[:0], "28 of 28 clips have no row"),
         (["--name", "../up"], lambda rows: rows, "expected a new name"),
         (["--name", "video"], lambda rows: rows, "expected a new name"),
     ],
@@ -217,6 +312,28 @@ def test_a_faulty_table_is_refused(table, args, spoil, says):
     run = start_table(place, spoilt, "--columns", "AU*", *args)
     assert run.code == 2 and says in run.err and len(run.err.splitlines()) < 3, run.err
     assert not (place / "f" / "train" / "au").exists()
+
+
+def test_tables_of_no_clip_or_one(table):
+    place, rows = table
+    manifest = pd.read_csv(place / "f" / "manifest.csv", dtype=str, keep_default_na=False)
+    manifest[:1].to_csv(place / "f" / "manifest.csv", index=False)
+    run = start_table(place, rows, "--columns", "AU*", "--skip", 2)
+    assert run.code == 0 and "1 speakers have under 5 clips" in run.out, run.err
+    assert (features_of(place / "f", "au") == 0).all()
+    manifest[:1].drop(columns="speaker").to_csv(place / "f" / "manifest.csv", index=False)
+    run = start_table(place, rows, "--columns", "AU*", "--skip", 2)
+    assert run.code == 2 and "no speaker in the manifest: give --raw" in run.err
+    manifest[:0].to_csv(place / "f" / "manifest.csv", index=False)
+    run = start_table(place, rows, "--columns", "AU*", "--skip", 2)
+    assert run.code == 2 and "has no usable clips" in run.err and run.err.count("\n") == 1
+
+
+def test_spaces_of_a_header_do_not_count(table):
+    """OpenFace writes `clip, AU01_r, AU02_r`."""
+    place, rows = table
+    run = start_table(place, rows.rename(columns=" {} ".format), "--columns", "AU*", "--skip", 2)
+    assert run.code == 0 and "28 clips: 2 numbers each" in run.out, run.err
 
 
 @pytest.mark.parametrize("content", [None, "a,b\n1\n1,2,3,4\n", ""])
@@ -233,4 +350,4 @@ def test_what_is_no_table_is_refused(table, content):
 def test_the_scripts_say_what_they_do():
     for name in ("functionals", "ngrams", "table"):
         run = run_main(f"examples.{name}", "--help")
-        assert run.code == 0 and "own feature" in run.out
+        assert run.code == 0 and "custom feature" in run.out
