@@ -2,22 +2,22 @@
 
     python -m benchmarks.loader
 
-Beside each: the clips whose digests are checked in a second, as every start of train.py does.
+Beside each: the clips whose bytes are compared with their digest in a second, as each loading
+process does where it reads a clip for the first time.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from benchmarks.made import SIZES, machine, make_trainer, settings_of, write_features
-from benchmarks.train import batches, rate_of
-from training.data import make_loader
+from benchmarks.made import SIZES, machine, settings_of, write_features
+from benchmarks.train import batches, repeated
+from training.data import ClipDataset, make_loader
 from training.tasks import TASKS
 from utils.files import sha256
 
@@ -30,6 +30,7 @@ def main() -> None:
     flags.add_argument("--workers", default="0,1,2,4,8,16" if cuda else "0,1,2")
     flags.add_argument("--seconds", type=float, default=5)
     args = flags.parse_args()
+    args.device, args.clock = "cpu", "wall"
     counts = [int(each) for each in args.workers.split(",")]
     print(f"{machine('cpu')}; {args.size} sizes, clips/s by number of loading processes\n")
     print("mode        " + "".join(f"{count:>9}" for count in counts) + "  digests clips/s")
@@ -40,12 +41,15 @@ def main() -> None:
 def line(mode: str, counts: list[int], args: argparse.Namespace) -> str:
     config = settings_of(mode, args.size, "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        features = write_features(Path(folder), mode, 4 * config["batch_size"])
-        _, clips = make_trainer(mode, config, features, "cpu")
+        features = write_features(Path(folder), mode, config["batch_size"])
+        clips = ClipDataset(features, features.rows("train"), TASKS[mode], config, training=True)
         rates = []
         for count in counts:
-            stream = batches(make_loader(clips, config["batch_size"], count, "cpu"))
-            rates.append(rate_of(lambda s=stream: len(next(s)["clip_id"]), args.seconds, "cpu"))
+            loader = make_loader(clips, config["batch_size"], count, "cpu")
+            stream = batches(loader)
+            way = repeated(lambda s=stream: len(next(s)["clip_id"]), args)  # type: ignore[misc]
+            rates.append(way(args.seconds))
+            loader.close()
         start = time.perf_counter()
         for row in clips.rows:
             for name in clips.task.inputs:
@@ -55,4 +59,4 @@ def line(mode: str, counts: list[int], args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

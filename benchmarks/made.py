@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from models import build_model
-from training.data import ClipDataset, Features
-from training.loop import Trainer
-from training.tasks import TASKS, model_arch, recipe
+from training.features import Features
+from training.modalities import modality
+from training.run import Run
+from training.tasks import TASKS, recipe
 
 CLASSES = ["hap", "ang", "dis", "fea", "sad", "neu", "sur"]
-SIZES = {  # the recipe, for a GPU; its inputs with fewer clips a batch and the smallest trunks
+EXTRACTION = {"speech": {"n_mels": 128}, "video": {"face_size": 224}, "text": {"dim": 200}}
+DISTINCT = 4  # batches of clips; others are links to their files
+# The recipe, for a GPU; its inputs with fewer clips a batch and the smallest backbones.
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "recipe": {mode: {} for mode in TASKS},
     "small": {
         "speech": dict(speech_coeff=0, batch_size=16),
@@ -28,43 +33,64 @@ SIZES = {  # the recipe, for a GPU; its inputs with fewer clips a batch and the 
 }
 
 
-def write_features(folder: Path, mode: str, clips: int, seed: int = 0) -> Features:
-    """Log-mels of 2 to 4 s, 4 to 12 word vectors and, for modes that see faces, 20 to 40 crops of
-    224 px: as the original made of clips of MERC2020."""
-    rng, rows, inputs = np.random.default_rng(seed), [], TASKS[mode].inputs
-    for name in ("speech", "video", "text"):
-        (folder / "train" / name).mkdir(parents=True, exist_ok=True)
-    for number in range(clips):
-        frames, name = int(rng.integers(20, 41)), f"{number:05d}"
-        speech = rng.random((128, int(rng.integers(125, 250))), np.float32)
-        words = rng.normal(size=(int(rng.integers(4, 13)), 200)).astype(np.float32)
-        np.save(folder / "train" / "speech" / f"{name}.npy", speech)
-        if "face" in inputs:
-            faces = rng.integers(0, 256, (frames, 224, 224, 3), np.uint8)
-            np.save(folder / "train" / "video" / f"{name}.npy", faces)
-        np.savez(folder / "train" / "text" / f"{name}.npz", word_embed=words)
+def write_features(folder: Path, mode: str, batch_size: int, batches: int = 16) -> Features:
+    """Log-mels of 2 to 4 s, 4 to 12 word vectors, 20 to 40 crops of 224 px, as the original made of
+    clips of MERC2020: what the mode sees of these. And two clips to validate on."""
+    rng, rows, inputs = np.random.default_rng(0), [], TASKS[mode].inputs
+    names = [("val", number) for number in range(2)]
+    names += [("train", number) for number in range(batches * batch_size)]
+    for split, number in names:
+        frames = 20 + number % (DISTINCT * batch_size) % 21
         label = dict.fromkeys(("emotion", "speech_emotion", "face_emotion"), CLASSES[number % 7])
-        row = {"clip_id": name, "split": "train", "fold": "", "face_valid": "1" * frames}
-        rows.append(row | label)
+        row: dict[str, Any] = {"clip_id": f"{number:05d}", "split": split, "fold": "", **label}
+        row["face_valid"] = "1" * frames
+        rows.append(row)
+        for name in inputs:
+            path = feature_path(folder, row, name)
+            if number < DISTINCT * batch_size:
+                write_feature(path, random_feature(name, frames, rng))
+            else:
+                first = {**row, "clip_id": f"{number % (DISTINCT * batch_size):05d}"}
+                os.link(feature_path(folder, first, name), path)
     pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
-    made = ["speech", "video", "text"]
-    settings = {"classes": CLASSES, "modalities": made, "features": {name: {} for name in made}}
+    made = [modality(name).folder for name in inputs]
+    settings = {"classes": CLASSES, "modalities": made, "features": EXTRACTION}
     (folder / "settings.json").write_text(json.dumps(settings))
-    return Features.open(folder)
+    return Features(folder, settings, pd.DataFrame(rows))
+
+
+def feature_path(folder: Path, row: dict, name: str) -> Path:
+    return Features(folder, {}, pd.DataFrame()).path(row, name)
+
+
+def random_feature(name: str, frames: int, rng: np.random.Generator) -> np.ndarray:
+    if name == "speech":
+        return rng.random((128, int(rng.integers(125, 250))), np.float32)
+    if name == "face":
+        return rng.integers(0, 256, (frames, 224, 224, 3), np.uint8)
+    return rng.normal(size=(int(rng.integers(4, 13)), 200)).astype(np.float32)
+
+
+def write_feature(path: Path, feature: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        np.savez(path, word_embed=feature)
+    else:
+        np.save(path, feature)
 
 
 def settings_of(mode: str, size: str, device: str) -> dict[str, Any]:
-    config = recipe(mode) | SIZES[size][mode]
+    """The recipe's, for a run without end that validates nothing."""
+    config = recipe(mode) | {"fold": None, "val_fold": None, "n_epoch": 10**6, "eval_step": 10**6}
+    config |= SIZES[size][mode]
     return config | {"amp": config["amp"] and device != "cpu"}
 
 
-def make_trainer(mode: str, config: dict[str, Any], features: Features, device: str) -> Any:
-    """A trainer of ours and its clips."""
-    clips = ClipDataset(features, features.rows("train"), TASKS[mode], config, training=True)
-    torch.manual_seed(0)
-    arch = model_arch(TASKS[mode], config, len(CLASSES), clips.shapes())
-    model = build_model(**arch).to(device)
-    return Trainer(model, TASKS[mode], config, device, 1000), clips
+def make_run(config: dict[str, Any], features: Features, device: str, workers: int) -> Run:
+    """A run as train.py makes it, of which nothing is kept."""
+    options = Namespace(num_workers=workers, save_minutes=10.0, resume=False, overwrite=False)
+    options.verify_features, options.leaks, options.given = False, "", set(config)
+    return Run(dict(config), features, features.folder / "run", device, options)
 
 
 def machine(device: str) -> str:

@@ -6,7 +6,7 @@
 a  the original's way: float32, NCHW, its swish and padding, memory given back to the system,
    views made one clip at a time and turned into floats by the loading processes, 38 words whatever
    the text, loss and accuracy read back at every step
-b  ours, as train.py runs it
+b  ours, as train.py runs it: the loop of training/loop.py, its loader and all
 c  our model and optimizer on one ready batch, nothing checked or read: the ceiling
 
 The ways take turns, so that a busy machine slows all of them; figures are medians of the turns,
@@ -19,8 +19,10 @@ On a GPU also the share of its peak in dense bfloat16 that b reaches (FLOPs coun
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import signal
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,20 +33,22 @@ import numpy as np
 import torch
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import Conv2dDynamicSamePadding
+from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
-from benchmarks.made import SIZES, machine, make_trainer, settings_of, write_features
+from benchmarks.made import SIZES, machine, make_run, settings_of, write_features
 from models.backbone import Backbone
-from models.convolutions import DepthwiseConv2d, MirroredConv2d, MirroredDepthwiseConv2d
 from training.data import make_loader, to_device
-from training.losses import multi_task_loss
-from training.optim import centralize_gradients
+from training.loop import fit
+from training.run import Run
 from training.tasks import TASKS
+from utils.distributed import Silent
+from utils.errors import Interrupted
 from utils.parallel import GLIBC, KEEP, set_memory, trim_memory
 
-CONVOLUTIONS = ("padding", "depthwise", "channels_last")
-LEVERS = ("swish", *CONVOLUTIONS, "memory", "bytes", "words", "no_reading")
+Way = Callable[[float], float]  # seconds of a turn -> clips per second
+LEVERS = ("swish", "padding", "channels_last", "memory", "bytes", "words", "no_reading")
 GPU_LEVERS = ("amp", "compile")
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16, the makers' data sheets
@@ -72,24 +76,22 @@ def main() -> None:
 
 def measure_mode(mode: str, args: argparse.Namespace) -> None:
     config = settings_of(mode, args.size, args.device)
-    clips = 4 * config["batch_size"]
     with tempfile.TemporaryDirectory() as folder:
-        features = write_features(Path(folder), mode, clips)
-        ways: dict[str, Callable[[], int]] = {
-            "a": original(mode, config, features, args, ()),
-            "b": ours(mode, config, features, args),
-            "c": ready(mode, config, features, args),
-        }
+        features = write_features(Path(folder), mode, config["batch_size"])
+
+        def make() -> Run:
+            return make_run(config, features, args.device, args.workers)
+
+        ways = {"a": original(make(), args, ()), "b": ours(make(), args), "c": ready(make(), args)}
         rates = take_turns(ways, args)
         line = f"{mode:<12}" + "".join(f"{statistics.median(rates[way]):>11.1f}" for way in "abc")
         line += "  " + "  ".join(f"{ratios(rates['b'], rates[way]):<19}" for way in "ac")
         if args.device != "cpu":
-            b = statistics.median(rates["b"])
-            line += f"{share_of_peak(mode, config, features, args, b):>12.1%}"
+            line += f"{share_of_peak(make(), statistics.median(rates['b'])):>12.1%}"
         print(line, flush=True)
         if args.levers:
-            levers = LEVERS + GPU_LEVERS * (args.device != "cpu")
-            changed = {each: original(mode, config, features, args, (each,)) for each in levers}
+            levers = LEVERS if args.device == "cpu" else LEVERS + GPU_LEVERS
+            changed = {each: original(make(), args, (each,)) for each in levers}
             turns = take_turns({"a": ways["a"], **changed}, args)
             for name in levers:
                 print(f"    a with {name:<20}{ratios(turns[name], turns['a'])} of a", flush=True)
@@ -101,40 +103,77 @@ def ratios(rates: list[float], others: list[float]) -> str:
     return f"{statistics.median(each):.2f} ({min(each):.2f} - {max(each):.2f})"
 
 
-def take_turns(
-    ways: dict[str, Callable[[], int]], args: argparse.Namespace
-) -> dict[str, list[float]]:
+def take_turns(ways: dict[str, Way], args: argparse.Namespace) -> dict[str, list[float]]:
     """Clips per second of each way in each turn."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(args.turns + 1):
-        for name, step in ways.items():
-            rate = rate_of(step, args.seconds if turn else 0.0, args.device, CLOCKS[args.clock])
+        for name, way in ways.items():
+            trim_memory()  # what another way kept is not this one's to use
+            rate = way(args.seconds if turn else 0.0)
             if turn:  # the first is to warm up
                 rates[name].append(rate)
     return rates
 
 
-def rate_of(
-    step: Callable[[], int],
-    seconds: float,
-    device: str,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Clips per second of a function that does one step and says of how many clips."""
-    trim_memory()  # what another way kept is not this one's to use
-    clips = step() * 0
-    wait(device)
-    start = clock()
-    while True:
-        clips += step()
-        if clock() - start >= seconds:
-            wait(device)
-            return clips / (clock() - start)
+class Turn(Silent):
+    """The clock of one turn, asked behind each step; the first one is not counted. It stands in
+    for the record and the stop of training/loop.py."""
+
+    def __init__(self, seconds: float, device: str, clock: Callable[[], float]):
+        self.seconds, self.device, self.clock = seconds, device, clock
+        self.signum, self.steps, self.began, self.took = 0, -1, 0.0, 0.0
+
+    def requested(self) -> bool:
+        return False
+
+    def is_due(self) -> bool:
+        """Count a step, and end the turn when its time is over."""
+        if self.signum:
+            return False
+        self.steps += 1
+        if self.steps == 0:
+            self.wait()
+            self.began = self.clock()
+        elif self.clock() - self.began >= self.seconds:
+            self.wait()
+            self.took, self.signum = self.clock() - self.began, signal.SIGTERM
+        return False
+
+    def wait(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize()
 
 
-def wait(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
+def repeated(step: Callable[[], int], args: argparse.Namespace) -> Way:
+    """A way that repeats a function which does one step and says of how many clips."""
+
+    def way(seconds: float) -> float:
+        turn = Turn(seconds, args.device, CLOCKS[args.clock])
+        clips = 0
+        while not turn.signum:
+            clips = step()
+            turn.is_due()
+        return turn.steps * clips / turn.took
+
+    return way
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def ours(run: Run, args: argparse.Namespace) -> Way:
+    def way(seconds: float) -> float:
+        set_memory()
+        turn = Turn(seconds, args.device, CLOCKS[args.clock])
+        with contextlib.suppress(Interrupted), quiet():
+            fit(run, turn, turn)  # type: ignore[arg-type]
+        return turn.steps * run.config["batch_size"] / turn.took
+
+    return way
 
 
 def batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
@@ -161,40 +200,34 @@ class Floats(torch.utils.data.Dataset):
         return item
 
 
-def original(
-    mode: str, config: dict[str, Any], features: Any, args: Any, levers: tuple[str, ...]
-) -> Callable[[], int]:
-    """One step of the original's way, with some of its parts changed for ours."""
-    amp = config["amp"] and "amp" in levers
-    trainer, clips = make_trainer(mode, config | {"amp": amp}, features, args.device)
-    for module in trainer.model.modules():
-        if isinstance(module, Backbone):
+def original(run: Run, args: argparse.Namespace, levers: tuple[str, ...]) -> Way:
+    """The original's way, with some of its parts changed for ours."""
+    run.config["amp"] = run.config["amp"] and "amp" in levers
+    for module in run.model.modules():
+        if isinstance(module, Backbone) and isinstance(module.trunk, EfficientNet):
             module.trunk.set_swish(memory_efficient="swish" not in levers)
-            if "depthwise" not in levers:
-                slow_down(module.trunk)
             if "padding" not in levers:
                 pad_before_convolutions(module.trunk)
             order = torch.channels_last if "channels_last" in levers else torch.contiguous_format
             module.to(memory_format=order)
-            module.forward = forward_of(module.trunk, order, mirrored="padding" in levers)
-    optimizer = trainer.optimizer
-    model = torch.compile(trainer.model) if "compile" in levers else trainer.model
-    data = clips if "bytes" in levers else Floats(clips)
-    stream = batches(make_loader(data, config["batch_size"], args.workers, args.device))
+            module.forward = forward_of(module.trunk, order)  # type: ignore[assignment, method-assign]
+    model = torch.compile(run.model) if "compile" in levers else run.model
+    clips = run.train_loader.dataset if "bytes" in levers else Floats(run.train_loader.dataset)
+    stream = batches(make_loader(clips, run.config["batch_size"], args.workers, args.device))
 
     def step() -> int:
         set_memory(KEEP if "memory" in levers else GLIBC)
         batch = next(stream)
-        inputs = batch["inputs"] if "words" in levers else padded(batch["inputs"], config)
+        inputs = batch["inputs"] if "words" in levers else padded(batch["inputs"], run.config)
         rng = np.random.default_rng(0)
-        inputs, targets = trainer.mixer(to_device(inputs, args.device), trainer.targets(batch), rng)
-        loss, logits = descend(trainer, model, optimizer, inputs, targets)
+        inputs, targets = run.mixer(to_device(inputs, args.device), run.targets(batch), rng)
+        loss, logits = descend(run, model, inputs, targets)
         if "no_reading" not in levers:
-            right = logits.argmax(dim=1) == targets[trainer.task.answer].argmax(dim=1)
+            right = logits.argmax(dim=1) == targets[run.task.main_head].argmax(dim=1)
             loss.item(), right.float().mean().item()
         return len(batch["clip_id"])
 
-    return step
+    return repeated(step, args)
 
 
 def padded(inputs: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
@@ -206,77 +239,53 @@ def padded(inputs: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return inputs | {"text": [pad(words, (0, 0, 0, more)), pad(mask, (0, more))]}
 
 
-def slow_down(trunk: torch.nn.Module) -> None:
-    """The gradient of wide depthwise filters as torch computes it."""
-    for layer in trunk.modules():
-        if type(layer) is MirroredDepthwiseConv2d:
-            layer.__class__ = MirroredConv2d
-
-
 def pad_before_convolutions(trunk: torch.nn.Module) -> None:
-    """As the library has it, on pictures that are not mirrored."""
+    """As the library has it."""
     for layer in trunk.modules():
-        if type(layer) is MirroredDepthwiseConv2d:
-            layer.__class__ = DepthwiseConv2d
-        elif isinstance(layer, torch.nn.Conv2d):
+        if isinstance(layer, torch.nn.Conv2d):
             layer.__class__, layer.padding = Conv2dDynamicSamePadding, (0, 0)
 
 
-def forward_of(
-    trunk: EfficientNet, order: torch.memory_format, mirrored: bool
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        images = images.flip(2, 3) if mirrored else images
-        features = trunk.extract_features(images.contiguous(memory_format=order))
-        return features.flip(2, 3) if mirrored else features
+def forward_of(trunk: EfficientNet, order: torch.memory_format) -> Callable[[Tensor], Tensor]:
+    def forward(images: Tensor) -> Tensor:
+        return trunk.extract_features(images.contiguous(memory_format=order))
 
     return forward
 
 
-def descend(trainer: Any, model: Any, optimizer: Any, inputs: Any, targets: Any) -> Any:
+def descend(run: Run, model: Any, inputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
     """Forward, backward, update: what no way of training can leave out."""
-    with trainer.autocast():
-        logits = model(inputs)
-        loss = multi_task_loss(logits, targets, trainer.config["lam"])
-    optimizer.zero_grad(set_to_none=True)
+    with run.autocast():
+        prediction = model(inputs)
+        loss = run.loss(prediction, targets, {})
+    run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    if trainer.config["optim"] == "ranger":
-        centralize_gradients(optimizer)
-    optimizer.step()
-    return loss, logits[trainer.task.answer]
+    run.optimizer.step()
+    return loss, prediction.logits[run.task.main_head]
 
 
-def ours(mode: str, config: dict[str, Any], features: Any, args: Any) -> Callable[[], int]:
-    trainer, clips = make_trainer(mode, config, features, args.device)
-    stream = batches(make_loader(clips, config["batch_size"], args.workers, args.device))
+def one_ready_batch(run: Run) -> Callable[[], int]:
+    """A step on a batch that is on the device already."""
+    batch = next(batches(run.train_loader))
+    run.train_loader.close()
+    inputs, targets = to_device(batch["inputs"], run.device), run.targets(batch)
 
     def step() -> int:
         set_memory()
-        batch = next(stream)
-        trainer.train_step(batch)
+        descend(run, run.model, inputs, targets)
         return len(batch["clip_id"])
 
     return step
 
 
-def ready(mode: str, config: dict[str, Any], features: Any, args: Any) -> Callable[[], int]:
-    trainer, clips = make_trainer(mode, config, features, args.device)
-    batch = next(batches(make_loader(clips, config["batch_size"], 0, args.device)))
-    inputs = to_device(batch["inputs"], args.device)
-    targets = trainer.targets(batch)
-
-    def step() -> int:
-        set_memory()
-        descend(trainer, trainer.model, trainer.optimizer, inputs, targets)
-        return len(batch["clip_id"])
-
-    return step
+def ready(run: Run, args: argparse.Namespace) -> Way:
+    return repeated(one_ready_batch(run), args)
 
 
-def share_of_peak(mode: str, config: dict, features: Any, args: Any, rate: float) -> float:
+def share_of_peak(run: Run, rate: float) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
-    step = ready(mode, config, features, args)
+    step = one_ready_batch(run)
     with FlopCounterMode(display=False) as counter:
         clips = step()
     name = torch.cuda.get_device_name()
@@ -285,4 +294,4 @@ def share_of_peak(mode: str, config: dict, features: Any, args: Any, rate: float
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,8 +1,9 @@
-"""A fused model of this version as plain numbers: names and shapes of its weights, and its answers.
+"""A fused model of this version as plain numbers: names and shapes of its weights, and its logits.
 
-    python tests/golden.py 0.1.0    # writes tests/golden/0.1.0.json, once for each release
+    python tests/golden.py 0.2.0    # writes tests/golden/0.2.0.json, once for each release
 
-The weights are a formula of their names, so that no file of them is needed.
+Versions that read another format of checkpoints start anew: the old files go. The weights are a
+formula of their names, so that no file of them is needed.
 """
 
 from __future__ import annotations
@@ -44,18 +45,22 @@ def inputs() -> dict:
     """Two clips of each modality, in float64: these weights enlarge what a CPU rounds."""
     import torch
 
-    shapes = {"speech": [2, 1, 128, 48], "face": [2, 2, 3, 32, 32], "text": [2, 5, WORD_DIM]}
+    shapes = {"speech": [2, 1, 128, 70], "face": [2, 2, 3, 32, 32], "text": [2, 5, WORD_DIM]}
     made = {name: (drawn(name, shape),) for name, shape in shapes.items()}
-    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    return made | {"text": (*made["text"], mask)}
+    padded = {"speech": (70, 40), "text": (5, 3)}  # how much of each clip is real
+    for name, lengths in padded.items():
+        steps = torch.arange(lengths[0])
+        made[name] += (torch.stack([steps < length for length in lengths]),)
+    return made
 
 
-def answers(model) -> dict[str, list]:
+def logits_of(model) -> dict[str, list]:
     """{head: logits (2, K)}."""
     import torch
 
     with torch.inference_mode():
-        return {head: each.tolist() for head, each in model.double().eval()(inputs()).items()}
+        prediction = model.double().eval()(inputs())
+    return {head: logits.tolist() for head, logits in prediction.logits.items()}
 
 
 def checkpoint_of(golden: dict) -> dict:
@@ -70,12 +75,13 @@ def main() -> None:
     import tempfile
 
     from models import build_model
-    from training.data import Features
+    from training.features import Features
     from training.tasks import TASKS, model_arch, recipe
 
     config, task = recipe("multimodal") | SMALL | {"modality_dropout": 0.3}, TASKS["multimodal"]
     config |= dict.fromkeys(("fold", "val_fold"))
-    arch = model_arch(task, config, len(CLASSES), {"text": (5, WORD_DIM)})
+    shapes = {"speech": (128, None), "face": (None, None, None, 3), "text": (5, WORD_DIM)}
+    arch = model_arch(task, config, len(CLASSES), shapes)
     with tempfile.TemporaryDirectory() as folder:
         features = Features.open(write_features(Path(folder), 1)).config_for(task.inputs)
     model = build_model(**arch)
@@ -84,7 +90,7 @@ def main() -> None:
     golden |= {"config": config, "shapes": shapes}
     model.load_state_dict(checkpoint_of(golden)["weights"])
     FOLDER.mkdir(exist_ok=True)
-    text = json.dumps(golden | {"answers": answers(model)}, separators=(",", ":"))
+    text = json.dumps(golden | {"logits": logits_of(model)}, separators=(",", ":"))
     (FOLDER / f"{sys.argv[1]}.json").write_text(text.replace(',"encoders', ',\n"encoders') + "\n")
 
 

@@ -119,6 +119,8 @@ def wait(child: int, seconds: float) -> int:
 
 def remains(run: Path) -> dict[str, object]:
     """What the run left: the bytes of its files, the numbers of its checkpoints."""
+    from trainings import leaves
+
     from training.checkpoint import load_checkpoint
 
     left: dict[str, object] = {}
@@ -129,17 +131,6 @@ def remains(run: Path) -> dict[str, object]:
             data = path.read_bytes().replace(run.name.encode(), b"")
             left[path.name] = data if path.suffix != ".png" else len(data) > 0
     return left
-
-
-def leaves(value: object) -> list:
-    """All the numbers of a nested state, in order."""
-    import torch
-
-    if isinstance(value, dict):
-        return [leaf for key in sorted(value, key=str) for leaf in leaves(value[key])]
-    if isinstance(value, (list, tuple)):
-        return [leaf for each in value for leaf in leaves(each)]
-    return [value.numpy().tobytes() if isinstance(value, torch.Tensor) else value]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from conftest import save_untrained, write_features
 
 from models.backbone import Backbone
 from training.checkpoint import load_checkpoint, load_last, restore_model, save_checkpoint
-from utils.distributed import Group
+from utils.distributed import DistributedGroup
 from utils.errors import IntegrityError
 
 
@@ -39,13 +39,18 @@ FORGED = {  # path within the checkpoint, value
     "text instead of a number": ("arch.n_classes", "7"),
     "layers without end": ("arch.encoders.text.layers", 10**6),
     "no heads": ("arch.encoders.text.heads", 0),
-    "a negative width": ("arch.encoders.text.word_dim", -1),
+    "a negative width": ("arch.encoders.text.dim", -1),
     "too much dropout": ("arch.encoders.text.dropout", 5),
-    "an unknown trunk": ("arch.encoders.speech.backbone", "efficientnet-b9"),
-    "a trunk of the internet": ("arch.encoders.speech.backbone", "timm:hf-hub:a/b"),
-    "a trunk of this disc": ("arch.encoders.speech.backbone", "timm:local-dir:/etc"),
-    "a trunk without maps": ("arch.encoders.speech.backbone", "timm:vit_tiny_patch16_224"),
+    "an unknown backbone": ("arch.encoders.speech.backbone", "efficientnet-b9"),
+    "a backbone of the internet": ("arch.encoders.speech.backbone", "timm:hf-hub:a/b"),
+    "a backbone of this disc": ("arch.encoders.speech.backbone", "timm:local-dir:/etc"),
+    "a backbone without maps": ("arch.encoders.speech.backbone", "timm:vit_tiny_patch16_224"),
     "an unknown encoder": ("arch.encoders.speech.type", "Evil"),
+    "an argument that no encoder has": ("arch.encoders.text.evil", 1),
+    "a width without end": ("arch.encoders.text.dim", 10**9),
+    "an unknown fusion": ("arch.fusion", "evil"),
+    "an argument that no model has": ("arch.evil", 1),
+    "more than plain values": ("arch.encoders.text.dim", torch.zeros(2)),
     "no arch": ("arch", None),
     "a head of nothing known": ("arch.heads.integrated", ["smell"]),
     "one class twice": ("classes", ["hap"] * 7),
@@ -122,21 +127,21 @@ def test_a_best_checkpoint_is_nothing_to_go_on_from(sound, tmp_path):
 @pytest.mark.parametrize(
     "name", ["mobilenetv3_small_050", "convnext_atto", "resnet10t", "tf_efficientnet_b0"]
 )
-def test_every_layer_of_a_trunk_gets_a_gradient(name):
+def test_every_layer_of_a_backbone_gets_a_gradient(name):
     """DDP stops at one that does not."""
-    trunk = Backbone(f"timm:{name}", 1)
-    trunk(torch.randn(2, 1, 64, 48)).sum().backward()
-    assert [key for key, weight in trunk.named_parameters() if weight.grad is None] == []
+    backbone = Backbone(f"timm:{name}", 1)
+    backbone(torch.randn(2, 1, 64, 48)).sum().backward()
+    assert [key for key, weight in backbone.named_parameters() if weight.grad is None] == []
 
 
 def test_batch_norm_of_all_gpus_keeps_the_activations(monkeypatch):
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", lambda model: model)
-    group = object.__new__(Group)
+    group = object.__new__(DistributedGroup)
     group.cuda = True
-    trunk = Backbone("timm:mobilenetv3_small_050", 1).eval()
+    backbone = Backbone("timm:mobilenetv3_small_050", 1).eval()
     image = torch.randn(1, 1, 64, 64)
     with torch.no_grad():
-        before = trunk(image)
-        shared = group.wrap(trunk)
+        before = backbone(image)
+        shared = group.wrap(backbone)
         torch.testing.assert_close(shared(image), before)
     assert any(isinstance(each, torch.nn.SyncBatchNorm) for each in shared.modules())

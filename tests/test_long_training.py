@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,13 +23,22 @@ import pytest
 import torch
 from conftest import CLASSES, QUIET, ROOT, run_script, write_features
 from inside import run_main
-from kill_training import leaves
-from test_training import TINY as SMALL
-from test_training import dataset
+from trainings import (
+    MODES,
+    TINY,
+    BehindAStep,
+    dataset,
+    leaves,
+    make_run,
+    one_step,
+    remains,
+    with_records,
+)
 
+import training.loop
 import training.run
-from models import build_model
 from training.checkpoint import (
+    NO_CLIPS,
     keep_best,
     load_checkpoint,
     load_last,
@@ -35,21 +46,15 @@ from training.checkpoint import (
     save_checkpoint,
     save_last,
 )
-from training.data import ClipDataset, EpochBatches, Features, make_loader
-from training.loop import Trainer
-from training.optim import Ema
-from training.run import class_weights
+from training.data import EpochBatches, make_loader
+from training.features import Features
+from training.loop import fit
+from training.optim import MeanWeights
+from training.prepare import class_weights
 from training.stopping import StopSignal
-from training.tasks import TASKS, model_arch, recipe
-from training.untrusted import NO_CLIPS
-from utils.distributed import Alone
+from utils.distributed import Silent, SingleProcess
 from utils.errors import IntegrityError, UsageError
 from utils.files import SEAL_LENGTH
-
-MODES = list(TASKS)
-TINY = "--speech_coeff 0 --face_coeff 0 --speech_frames 48 --face_frames 2 --text_layers 1"
-TINY = f"{TINY} --n_epoch 3 --batch_size 5 --num_workers 0".split()
-RESUMABLE = ("metrics.csv", "best.json", "config.json")
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +71,6 @@ def start(features, tmp_path):
         return run_main("train", "--mode", mode, "--exp_name", name, *TINY, *places, *args)
 
     return run
-
-
-def remains(run: Path) -> list:
-    """Everything by which two runs can differ."""
-    state = load_checkpoint(run / "last.pth")
-    best = sorted(path.name for path in run.glob("*_best_*.pth"))
-    tables = [(run / name).read_bytes() for name in RESUMABLE]
-    return [best, tables, leaves(state), leaves(load_checkpoint(run / best[0]))]
 
 
 # What does not change a run
@@ -186,59 +183,36 @@ def test_every_flipped_bit_of_a_checkpoint_is_found(tmp_path, flips):
             load_checkpoint(tmp_path / "a.pth")
 
 
-def with_records(folder: Path) -> Path:
-    """Records as preprocess.py writes them beside the features."""
-    from utils.files import sha256
-
-    table = pd.read_csv(folder / "manifest.csv", dtype=str)
-    for split, clip_id in zip(table["split"], table["clip_id"], strict=True):
-        places = {"speech": "speech", "video": "video", "text": "text"}
-        stages = {
-            name: {"sha256": sha256(path)}
-            for name in places
-            for path in (folder / split / name).glob(f"{clip_id}.*")
-        }
-        record = folder / split / "records" / f"{clip_id}.json"
-        record.parent.mkdir(exist_ok=True)
-        record.write_text(json.dumps({"stages": stages, "failure": None}))
-    return folder
-
-
 @FLIPS
-def test_a_flipped_bit_of_a_feature_stops_before_the_first_step(tmp_path, flips):
-    folder = with_records(write_features(tmp_path / "features", 1, splits=("train", "val")))
-    places = ["--features_dir", folder, "--logs_dir", tmp_path, "--dry_run"]
-    command = ["train", "--mode", "multimodal", "--exp_name", "a", *TINY, *places]
-    assert run_main(*command).code == 0
-    opened = Features.open(folder)
-    data = {split: dataset_of(opened, split) for split in ("train", "val")}
-    rng, files = random.Random(1), sorted(folder.glob("*/[stv]*/*.np?"))
-    assert len(files) == 42
-    for number in range(flips):
-        path = rng.choice(files)
+def test_every_flipped_bit_of_a_feature_is_found_when_it_is_first_read(tmp_path, flips):
+    folder = with_records(write_features(tmp_path, 1, splits=("train", "val")))
+    opened, rng = Features.open(folder), random.Random(1)
+    rows = opened.manifest.to_dict("records")
+    for _ in range(flips):
+        row, name = rng.choice(rows), rng.choice(("speech", "face", "text"))
+        path = opened.path(row, name)
         content = path.read_bytes()
-        bit = rng.randrange(8 * len(content))
         flipped = bytearray(content)
+        bit = rng.randrange(8 * len(content))
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
-        with pytest.raises(IntegrityError, match=rf"1 feature files .*{path.name}"):
-            data[path.parts[-3]].check_files()
-        if number == 0:
-            run = run_main(*command)
-            assert run.code == 4 and path.name in run.err and "preprocess.py" in run.err
+        with pytest.raises(IntegrityError, match=rf"{path.name} is not as preprocess.*--verify"):
+            opened.load(row, name)
         path.write_bytes(content)
-    record = folder / "val" / "records" / "00009.json"
-    for damage in (lambda text: text[:50], lambda text: text.replace("stages", "stbges")):
-        content = record.read_text()
-        record.write_text(damage(content))
-        with pytest.raises(IntegrityError, match=r"00009\.json"):
-            data["val"].check_files()
-        record.write_text(content)
+        opened.load(row, name)
+        opened.checked.clear()
 
 
-def dataset_of(opened: Features, split: str, **changes) -> ClipDataset:
-    config = recipe("multimodal") | SMALL | changes
-    return ClipDataset(opened, opened.rows(split), TASKS["multimodal"], config, split == "train")
+@pytest.mark.parametrize("damage", [lambda text: text[:50], lambda text: text.replace("st", "ts")])
+def test_a_damaged_record_vouches_for_nothing(tmp_path, damage):
+    folder = with_records(write_features(tmp_path, 1, splits=("train",), modalities=("text",)))
+    record = folder / "train" / "records" / "00003.json"
+    record.write_text(damage(record.read_text()))
+    opened = Features.open(folder)
+    rows = opened.manifest.to_dict("records")
+    opened.load(rows[2], "text")
+    with pytest.raises(IntegrityError, match=r"00003\.npz is not as preprocess"):
+        opened.load(rows[3], "text")
 
 
 # Death
@@ -287,17 +261,31 @@ def test_killed_at_random_in_a_release(mode):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@contextlib.contextmanager
+def stopping_behind_every_step():
+    """Each start of train.py meanwhile does one step, as if a signal came within it."""
+    real = training.run.started
+
+    @contextlib.contextmanager
+    def started(run):
+        with real(run) as (record, _):
+            yield record, BehindAStep(run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.run, "started", started)
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_resume_from_every_step_of_fifty(tmp_path, mode):
-    """Through the front door: stopped after each of 50 steps, by a fresh StopSignal each time."""
+    """Through the front door."""
     folder = write_features(tmp_path / "features", 3)
     places = ["--features_dir", folder, "--logs_dir", tmp_path, "--batch_size", 2, "--n_epoch", 5]
     command = ["train", "--mode", mode, *TINY, *places]
     assert run_main(*command, "--exp_name", "whole").code == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.run.Run, "asked", lambda run: [signal.SIGTERM, 0])
-        codes = [run_main(*command, "--exp_name", "cut", "--resume").code for _ in range(49)]
+    with stopping_behind_every_step():
+        codes = [run_main(*command, "--exp_name", "cut", "--resume").code for _ in range(50)]
     assert set(codes) == {143} and run_main(*command, "--exp_name", "cut", "--resume").code == 0
     assert remains(tmp_path / mode / "whole") == remains(tmp_path / mode / "cut")
 
@@ -308,16 +296,18 @@ def test_resume_from_every_step_of_fifty(tmp_path, mode):
 def test_a_signal_while_validating_keeps_the_epoch(start, tmp_path, monkeypatch):
     """The validation is cut short; the run that goes on validates again, and ends the same."""
     assert start("whole").code == 0
-    real, stops = Trainer.evaluate, [1]
+    real, stops = training.loop.validate, [1]
 
-    def evaluate(trainer, loader, stop=bool):
+    def validate(run, stop):
         if stops.pop() if stops else False:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(trainer, loader, stop)
+        return real(run, stop)
 
-    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(training.loop, "validate", validate)
     cut = start("cut")
-    assert cut.code == 143 and "while validating after epoch 1" in cut.err
+    assert cut.code == 143 and "in epoch 1 after step 3; saved in" in cut.err
+    table = load_checkpoint(tmp_path / "text" / "cut" / "last.pth")["rows"]
+    assert table == [], "an epoch counts when it was validated"
     assert start("cut", "--resume").code == 0
     assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")
 
@@ -369,46 +359,34 @@ def test_of_twenty_starts_one_runs(features, tmp_path):
 # Numbers that are none
 
 
-def trainer_of(features, mode="text", **changes) -> tuple[Trainer, torch.utils.data.DataLoader]:
-    opened = Features.open(features)
-    config = recipe(mode) | SMALL | {"amp": False, "batch_size": 7} | changes
-    data = ClipDataset(opened, opened.rows("train"), TASKS[mode], config, True)
-    torch.manual_seed(0)
-    model = build_model(**model_arch(TASKS[mode], config, 7, data.shapes()))
-    loader = make_loader(data, 7, 0, "cpu")
-    loader.batch_sampler.set_epoch(1)
-    steps = len(loader.batch_sampler)
-    return Trainer(model, TASKS[mode], config, "cpu", steps, class_weights(data)), loader
-
-
-def test_a_gradient_that_is_no_number_stops_before_the_update(features):
-    trainer, loader = trainer_of(features)
-    before, batch = leaves(trainer.state()), next(iter(loader))
-    weight = next(trainer.model.heads.parameters())
+def test_a_gradient_that_is_no_number_stops_before_the_update(features, tmp_path):
+    run = make_run(features, tmp_path)
+    before, seen = leaves(run.state()), []
+    weight = next(run.model.heads.parameters())
     weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(UsageError, match=rf"norm \w+ at step 0.*{batch['clip_id'][0]}.*text -?\d"):
-        trainer.train_step(batch)
-    assert leaves(trainer.state()) == before
+    real = run.targets
+    run.targets = lambda batch: [seen.append(batch["clip_id"]), real(batch)][1]
+    with pytest.raises(UsageError, match=r"norm \w+ at step 0.*text -?\d") as error:
+        one_step(run)
+    assert ", ".join(seen[0]) in str(error.value) and leaves(run.state()) == before
 
 
-def test_float16_overflows_are_skipped_and_counted(features):
+def test_float16_overflows_are_skipped_and_counted(features, tmp_path):
     """Scaled beyond float32's range the gradient overflows until the scale is small enough."""
-    trainer, loader = trainer_of(features, n_epoch=50)
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
-    weight = next(trainer.model.heads.parameters())
+    run = make_run(features, tmp_path, n_epoch=500, eval_step=500)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
+    weight = next(run.model.heads.parameters())
     hook = weight.register_hook(lambda gradient: gradient * 2.0**9)
-    before, skips = leaves(trainer.model.state_dict()), 0
+    before, skips = leaves(run.model.state_dict()), 0
     for _ in range(30):
-        trainer.train_step(next(iter(loader)))
-        if leaves(trainer.model.state_dict()) == before:
-            skips += 1
-    assert 0 < skips < 30 and trainer.epoch_summary()["skipped"] == skips
-    assert leaves(trainer.model.state_dict()) != before
+        one_step(run)
+        skips += leaves(run.model.state_dict()) == before
+    counted = sum(row["skipped"] for row in run.rows) + run.sums["skipped"]
+    assert 0 < skips < 30 and counted == skips
     hook.remove()
     weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(UsageError, match="norm nan"):  # no scale helps: it is the gradient itself
-        for _ in range(200):
-            trainer.train_step(next(iter(loader)))
+        fit(run, Silent(), SimpleNamespace(signum=0, requested=bool))
 
 
 # Settings that are off by default
@@ -423,9 +401,8 @@ def test_every_extra_setting_resumes_exactly(start, tmp_path):
     plain = start("plain")
     whole = start("whole", *flags)
     assert plain.code == whole.code == 0 and "effective batch 5 = 1 x 2 x 3 clips" in whole.out
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.run.Run, "asked", lambda run: [signal.SIGTERM, 0])
-        codes = [start("cut", *flags, "--resume").code for _ in range(8)]
+    with stopping_behind_every_step():
+        codes = [start("cut", *flags, "--resume").code for _ in range(9)]
     assert set(codes) == {143}
     assert start("cut", *flags, "--resume").code == 0
     assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")
@@ -434,10 +411,6 @@ def test_every_extra_setting_resumes_exactly(start, tmp_path):
     (best,) = (tmp_path / "text" / "whole").glob("3_best_*.pth")
     assert leaves(load_checkpoint(best)["weights"]) == leaves(state["ema"])
     assert leaves(state["weights"]) != leaves(state["ema"])
-
-
-def leave_dropout(model: torch.nn.Module, leaks: list[str]) -> tuple:
-    return without_dropout(model), leaks
 
 
 def without_dropout(model: torch.nn.Module) -> torch.nn.Module:
@@ -449,30 +422,34 @@ def without_dropout(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def test_a_batch_in_parts_has_the_gradient_of_the_whole(features):
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(features, tmp_path):
+    """Of text, whose encoder has no batch norm."""
     losses, weights = [], []
     for parts in (1, 2, 3, 7):  # 7 clips: at least two in each part
-        trainer, loader = trainer_of(features, grad_accumulation=parts, optim="sgd")
-        without_dropout(trainer.model)
-        losses.append([trainer.train_step(batch) for batch in loader])
-        weights.append(torch.cat([w.detach().flatten() for w in trainer.weights]))
+        run = make_run(features, tmp_path, grad_accumulation=parts, optim="sgd")
+        without_dropout(run.model)
+        losses.append([])
+        for _ in range(2):
+            one_step(run)
+            losses[-1].append(run.sums["loss"])
+        weights.append(torch.cat([weight.detach().flatten() for weight in run.trained]))
     for loss, weight in zip(losses[1:], weights[1:], strict=True):
         np.testing.assert_allclose(loss, losses[0], rtol=1e-5)
         torch.testing.assert_close(weight, weights[0], rtol=1e-4, atol=1e-6)
 
 
-def test_a_clipped_gradient_has_that_norm(features):
+def test_a_clipped_gradient_has_that_norm(features, tmp_path):
     norms = []
     for longest in (0.0, 0.01):
-        trainer, loader = trainer_of(features, clip_norm=longest, optim="sgd")
-        trainer.train_step(next(iter(loader)))
-        norms.append(float(torch.nn.utils.get_total_norm([w.grad for w in trainer.weights])))
+        run = make_run(features, tmp_path, clip_norm=longest, optim="sgd")
+        one_step(run)
+        norms.append(float(torch.nn.utils.get_total_norm([w.grad for w in run.trained])))
     assert norms[0] > 0.1 and abs(norms[1] - 0.01) < 1e-4
 
 
 def test_balanced_weights_count_every_class_alike(features):
     opened = Features.open(features)
-    some = dataset_of(opened, "train", class_weights="balanced")
+    some = dataset(opened, class_weights="balanced")
     some.labels = some.labels[:10]  # hap, ang and dis twice, the others once
     some.rows = some.rows[:10]
     weights = class_weights(some)
@@ -482,14 +459,14 @@ def test_balanced_weights_count_every_class_alike(features):
     some.config = some.config | {"class_weights": "sqrt"}
     root = expected.sqrt() / (expected.sqrt() / expected).sum() * 7
     torch.testing.assert_close(class_weights(some)["integrated"], root)
-    assert class_weights(dataset_of(opened, "train")) == {}
+    assert class_weights(dataset(opened)) == {}
     some.labels = some.labels[:3]
     assert class_weights(some)["face"].isfinite().all()
 
 
 def test_the_mean_of_the_weights_follows_them():
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    ema, off = Ema(model, 0.75), Ema(model, 0.0)
+    ema, off = MeanWeights(model, 0.75), MeanWeights(model, 0.0)
     assert off.model is model and ema.model is not model
     start = copy.deepcopy(model.state_dict())
     with torch.no_grad():
@@ -503,15 +480,15 @@ def test_the_mean_of_the_weights_follows_them():
 
 
 def test_patience_ends_a_run_that_gets_no_better(start, tmp_path, monkeypatch):
-    real, seen = Trainer.evaluate, []
+    real, seen = training.loop.validate, []
 
-    def worse(trainer, loader, stop=bool):
+    def worse(run, stop):
         seen.append(1)
-        metrics = real(trainer, loader, stop)
+        metrics, signum = real(run, stop)
         metrics["text"].loss_sum = 14.0 * len(seen)
-        return metrics
+        return metrics, signum
 
-    monkeypatch.setattr(Trainer, "evaluate", worse)
+    monkeypatch.setattr(training.loop, "validate", worse)
     run = start("a", "--n_epoch", 9, "--patience", 2)
     assert run.code == 0 and run.out.count("\nepoch ") == 3 and "1_best_" in run.out
     again = start("a", "--n_epoch", 9, "--patience", 2, "--resume")
@@ -571,7 +548,7 @@ SHARED = [(42, 8, 2), (41, 8, 2), (19, 6, 3), (7, 4, 2)]
 def test_processes_share_batches_equally_and_evaluate_every_clip_once(size, batch, world):
     def samplers(seed):
         for rank in range(world):
-            place = Alone()
+            place = SingleProcess()
             place.rank, place.world = rank, world
             yield EpochBatches(size, batch, seed, place)
 
@@ -628,7 +605,7 @@ def test_two_processes_train_like_one(features, tmp_path):
     assert two.stderr.count("threads of gloo left: 0") == 2, two.stderr
     with pytest.MonkeyPatch.context() as patch:
         real = training.run.create_model
-        patch.setattr(training.run, "create_model", lambda *a: leave_dropout(*real(*a)))
+        patch.setattr(training.run, "create_model", lambda *a: without_dropout(real(*a)))
         assert run_main("train", *args, "--exp_name", "one").code == 0
     one, other = (pd.read_csv(tmp_path / "text" / name / "metrics.csv") for name in ("one", "two"))
     np.testing.assert_allclose(other, one, rtol=2e-5, atol=1e-7)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,18 @@ import pytest
 import torch
 from conftest import QUIET, ROOT, write_features
 from inside import run_main
-from kill_training import leaves
-from test_long_training import TINY, remains, trainer_of
-from test_train_script import add_feature
+from trainings import TINY, BehindAStep, add_feature, leaves, make_run, one_step, remains
 
 import training.data
-import training.loop
+import training.losses
+import training.modalities
 import training.run
 from training.checkpoint import load_checkpoint
 from training.loader import LoaderError
-from training.loop import Trainer
-from training.stopping import StepAbandoned
+from training.loop import fit, validate
+from training.stopping import StepInterrupted
+from utils.distributed import Silent
+from utils.errors import Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -48,55 +50,58 @@ def start(features, tmp_path):
 # Signals within a step
 
 
-def asking(answers: int) -> tuple[list, object]:
-    """A question that is answered with yes after that many noes, and the noes so far."""
-    said = []
+class Asked(BehindAStep):
+    """Says no to that many questions whether to stop within a step, then yes."""
 
-    def asked() -> bool:
-        said.append(len(said) >= answers)
-        return said[-1]
+    def __init__(self, run, noes: int):
+        super().__init__(run)
+        self.noes, self.questions = noes, 0
 
-    return said, asked
+    def requested(self) -> bool:
+        self.questions += 1
+        return self.questions > self.noes
+
+    @property
+    def signum(self) -> int:
+        return signal.SIGTERM if self.questions > self.noes else super().signum
 
 
 @pytest.mark.parametrize("mode", ["text", "multimodal"])
-def test_a_step_that_is_left_half_way_has_never_begun(features, mode):
+def test_a_step_that_is_left_half_way_has_never_begun(features, tmp_path, mode):
     """Left anywhere on its way forward or back; weights, statistics and all are those before it."""
-    extras = {"grad_accumulation": 2, "ema": 0.5, "optim": "ranger"}
-    trainer, loader = trainer_of(features, mode, **extras)
-    other, _ = trainer_of(features, mode, **extras)
-    first, second = list(loader)
-    for each in (trainer, other):
-        each.train_step(first)
-    said, trainer.asked = asking(10**9)
-    trainer.train_step(second)
-    other.train_step(second)
-    assert leaves(trainer.state()) == leaves(other.state()), "asking changes a step"
-    before, questions = leaves(trainer.state()), len(said)
-    assert questions > 2 * len(trainer.weights)
-    for answers in (0, questions // 3, questions * 2 // 3, questions - 1):
-        said, trainer.asked = asking(answers)
-        with pytest.raises(StepAbandoned):
-            trainer.train_step(first)
-        assert len(said) == answers + 1, "it went on after the answer"
-        assert leaves(trainer.state()) == before
-    trainer.asked = bool
-    for each in (trainer, other):
-        each.train_step(first)
-    assert leaves(trainer.state()) == leaves(other.state())
+    extras = {"grad_accumulation": 2, "ema": 0.5, "optim": "ranger", "batch_size": 4}
+    run, other = (make_run(features, tmp_path, mode, **extras) for _ in range(2))
+    for each in (run, other):
+        one_step(each)
+    always = Asked(run, 10**9)
+    with pytest.raises(Interrupted):
+        fit(run, Silent(), always)
+    one_step(other)
+    assert leaves(run.state()) == leaves(other.state()), "asking changes a step"
+    assert always.questions > 2 * len(run.trained)
+    before = leaves(run.state())
+    for noes in (0, always.questions // 3, always.questions * 2 // 3, always.questions - 1):
+        stop = Asked(run, noes)
+        with pytest.raises(Interrupted, match="in epoch 1 after step 2; saved in"):
+            fit(run, Silent(), stop)
+        assert stop.questions == noes + 1, "it went on after the answer"
+        assert leaves(run.state()) == before
+    for each in (run, other):
+        one_step(each)
+    assert leaves(run.state()) == leaves(other.state())
 
 
-def test_a_validation_is_left_within_a_batch(features):
-    trainer, loader = trainer_of(features, "speech")
-    before, whole = leaves(trainer.state()), trainer.evaluate(loader)
-    said, stop = asking(10**9)
-    again = trainer.evaluate(loader, stop)
-    assert {head: again[head].summary() for head in again} == {h: whole[h].summary() for h in whole}
-    questions = len(said)
-    assert questions > 20 * len(loader)  # one before each layer
-    said, stop = asking(questions // 3)
-    assert trainer.evaluate(loader, stop) is None and len(said) == questions // 3 + 1
-    assert leaves(trainer.state()) == before
+def test_a_validation_is_left_within_a_batch(features, tmp_path):
+    run = make_run(features, tmp_path, "speech")
+    before, (whole, _) = leaves(run.state()), validate(run, Asked(run, 10**9))
+    stop = Asked(run, 10**9)
+    again, signum = validate(run, stop)
+    assert again["speech"].summary() == whole["speech"].summary() and signum == 0
+    assert stop.questions > 20 * len(run.val_loader)  # one before each layer
+    stop = Asked(run, stop.questions // 3)
+    with pytest.raises(StepInterrupted):
+        validate(run, stop)
+    assert stop.questions == stop.noes + 1 and leaves(run.state()) == before
 
 
 STOPS = [(signal.SIGTERM, 2), (signal.SIGINT, 1), (signal.SIGHUP, 1)]
@@ -107,17 +112,17 @@ def test_a_signal_within_a_step_leaves_it_out(start, tmp_path, monkeypatch, sign
     """It comes between the way forward and the way back of the fifth step; from a launcher it
     comes twice, also to a process that is the only one."""
     assert start("whole").code == 0
-    real, calls = training.loop.multi_task_loss, []
+    real, calls = training.losses.cross_entropy, []
     if times == 2:
         monkeypatch.setenv("WORLD_SIZE", "1")
 
-    def loss(*args):
+    def loss(*args, **settings):
         calls.append(args)
         for _ in range(times if len(calls) == 5 else 0):
             os.kill(os.getpid(), signum)
-        return real(*args)
+        return real(*args, **settings)
 
-    monkeypatch.setattr(training.loop, "multi_task_loss", loss)
+    monkeypatch.setitem(training.losses.LOSSES, "cross_entropy", loss)
     cut = start("cut")
     assert cut.code == 128 + signum and "in epoch 2 after step 4; saved" in cut.err, cut.err
     assert len(calls) == 5
@@ -213,14 +218,14 @@ def test_the_recipe_for_slurm_requeues_until_it_is_done(features, tmp_path, proc
 def test_a_killed_reader_costs_nothing(start, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
     assert start("whole", "--seed", 7).code == 0
-    real, others = training.run.Run.after_step, set(multiprocessing.active_children())
+    real, others = training.run.Run.add_up, set(multiprocessing.active_children())
 
-    def after_step(run):
-        if run.trainer.step == 2:
+    def behind_the_update(run, **values):
+        if run.step == 2:
             (set(multiprocessing.active_children()) - others).pop().kill()
-        return real(run)
+        return real(run, **values)
 
-    monkeypatch.setattr(training.run.Run, "after_step", after_step)
+    monkeypatch.setattr(training.run.Run, "add_up", behind_the_update)
     run = start("cut", "--seed", 7, "--num_workers", 2)
     assert run.code == 2 and "clips was killed" in run.err and "--num_workers" in run.err, run.err
     said = run.err.split("clips were being read: ")[1].split("; saved in ")[0].split(", ")
@@ -233,8 +238,8 @@ def test_a_killed_reader_costs_nothing(start, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), EOFError()])
-def test_a_reader_that_dies_while_it_hands_a_batch_over(features, monkeypatch, error):
-    _, loader = trainer_of(features, "text")
+def test_a_reader_that_dies_while_it_hands_a_batch_over(features, tmp_path, monkeypatch, error):
+    loader = make_run(features, tmp_path).train_loader
     loader.num_workers, loader.prefetch_factor = 2, 2
 
     def breaks(self):
@@ -252,14 +257,14 @@ def test_a_file_that_is_damaged_while_training(start, tmp_path, monkeypatch, wor
     folder = write_features(tmp_path / "features", modalities=("text",))
     assert start("whole", folder=folder).code == 0
     path = folder / "train" / "text" / "00003.npz"
-    content, real = path.read_bytes(), Trainer.train_step
+    content, real = path.read_bytes(), training.run.Run.targets
 
-    def train_step(trainer, batch):
-        if trainer.step == 2:
+    def third_step(run, batch):
+        if run.step == 2:
             path.write_bytes(content[:100])
-        return real(trainer, batch)
+        return real(run, batch)
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(training.run.Run, "targets", third_step)
     run = start("cut", "--num_workers", workers, folder=folder)
     assert run.code == 4 and f"{path} is missing or damaged" in run.err, run.err
     assert "Traceback" not in run.err and "saved in" in run.err.splitlines()[-1]
@@ -283,8 +288,9 @@ def run_code(code: str, features: Path) -> subprocess.CompletedProcess:
 KEEPS_ITS_CALLER = """
 import gc, sys
 from pathlib import Path
-from test_training import dataset
-from training.data import Features, make_loader
+from trainings import dataset
+from training.data import make_loader
+from training.features import Features
 
 def read():
     loader = make_loader(dataset(Features.open(Path(sys.argv[1])), "text"), 5, 2, "cpu")
@@ -319,8 +325,9 @@ KEEPS_ITS_MEMORY = """
 import sys
 from pathlib import Path
 import torch
-from test_training import dataset
-from training.data import Features, make_loader
+from trainings import dataset
+from training.data import make_loader
+from training.features import Features
 from utils.parallel import set_memory
 
 def resident():
@@ -344,7 +351,8 @@ def test_readers_hold_no_memory_that_is_free(features):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bug_names_the_clip(start, monkeypatch, workers):
-    monkeypatch.setattr(training.data, "text_view", lambda *_: 1 // 0)
+    broken = replace(training.modalities.MODALITIES["text"], view=lambda *_: 1 // 0)
+    monkeypatch.setitem(training.modalities.MODALITIES, "text", broken)
     with pytest.raises(ZeroDivisionError) as bug:
         start("a", "--num_workers", workers)
     told = str(bug.value) + str(getattr(bug.value, "__notes__", ""))
@@ -358,7 +366,7 @@ def test_a_clip_without_any_face_is_named_before_training(start, tmp_path, flags
     table.loc[table["clip_id"] == "00009", "face_valid"] = flags
     table.to_csv(folder / "manifest.csv", index=False)
     run = start("a", "--dry_run", mode="face", folder=folder)
-    assert run.code == 4 and "clip 00009" in run.err and "00009.npy" in run.err, run.err
+    assert run.code == 4 and f"face_valid {flags!r} of clip val/00009" in run.err, run.err
 
 
 def test_own_features_that_changed_are_not_resumed(start, tmp_path):
@@ -461,8 +469,9 @@ def test_a_terminal_that_closes_costs_nothing(features, tmp_path):
 HOLDS_READERS = """
 import multiprocessing, os, signal, sys
 from pathlib import Path
-from test_training import dataset
-from training.data import Features, make_loader
+from trainings import dataset
+from training.data import make_loader
+from training.features import Features
 
 loader = make_loader(dataset(Features.open(Path(sys.argv[1])), "text"), 5, 2, "cpu")
 next(iter(loader))

@@ -25,7 +25,7 @@ from utils.parallel import available_cores
 
 COLUMNS = ("clip_id", "split", "emotion", "speech_emotion", "face_emotion", "fold")
 BAR = {"file": sys.stderr, "unit": "clip", "leave": False, "delay": 2}
-NUMBERS = {"f": "float", "u": "uint8", "fiu": "numbers"}  # kinds of numpy's dtypes
+NUMBERS = {"f": "float", "u": "uint8"}  # kinds of numpy's dtypes; others are any numbers
 Stages = dict[str, dict[str, Any]]  # folder -> what preprocess.py says of its file
 
 
@@ -172,9 +172,8 @@ class Features:
         if not fits or any(size != wanted for size, wanted in sizes if wanted is not None):
             listed = ", ".join("any" if size is None else str(size) for size in shape)
             found = f"{feature.dtype} {feature.shape}"
-            raise IntegrityError(
-                f"{self.path(row, name)}: {found}, expected {NUMBERS[kind]} ({listed})"
-            )
+            expected = f"{NUMBERS.get(kind, 'numbers')} ({listed})"
+            raise IntegrityError(f"{self.path(row, name)}: {found}, expected {expected}")
         if feature.dtype.kind == "f" and not np.isfinite(feature).all():
             raise IntegrityError(f"{self.path(row, name)} holds values that are not numbers")
 
