@@ -14,6 +14,7 @@ from conftest import QUIET, ROOT
 from extras import need, unavailable
 
 pytestmark = pytest.mark.extra
+need("flask", "waitress", "selenium")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PATIENCE = 200  # seconds for one answer: the first one loads torch
 
@@ -21,7 +22,6 @@ PATIENCE = 200  # seconds for one answer: the first one loads torch
 @pytest.fixture(scope="module")
 def server(place, tmp_path_factory):
     """app.py as a user starts it: its address, and the folder of what it puts on disk."""
-    need("flask", "waitress")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("server")
@@ -42,7 +42,6 @@ def server(place, tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     """A Chromium of this machine without a window."""
-    need("selenium")
     from selenium import webdriver
 
     chrome, driver = next(filter(None, map(shutil.which, BROWSERS)), None), "chromedriver"

@@ -12,6 +12,7 @@ from conftest import QUIET, ROOT, digests, make_clip, run_script, tone
 from extras import need
 
 pytestmark = pytest.mark.extra
+need("distributed", "ray")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,6 @@ def alone(clips, tmp_path_factory) -> dict[str, str]:
 
 
 def test_a_dask_cluster_makes_the_same_tree(clips, alone, tmp_path, monkeypatch):
-    need("distributed")
     import distributed
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # as on a cluster: the workers find our packages
@@ -53,6 +53,5 @@ def test_a_dask_cluster_makes_the_same_tree(clips, alone, tmp_path, monkeypatch)
 
 
 def test_ray_makes_the_same_tree(clips, alone, tmp_path, monkeypatch):
-    need("ray")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert tree(clips, tmp_path / "features", "--backend", "ray") == alone
