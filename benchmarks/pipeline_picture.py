@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,7 @@ def main() -> None:
     figure = Figure((12, 5.4))
     FigureCanvasAgg(figure)
 
-    def panel(box: tuple, title: str, picture: np.ndarray | None = None, **options) -> object:
+    def panel(box: tuple, title: str, picture: np.ndarray | None = None, **options) -> Any:
         axis = figure.add_axes(box)
         axis.set_title(title, loc="left", fontsize=9, color=INK)
         axis.set_xticks([])

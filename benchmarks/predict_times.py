@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,10 +38,10 @@ def main() -> None:
         rows = []
         for run in range(args.runs):
             place = Path(folder) / str(run)
-            predictor = Predictor([checkpoint], place, args.device, times=True)
+            predictor = Predictor([checkpoint], folder=place, device=args.device, times=True)
             (source,) = find_sources([args.clip], None)
             before = time.process_time()
-            rows.append(predictor.answer(source).seconds)
+            rows.append(predictor.predict(source).seconds)
             rows[-1]["cpu"] = time.process_time() - before  # of all cores: what others leave out
     print(
         f"{args.clip.name}, {available_cores()} cores, {platform.processor() or platform.machine()}"
@@ -55,12 +56,13 @@ def main() -> None:
 def save_untrained(path: Path) -> Path:
     """Speech B0 at 400 columns, face B0 at 16 frames of 224 pixels; weights do not change times."""
     task, config = TASKS["multimodal"], recipe("multimodal") | {"speech_coeff": 0}
-    arch = model_arch(task, config, 7, {"text": (1, 200)})
+    shapes: dict[str, Any] = {"speech": (128, 1), "face": (1, 1, 1, 3), "text": (1, 200)}
+    arch = model_arch(task, config, 7, shapes)
     made = {name: SETTINGS[name] for name in ("speech", "video", "text")}
     weights = build_model(**arch).state_dict()
-    about = {"classes": list("abcdefg"), "features_config": made, "config": config}
-    about |= {"epoch": 1, "val": {}}
-    save_checkpoint(path, {"arch": arch, "weights": weights, **about})
+    about: dict[str, Any] = {"classes": list("abcdefg"), "features_config": made, "config": config}
+    about |= {"epoch": 1, "val": {}, "arch": arch, "weights": weights}
+    save_checkpoint(path, about)
     return path
 
 

@@ -22,19 +22,19 @@ def draw_timeline(predictions: list[ClipPrediction]) -> bytes:
     """The utterances of one recording over its seconds: shares of the classes, the first named."""
     from matplotlib.patches import Patch
 
-    sources = [prediction.source for prediction in predictions]
-    first, last = sources[0].start, sources[-1].end
+    spans = [(each.source.start or 0.0, each.source.end or 0.0) for each in predictions]
+    first, last = spans[0][0], spans[-1][1]
     figure = blank_figure((11, 3.6))
-    name = Path(sources[0].name).name
+    name = Path(predictions[0].source.name).name
     figure.text(0.03, 0.93, name, fontsize=14, weight="bold", color=INK, va="center")
     grey = dict(fontsize=7.5, color=GREY, va="center")
     figure.text(0.03, 0.86, bases(predictions), **grey)
     axis = figure.add_axes((0.03, 0.24, 0.83, 0.44))
-    for prediction, source in zip(predictions, sources, strict=True):
-        stack(axis, prediction, source.start, source.end)
-        share = (source.end - source.start) / (last - first)
+    for prediction, (start, end) in zip(predictions, spans, strict=True):
+        stack(axis, prediction, start, end)
+        share = (end - start) / (last - first)
         if prediction.parts and share > 1 / 90:  # else its colour must do
-            middle, label = (source.start + source.end) / 2, class_name(prediction.label)
+            middle, label = (start + end) / 2, class_name(prediction.label)
             narrow = dict(rotation=90, fontsize=7) if share < 1 / 14 else dict(fontsize=9)
             axis.text(middle, 1.04, label, ha="center", va="bottom", color=INK, **narrow)
     named = zip(COLORS * 9, predictions[0].classes, strict=False)

@@ -46,9 +46,12 @@ class EmotionClassifier(nn.Module):
         vector_dims = {name: encoder.pooling.out_dim for name, encoder in encoders.items()}
         self.heads = nn.ModuleDict()
         for head, inputs in heads.items():
-            dims = [{name: each[name] for name in inputs} for each in (token_dims, vector_dims)]
             make = FUSIONS[fusion] if len(inputs) > 1 else Concat
-            self.heads[head] = make(*dims, n_classes)
+            self.heads[head] = make(
+                {name: token_dims[name] for name in inputs},
+                {name: vector_dims[name] for name in inputs},
+                n_classes,
+            )
         missing = token_dims if learn_missing else {}
         self.missing = nn.ParameterDict({k: torch.zeros(dim) for k, dim in missing.items()})
 

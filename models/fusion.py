@@ -7,6 +7,7 @@ nothing else has to know of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -136,7 +137,7 @@ class Late(nn.Module):
         return (torch.stack(each, dim=2) * self.weights).sum(dim=2)  # (B, K)
 
 
-FUSIONS = {
+FUSIONS: dict[str, Callable[..., nn.Module]] = {
     "concat": Concat,
     "gated": Gated,
     "attention": Attention,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +59,7 @@ def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
     return (x * weight).sum(dim=1) / weight.sum(dim=1)
 
 
-POOLINGS = {
+POOLINGS: dict[str, Callable[[int], Any]] = {
     "attention": FrameAttention,
     "relation": partial(FrameAttention, relation=True),
     "mean": MeanPooling,

@@ -100,18 +100,20 @@ def best_checkpoint(folder: Path) -> Path | None:
 
 def find_checkpoints(paths: list[Path]) -> list[Path]:
     """Each .pth file as it is, each run folder as its best checkpoint; --fold all has several."""
-    found = []
+    found: list[Path] = []
     for path in map(Path, paths):
         folds = sorted(path.glob("fold_*")) if path.is_dir() else []
-        best = [best_checkpoint(place) if place.is_dir() else place for place in folds or [path]]
-        if not all(each and each.is_file() for each in best):
+        places = folds or [path]
+        best = [best_checkpoint(place) if place.is_dir() else place for place in places]
+        sound = [each for each in best if each and each.is_file()]
+        if len(sound) < len(places):
             beside = best_checkpoint(path.parent)
             hint = f"; the best of that run is {beside.name}" if beside else ""
             runs = sorted(run.name for run in path.glob("*") if best_checkpoint(run))
             hint = f"; below it are the runs {', '.join(runs)}" if runs else hint
             reason = f"no checkpoint at {path}{hint}"
             raise UsageError(f"{reason}: give a .pth file or the folder of a run")
-        found += best
+        found += sound
     return found
 
 

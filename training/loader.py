@@ -33,6 +33,7 @@ class Loader(DataLoader):
     """
 
     stop_requested: Callable[[], bool] = staticmethod(lambda: False)
+    _iterator: Any  # torch's own: its running workers
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         ahead = iter(list(self.batch_sampler))

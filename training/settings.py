@@ -20,9 +20,9 @@ class Setting(NamedTuple):
 def grouped(tables: dict[str, dict[str, tuple]]) -> dict[str, Setting]:
     """{group: {name: (default, kind, help)}} -> {name: Setting}."""
     return {
-        name: Setting(*row, group=group)
+        name: Setting(default, kind, help, group)
         for group, rows in tables.items()
-        for name, row in rows.items()
+        for name, (default, kind, help) in rows.items()
     }
 
 
