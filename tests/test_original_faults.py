@@ -10,17 +10,22 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_clip, moving_picture, tone
-from test_submission import Counting
 
 import make_submission
 from corpora.manifest import Clip
-from evaluation.ensemble import Member, face_views, predict
+from evaluation.ensemble import image_views
 from extract import audio, clip, faces
 from models import build_model
-from training import transforms
+from training.augment import time_warp
+from training.inference import encode_views
 from training.metrics import Metrics
-from training.tasks import TASKS, model_arch, recipe
+from training.tasks import ALL_SETTINGS, TASKS, model_arch, recipe
+from training.views import choose_frames, face_view, speech_view
 from utils.errors import ClipError, IntegrityError
+
+CONFIG = {name: setting.default for name, setting in ALL_SETTINGS.items()}
+CONFIG |= {"speech_frames": 48, "face_frames": 2}
+SHAPES = {"speech": (128, None), "face": (None, None, None, 3), "text": (1, 16)}
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -30,14 +35,14 @@ def rng(seed: int = 0) -> np.random.Generator:
 def test_text_attention_across_the_batch():
     torch.manual_seed(0)
     config = recipe("text") | {"text_layers": 2}
-    model = build_model(**model_arch(TASKS["text"], config, 7, {"text": (1, 16)})).eval()
+    model = build_model(**model_arch(TASKS["text"], config, 7, SHAPES)).eval()
     words, mask = torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool)
     both, alone = model({"text": (words, mask)}), model({"text": (words[:1], mask[:1])})
-    torch.testing.assert_close(both["text"][:1], alone["text"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(both.logits["text"][:1], alone.logits["text"], atol=1e-5, rtol=0)
 
 
 def test_evaluation_frames_of_the_first_half_only():
-    chosen = transforms.choose_frames(31, 16, rng(), False)
+    chosen = choose_frames(31, 16, rng(), False)
     assert chosen.max() >= 29 and sum(chosen > 15) in (7, 8)
 
 
@@ -95,12 +100,9 @@ def test_failures_printed_and_swallowed(job):
     failure = clip.process_clip(CLIP, job)["failure"]
     assert (failure["stage"], failure["code"]) == ("video", "E_NOFACE")
     assert "0 of 2 frames" in failure["reason"]
-    valid = np.array([True, False, True])  # and a frame without a face keeps its place in time
-    assert (
-        transforms.face_view(
-            np.eye(3, dtype=np.uint8).repeat(64).reshape(3, 8, 8, 3), valid, 2, rng(), False
-        )
-    ).shape == (2, 3, 8, 8)
+    crops = np.eye(3, dtype=np.uint8).repeat(64).reshape(3, 8, 8, 3)
+    (seen,) = face_view(crops, {"face_valid": "101"}, CONFIG, rng(), False)
+    np.testing.assert_array_equal(seen, crops[[0, 2]].transpose(0, 3, 1, 2))  # 0.0 s and 0.2 s
 
 
 def test_clips_without_features_answered_neu():
@@ -131,8 +133,9 @@ def test_spectrogram_of_a_spectrogram():
 
 
 def test_time_warp_of_five_frames():
-    line = np.arange(400, dtype=np.float32)[np.newaxis]
-    moved = [np.abs(transforms.time_warp(line, rng(seed)) - line).max() for seed in range(20)]
+    line, real = np.arange(400, dtype=np.float32)[np.newaxis], np.ones(400, bool)
+    share = CONFIG["time_warp"]
+    moved = [np.abs(time_warp(line, real, rng(seed), share)[0] - line).max() for seed in range(20)]
     assert max(moved) > 20
 
 
@@ -150,9 +153,9 @@ def test_global_seeds():
     for seed in (1234, 1235):
         np.random.seed(seed)
         torch.manual_seed(seed)
-        views.append(transforms.speech_view(log_mel, 48, rng(5), augment=True))
+        views.append(speech_view(log_mel, {}, CONFIG, rng(5), augment=True)[0])
     np.testing.assert_array_equal(*views)
-    assert (views[0] != transforms.speech_view(log_mel, 48, rng(6), augment=True)).any()
+    assert (views[0] != speech_view(log_mel, {}, CONFIG, rng(6), augment=True)[0]).any()
 
 
 def test_averages_of_batches():
@@ -168,9 +171,8 @@ def test_averages_of_batches():
 def test_short_clips_cut_to_nothing():
     assert len(faces.sample_times(1.0, 1.04, 10)) == 1
     assert audio.log_mel_spectrogram(tone(0.3)).shape[1] == 1 + 4800 // 256
-    assert (
-        transforms.speech_view(np.ones((128, 12), np.float32), 48, rng(), False).sum() == 128 * 12
-    )
+    view, mask = speech_view(np.ones((128, 12), np.float32), {}, CONFIG, rng(), False)
+    assert view.sum() == 128 * 12 and mask.sum() == 12
 
 
 def test_faces_stored_per_mel_frame():
@@ -180,19 +182,26 @@ def test_faces_stored_per_mel_frame():
 
 
 def test_speech_and_text_encoded_for_every_view():
-    model = Counting()
-    views = face_views(12)
-    assert len(views) == 12
-    member = Member(Path("a/b"), {"config": recipe("multimodal")}, model)
-    batch = {"speech": [torch.ones(2, 3)], "face": [torch.ones(2, 1, 3, 4, 4)]}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evaluation.ensemble.make_loader", lambda *_: [{"inputs": batch}])
-        list(predict(member, None, "cpu", views))
-    assert model.counts == {"speech": 2, "face": 24, "text": 0}
+    """Test-time augmentation of the face encodes the other modalities once."""
+    seen = {"speech": [], "face": [], "text": []}
+
+    def encode(inputs):
+        for name, (tensor, *_) in inputs.items():
+            seen[name].append(tensor)
+        return inputs
+
+    torch.manual_seed(0)
+    batch = {"speech": (torch.rand(2, 3),), "face": (torch.rand(2, 1, 3, 4, 4),)}
+    batch |= {"text": (torch.rand(2, 5, 3), torch.ones(2, 5))}
+    encoded = encode_views(SimpleNamespace(encode=encode), batch, image_views(12))
+    assert {name: len(each) for name, each in seen.items()} == {"speech": 1, "face": 12, "text": 1}
+    assert len({each.numpy().tobytes() for each in seen["face"]}) == len(encoded) == 12
+    for tokens, face in zip(encoded, seen["face"], strict=True):
+        assert tokens["face"][0] is face and tokens["speech"] is batch["speech"]
 
 
 @pytest.mark.parametrize("mode", ["speech", "face", "text"])
 def test_phase_one_by_commenting_out_lines(mode):
     """Each modality alone is a mode of the same script."""
-    arch = model_arch(TASKS[mode], recipe(mode), 7, {"text": (1, 200)})
+    arch = model_arch(TASKS[mode], recipe(mode), 7, SHAPES)
     assert list(arch["encoders"]) == list(arch["heads"]) == [mode]

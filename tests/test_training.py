@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import io
-from itertools import pairwise
+import sys
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, write_features
+from conftest import ROOT, write_features
 
-from models import build_model
 from models.attn_cnn import AttnCNN
 from models.backbone import set_batchnorm_momentum
-from training import transforms
-from training.data import (
-    ClipDataset,
-    EpochBatches,
-    Features,
-    collate,
-    make_loader,
-    to_device,
-    training_rows,
-)
-from training.loop import Trainer
-from training.losses import multi_task_loss, smooth_one_hot, soft_cross_entropy
+from models.classifier import Prediction
+from train import start_config
+from training.augment import FACE_STRENGTHS, SPEECH_STRENGTHS, spec_augment, time_warp
+from training.data import ClipDataset, EpochBatches, collate, make_loader, to_device, training_rows
+from training.features import Features
+from training.loop import fit
+from training.losses import cross_entropy, smooth_one_hot, soft_cross_entropy
 from training.metrics import Metrics
 from training.mixing import Mixer, cutmix, draw_box, draw_left_out, mixup
 from training.optim import batchnorm_momentum, centralize_gradients, lr_factor, make_optimizer
-from training.tasks import TASKS, model_arch, recipe
+from training.randomness import PURPOSES, generator, torch_seed
+from training.run import Run
+from training.tasks import ALL_SETTINGS, TASKS, recipe
+from training.views import choose_frames, custom_view, face_view, speech_view, text_view
 from utils.errors import IntegrityError, UsageError
 
-MODES = list(TASKS)
 TINY = {"speech_coeff": 0, "face_coeff": 0, "text_layers": 1, "speech_frames": 48}
 TINY |= {"face_frames": 2, "batch_size": 5, "n_epoch": 2}
+DEFAULTS = {name: setting.default for name, setting in ALL_SETTINGS.items()}
+STRENGTHS = SPEECH_STRENGTHS | FACE_STRENGTHS
 
 
 def rng(*seed: int) -> np.random.Generator:
@@ -49,6 +55,25 @@ def columns(count: int) -> np.ndarray:
     return np.tile(np.arange(1, count + 1, dtype="f4"), (4, 1))
 
 
+def sound(log_mel: np.ndarray, frames: int, seed: int, augment: bool = True, **strengths):
+    """The view of a log-mel (F, T) as (F, frames), and the mask of its real columns."""
+    config = DEFAULTS | {"speech_frames": frames} | strengths
+    view, mask = speech_view(log_mel, {}, config, rng(seed), augment)
+    assert view.shape == (1, len(log_mel), frames) and view.dtype == np.float32
+    assert mask.shape == (frames,) and mask.dtype == bool
+    return view[0], mask
+
+
+def faces(crops: np.ndarray, valid: np.ndarray, frames: int, seed: int, augment=True, **strengths):
+    row = {"face_valid": "".join("1" if each else "0" for each in valid)}
+    config = DEFAULTS | {"face_frames": frames} | strengths
+    (view,) = face_view(crops, row, config, rng(seed), augment)
+    return view
+
+
+CROP_ONLY = dict.fromkeys(("speech_contrast", "time_warp", "frequency_masks", "time_masks"), 0)
+
+
 @pytest.mark.parametrize(
     ("length", "frames", "kept", "left"),
     [
@@ -59,69 +84,124 @@ def columns(count: int) -> np.ndarray:
     ],
 )
 def test_evaluation_takes_the_middle_and_pads_both_sides(length, frames, kept, left):
-    view = transforms.speech_view(columns(length), frames, rng(0), augment=False)
-    assert view.shape == (1, 4, frames) and view.dtype == np.float32
+    view, mask = sound(columns(length), frames, 0, augment=False)
     expected = np.zeros(frames)
     expected[left : left + len(kept)] = kept
-    np.testing.assert_array_equal(view[0], np.tile(expected, (4, 1)))
+    np.testing.assert_array_equal(view, np.tile(expected, (4, 1)))
+    np.testing.assert_array_equal(mask, expected > 0)
 
 
-def test_training_starts_anywhere(monkeypatch):
-    for name in ("brighten", "spec_augment"):
-        monkeypatch.setattr(transforms, name, lambda view, rng: view)
-    starts = {
-        int(transforms.speech_view(columns(50), 40, rng(seed), augment=True)[0, 0, 0])
-        for seed in range(200)
-    }
+def test_training_starts_anywhere():
+    starts = {int(sound(columns(50), 40, seed, **CROP_ONLY)[0][0, 0]) for seed in range(200)}
     assert starts == set(range(1, 12)), "both ends can be reached, and nothing else"
 
 
-def test_spec_augment_masks_within_its_bounds(monkeypatch):
-    monkeypatch.setattr(transforms, "time_warp", lambda view, rng: view)
-    rows, spans = [], []
+@pytest.mark.parametrize(
+    ("length", "share"), [(300, 0.2), (90, 0.2), (3, 0.2), (90, 0.45), (2, 0.45)]
+)
+def test_the_mask_tells_the_real_columns_after_a_warp(length, share):
+    """No column is silence to the mask and sound to the eye, or the other way round."""
+    counts, strengths = set(), CROP_ONLY | {"time_warp": share}
     for seed in range(200):
-        view = transforms.spec_augment(np.ones((128, 400), "f4"), rng(seed))
-        assert set(np.unique(view)) <= {0, 1}
+        view, mask = sound(columns(length), 400, seed, **strengths)
+        np.testing.assert_array_equal(mask, (view > 0).all(axis=0))
+        np.testing.assert_array_equal(mask, (view > 0).any(axis=0))
+        counts.add(int(mask.sum()))
+        assert mask.any() and (np.diff(np.flatnonzero(mask)) == 1).all()
+    assert len(counts) > 1, "nothing was ever warped"
+    view, mask = sound(columns(500), 400, 1, **strengths)
+    assert mask.all()
+
+
+def test_masked_columns_of_a_clip_count_as_real():
+    strengths = {"speech_contrast": 0, "time_warp": 0, "time_masks": 9, "time_width": 0.5}
+    view, mask = sound(columns(40), 48, 3, **strengths)
+    assert mask.sum() == 40 and (view[:, mask] == 0).all(axis=0).any()
+
+
+def test_spec_augment_masks_within_its_bounds():
+    rows, spans, strengths = [], [], DEFAULTS | {"time_warp": 0}
+    ones, real = np.ones((128, 400), "f4"), np.ones(400, bool)
+    for seed in range(200):
+        view, mask = spec_augment(ones, real, rng(seed), strengths)
+        assert set(np.unique(view)) <= {0, 1} and mask.all()
         rows.append(int((view.max(axis=1) == 0).sum()))
         spans.append(int((view.max(axis=0) == 0).sum()))
     assert 40 < max(rows) <= 3 * 27 and 100 < max(spans) <= 4 * 50
-    short = [transforms.spec_augment(np.ones((128, 40), "f4"), rng(s)).mean() for s in range(50)]
+    assert ones.min() == 1, "the clip itself was changed"
+    short = [spec_augment(ones[:, :40], real[:40], rng(s), strengths)[0].mean() for s in range(50)]
     assert np.mean(short) > 0.3, "of a short input something must be left"
 
 
 def test_time_warp_keeps_order_and_ends_and_goes_far():
-    line = np.linspace(0, 1, 400, dtype="f4")[np.newaxis]
+    line, real = np.linspace(0, 1, 400, dtype="f4")[np.newaxis], np.ones(400, bool)
     moved = []
     for seed in range(100):
-        warped = transforms.time_warp(line, rng(seed))[0]
+        warped = time_warp(line, real, rng(seed), 0.2)[0][0]
         assert warped[0] == 0 and warped[-1] == 1 and (np.diff(warped) > 0).all()
         moved.append(399 * float(np.abs(warped - line).max()))
     assert max(moved) <= 80 and max(moved) > 40 and len({round(each) for each in moved}) > 20
-    for frames in (5, 32, 33):
-        assert transforms.time_warp(line[:, :frames], rng(1)).shape == (1, frames)
+    for frames in (1, 2, 5, 32, 33):
+        assert time_warp(line[:, :frames], real[:frames], rng(1), 0.2)[0].shape == (1, frames)
+
+
+NO_CHANGE = {
+    "speech": {"speech_contrast": 0.0, "time_warp": 0.0, "frequency_masks": 0, "time_masks": 0},
+    "masks of no width": CROP_ONLY
+    | {"frequency_masks": 3, "frequency_width": 0}
+    | {"time_masks": 4, "time_width": 0.0},
+    "face": {"face_flip": 0.0, "face_contrast": 0.0, "face_rotation": 0.0},
+}
+
+
+@pytest.mark.parametrize("strengths", NO_CHANGE.values(), ids=NO_CHANGE)
+def test_augmentation_of_strength_0_changes_nothing(strengths):
+    log_mel, crops = rng(1).random((128, 48)).astype("f4"), rng(2).integers(0, 255, (4, 32, 32, 3))
+    crops, valid = crops.astype(np.uint8), np.ones(4, bool)
+    for seed in range(10):
+        if "face_flip" in strengths:
+            seen, plain = (faces(crops, valid, 4, seed, on, **strengths) for on in (True, False))
+        else:
+            seen, plain = (sound(log_mel, 64, seed, on, **strengths)[0] for on in (True, False))
+        np.testing.assert_array_equal(seen, plain)
+
+
+@pytest.mark.parametrize("name", sorted(STRENGTHS.keys() - {"frequency_width", "time_width"}))
+def test_every_strength_of_augmentation_is_a_setting_that_acts(name):
+    """Alone at its recipe's value, with all others at 0, it changes some of the clips."""
+    off = dict.fromkeys(STRENGTHS, 0) | {name: STRENGTHS[name].default}
+    off |= {each: STRENGTHS[each].default for each in ("frequency_width", "time_width")}
+    log_mel, changed = rng(1).random((128, 90)).astype("f4"), 0
+    crops = rng(2).integers(0, 255, (3, 32, 32, 3), np.uint8)
+    for seed in range(20):
+        views = [
+            faces(crops, np.ones(3, bool), 3, seed, on, **off)
+            if name in FACE_STRENGTHS
+            else sound(log_mel, 90, seed, on, **off)[0]
+            for on in (True, False)
+        ]
+        changed += not np.array_equal(*views)
+    assert changed > 3
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_clip_of_one_picture_stays_a_still(seed):
     picture = rng(1).integers(0, 255, (32, 32, 3), np.uint8)
     crops = np.repeat(picture[np.newaxis], 9, axis=0)
-    view = transforms.face_view(crops, np.ones(9, bool), 4, rng(seed), augment=True)
+    view = faces(crops, np.ones(9, bool), 4, seed)
     assert view.shape == (4, 3, 32, 32) and view.dtype == np.uint8
     assert (view == view[0]).all(), "frames of one clip were augmented differently"
 
 
 def test_faces_are_augmented_and_evaluation_is_not():
     crops = rng(1).integers(0, 255, (3, 32, 32, 3), np.uint8)
-    plain = transforms.face_view(crops, np.ones(3, bool), 3, rng(0), augment=False)
+    plain = faces(crops, np.ones(3, bool), 3, 0, augment=False)
     np.testing.assert_array_equal(plain, crops.transpose(0, 3, 1, 2))
     kinds = set()
     for seed in range(120):
-        view = transforms.face_view(crops, np.ones(3, bool), 3, rng(seed), augment=True)
-        kinds |= {
-            name
-            for name, twin in (("same", plain), ("flip", plain[..., ::-1]))
-            if (view == twin).all()
-        }
+        view = faces(crops, np.ones(3, bool), 3, seed)
+        pairs = (("same", plain), ("flip", plain[..., ::-1]))
+        kinds |= {name for name, twin in pairs if (view == twin).all()}
     assert kinds == {"same", "flip"}, "flip, brightness and rotation must be drawn on their own"
 
 
@@ -132,19 +212,25 @@ def test_frames_are_ascending_and_only_real_faces(available, augment):
     valid[1::2] = True
     crops = np.arange(len(valid), dtype=np.uint8).reshape(-1, 1, 1, 1).repeat(3, axis=3)
     crops = crops.repeat(32, axis=1).repeat(32, axis=2)
-    chosen = transforms.choose_frames(available, 16, rng(0), augment)
+    chosen = choose_frames(available, 16, rng(0), augment)
     assert (np.diff(chosen) >= 0).all() and chosen.min() >= 0 and chosen.max() < available
     assert len(np.unique(chosen)) == 16 or available < 16
-    view = transforms.face_view(crops, valid, 16, rng(0), augment=False)
+    view = faces(crops, valid, 16, 0, augment=False)
     assert (view[:, 0, 0, 0] % 2 == 1).all(), "a frame without a face was chosen"
     if not augment:
         parts = np.histogram(chosen, 2, (0, available))[0]
         assert abs(parts[0] - parts[1]) <= 16 / available + 1, "one half of the clip is neglected"
 
 
+def test_a_clip_without_a_face_is_named():
+    row = {"face_valid": "000", "split": "train", "clip_id": "00007"}
+    with pytest.raises(IntegrityError, match="'000' of clip train/00007 has no frame to see"):
+        face_view(np.zeros((3, 8, 8, 3), np.uint8), row, DEFAULTS, rng(0), False)
+
+
 def test_words_are_cut_padded_and_masked():
     texts = [np.ones((3, 5), "f4"), np.arange(30.0).reshape(6, 5), np.ones((1, 5), "f4")]
-    views = [transforms.text_view(text, 4) for text in texts]
+    views = [text_view(text, {}, {"max_words": 4}, rng(0), False) for text in texts]
     assert views[1][0][:, 0].tolist() == [0, 5, 10, 15] and views[1][0].dtype == np.float32
     items = [
         {"inputs": {"text": tuple(map(torch.from_numpy, view))}, "clip_id": str(clip)}
@@ -157,18 +243,57 @@ def test_words_are_cut_padded_and_masked():
     assert words[1, 1:].abs().sum() == 0 and words[0].all() and batch["clip_id"] == ["0", "2"]
 
 
+def test_a_custom_feature_is_a_vector_a_sequence_or_a_row():
+    rows = np.arange(12, dtype=np.float64).reshape(6, 2)
+
+    def view(feature, frames, augment=False, seed=0):
+        given = {"feature_frames": frames}
+        (seen,) = custom_view(feature, {}, given, rng(seed), augment)
+        assert seen.dtype == np.float32
+        return seen.tolist()
+
+    assert view(rows[0], 3) == rows[0].tolist()
+    assert view(rows, 3) == rows[[1, 3, 5]].tolist()
+    assert view(rows, 1) == rows.mean(axis=0).tolist()
+    drawn = {tuple(view(rows, 1, True, seed)) for seed in range(60)}
+    assert drawn == {*map(tuple, rows.tolist())}
+
+
 # Mixing
 
 
-def one_hot_batch(seed: int = 0) -> tuple[dict, dict]:
-    """Clip b is b-th unit everywhere: each input shows which clips went into it, and how much."""
-    unit = torch.eye(6)
+SOUND, WORDS = (20, 13, 7, 2, 1, 16), (1, 2, 3, 4, 6, 9)  # real steps of each clip
+LENGTHS = {"speech": SOUND, "face": (8,) * 6, "text": WORDS}
+
+
+def real_steps(name: str) -> torch.Tensor:
+    """(B, T) as the views make them: sound has padding at both ends, words at the end."""
+    lengths = torch.tensor(LENGTHS[name])[:, None]
+    steps = torch.arange(lengths.max())
+    begin = (lengths.max() - lengths) // 2 if name == "speech" else 0
+    return (steps >= begin) & (steps < begin + lengths)
+
+
+def one_hot_batch() -> tuple[dict, dict]:
+    """Clip b is b-th unit everywhere: each input shows which clips went into it, and how much.
+    Padding is 9: nothing may look at it."""
+    unit, sound, words = torch.eye(6), real_steps("speech"), real_steps("text")
+    speech = unit.view(6, 6, 1, 1).expand(6, 6, 16, 20)  # batch, which, F, T
     inputs = {
-        "speech": (unit.view(6, 6, 1, 1).expand(6, 6, 16, 20),),  # batch, which, F, T: see axes
+        "speech": (torch.where(sound[:, None, None], speech, 9.0), sound),
         "face": (unit.view(6, 1, 6, 1, 1).expand(6, 8, 6, 10, 12),),
-        "text": (unit.view(6, 1, 6).expand(6, 9, 6), torch.arange(9) < torch.arange(1, 7)[:, None]),
+        "text": (torch.where(words[:, :, None], unit.view(6, 1, 6), 9.0), words),
     }
     return inputs, {"a": unit.clone(), "b": unit.roll(1, 1)}
+
+
+def shares(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """(B, clip): how much of each clip is in what is real of each clip."""
+    if name == "face":
+        return tensor.mean((1, 3, 4))
+    real = real_steps(name).float()
+    tensor = tensor.mean(2) if name == "speech" else tensor.transpose(1, 2)  # (B, clip, T)
+    return torch.einsum("bkt,bt->bk", tensor, real) / real.sum(1, keepdim=True)
 
 
 @pytest.mark.parametrize("alpha", [1e-6, 0.2, 1.0])
@@ -179,25 +304,27 @@ def test_mixup_uses_one_ratio_and_permutation_for_everything(seed, alpha):
     torch.testing.assert_close(labels["a"].sum(1), torch.ones(6))
     share = labels["a"]  # (B, clip): how much of each clip is in each clip
     torch.testing.assert_close(labels["b"], share.roll(1, 1))
-    torch.testing.assert_close(mixed["speech"][0][:, :, 3, 4], share)
     torch.testing.assert_close(mixed["face"][0][:, 2, :, 3, 4], share)
-    torch.testing.assert_close(mixed["text"][0][:, 5], share)
     partner = (share - torch.eye(6) * share.diagonal()).argmax(1)
-    if (share.diagonal() < 1).any() and 0 < share.min(1).values.max() + share.max() < 1.9:
-        mask = inputs["text"][1]
-        assert torch.equal(mixed["text"][1], mask | mask[partner])
+    for name in ("speech", "text"):
+        tensor, mask = mixed[name]
+        both = inputs[name][1] & inputs[name][1][partner]
+        steps = tensor.mean(2) if name == "speech" else tensor.transpose(1, 2)  # (B, clip, T)
+        found = steps.transpose(1, 2)[both]  # where both clips are real
+        torch.testing.assert_close(found, share[:, None].expand(6, len(both[0]), 6)[both])
+        if 0 < share.diagonal().max() < 1:
+            assert torch.equal(mask, inputs[name][1] | inputs[name][1][partner])
 
 
-@pytest.mark.parametrize("modality", ["speech", "face", "text"])
+@pytest.mark.parametrize("modality", LENGTHS)
 @pytest.mark.parametrize("seed", range(6))
 def test_cutmix_ratio_is_the_volume_that_stayed(seed, modality):
     inputs, targets = one_hot_batch()
     mixed, labels = Mixer(0, 1, 1, 1)({modality: inputs[modality]}, targets, rng(seed))
-    axes = {"speech": (2, 3), "face": (1, 3, 4), "text": (1,)}[modality]
-    torch.testing.assert_close(mixed[modality][0].mean(axes), labels["a"])
+    torch.testing.assert_close(shares(modality, mixed[modality][0]), labels["a"])
     torch.testing.assert_close(labels["a"].sum(1), torch.ones(6))
     torch.testing.assert_close(labels["b"], labels["a"].roll(1, 1))
-    assert set(mixed[modality][0].unique().tolist()) <= {0, 1}, "a box is pasted, not blended"
+    assert set(mixed[modality][0].unique().tolist()) <= {0, 1, 9}, "a box is pasted, not blended"
     own = mixed["face"][0].diagonal(0, 0, 2).permute(3, 0, 1, 2) if modality == "face" else None
     if own is not None:  # (B, T, H, W): where each clip is still itself
         gone = (own == 0).any(0)
@@ -206,29 +333,88 @@ def test_cutmix_ratio_is_the_volume_that_stayed(seed, modality):
         assert len(box[0]) < 8 or gone.sum() == 960, "cutmix3d cuts in time too"
 
 
+@pytest.mark.parametrize("modality", ["speech", "text"])
+def test_cutmix_stays_within_what_is_real_of_each_clip(modality):
+    """Padding is neither pasted nor covered, lengths stay, and no clip keeps all of itself while
+    its label moves."""
+    inputs, targets = one_hot_batch()
+    real, unchanged, drawn = real_steps(modality), 0, 300
+    for seed in range(drawn):
+        mixed, labels = Mixer(0, 1, 1, 1)({modality: inputs[modality]}, targets, rng(seed))
+        tensor, mask = mixed[modality]
+        assert torch.equal(mask, real), "a clip has another length"
+        steps = tensor.amax((1, 2)) if modality == "speech" else tensor.amax(2)  # (B, T)
+        assert torch.equal(steps == 9, ~real), "padding was pasted or overwritten"
+        share = shares(modality, tensor)
+        torch.testing.assert_close(labels["a"], share, atol=1e-5, rtol=0)
+        unchanged += int((share.diagonal() == 1).sum())
+        assert (labels["a"].diagonal()[share.diagonal() == 1] > 1 - 1e-6).all()
+    assert unchanged < 0.45 * 6 * drawn, "the box misses most clips"  # 1 in 6 is its own partner
+
+
+@pytest.mark.parametrize("modality", ["speech", "text"])
+def test_cutmix_draws_its_ratio_within_long_and_short_clips_alike(modality):
+    """Of clips of 20 steps and more in a batch of 200, about 1 - ratio is replaced, on average."""
+    lengths = torch.tensor([20, 38, 100, 200])
+    mask = torch.arange(200) < lengths[:, None]
+    shape = (4, 1, 16, 200) if modality == "speech" else (4, 200, 1)
+    own = torch.arange(4.0).view(4, *[1] * (len(shape) - 1)).expand(shape)
+    axis = (1, 2) if modality == "speech" else 2
+    order, inside = torch.tensor([1, 2, 3, 0]), []
+    for seed in range(400):
+        mixed, kept = cutmix({modality: (own, mask)}, 0.6, order, rng(seed))
+        changed = (mixed[modality][0] != own).float().mean(axis)  # (4, 200)
+        replaced = (changed * mask).sum(1) / lengths
+        torch.testing.assert_close(1 - kept, replaced, atol=0.02, rtol=0)
+        inside.append(replaced)
+    mean = torch.stack(inside).mean(0)  # of 0.4, a part falls off the ends
+    assert mean.min() > 0.25 and mean.max() - mean.min() < 0.03, mean
+
+
+def test_cutmix_pastes_the_same_place_of_the_other_clip():
+    """Step by step where both are equally long, else stretched or shrunk; never out of order."""
+    for length in (49, 93, 127, 400):  # k / length x length is less than k for some k
+        steps = torch.arange(float(length)).view(1, length, 1)
+        words = torch.cat([steps, -steps - 1])
+        given = {"text": (words, torch.ones(2, length, dtype=torch.bool))}
+        found = cutmix(given, 0.0, torch.tensor([1, 0]), rng(1))[0]["text"][0]
+        pasted = found[0] < 0
+        assert torch.equal(found[0][pasted], words[1][pasted]) and pasted.sum() >= length // 2
+    lengths = torch.tensor([[10], [40]])
+    mask = torch.arange(40) < lengths
+    words = (torch.arange(40.0) / lengths).unsqueeze(2)  # the place within its own clip
+    words[1] += 5
+    found = cutmix({"text": (words, mask)}, 0.2, torch.tensor([1, 0]), rng(0))[0]["text"][0]
+    pasted = found[0, :10, 0] >= 5
+    assert pasted.any()
+    places = found[0, :10, 0][pasted] - 5
+    torch.testing.assert_close(places, words[0, :10, 0][pasted], atol=0.03, rtol=0)
+
+
 def test_cutmix_of_several_inputs_keeps_their_mean_ratio():
     inputs, targets = one_hot_batch()
     mixed, labels = Mixer(0, 1, 1, 1)(inputs, targets, rng(3))
-    shares = [mixed["speech"][0].mean((2, 3)), mixed["face"][0].mean((1, 3, 4))]
-    shares.append(mixed["text"][0].mean(1))
-    torch.testing.assert_close(torch.stack(shares).mean(0), labels["a"])
-    whole = mixed["text"][1].any(1)
-    assert whole.all(), "a clip lost all its words"
+    each = [shares(name, mixed[name][0]) for name in inputs]
+    torch.testing.assert_close(torch.stack(each).mean(0), labels["a"])
+    assert mixed["text"][1].any(1).all(), "a clip lost all its words"
 
 
 def test_draw_box_is_about_the_share_and_inside():
+    volumes = []
     for seed in range(50):
-        box, share = draw_box([16, 30, 40], 0.3, rng(seed))
-        sizes = [part.stop - part.start for part in box]
-        assert all(0 <= p.start <= p.stop <= n for p, n in zip(box, (16, 30, 40), strict=True))
-        assert share == pytest.approx(np.prod(sizes) / (16 * 30 * 40))
-        assert share <= 0.36
-    assert max(draw_box([100, 100], 0.3, rng(s))[1] for s in range(50)) > 0.29
-    order, inputs = torch.tensor([1, 0]), {"speech": (torch.rand(2, 1, 9, 9),)}
+        span, box, covered = draw_box(0.3, [30, 40], rng(seed))
+        assert 0 <= span[0] <= span[1] <= 1
+        assert all(0 <= start <= end <= n for (start, end), n in zip(box, (30, 40), strict=True))
+        sizes = [end - start for start, end in box]
+        assert covered == pytest.approx(np.prod(sizes) / (30 * 40))
+        volumes.append(covered * (span[1] - span[0]))
+    assert 0.28 < max(volumes) <= 0.33
+    order = torch.tensor([1, 0])
+    inputs = {"speech": (torch.rand(2, 1, 9, 9), torch.ones(2, 9, dtype=torch.bool))}
     kept, ratio = cutmix(inputs, 1.0, order, rng(0))
-    assert ratio == 1 and torch.equal(kept["speech"][0], inputs["speech"][0])
+    assert (ratio == 1).all() and torch.equal(kept["speech"][0], inputs["speech"][0])
     swapped, ratio = mixup(inputs, 0.0, order, rng(0))
-    assert ratio == 0 and torch.equal(swapped["speech"][0], inputs["speech"][0][order])
+    assert (ratio == 0).all() and torch.equal(swapped["speech"][0], inputs["speech"][0][order])
 
 
 def test_mixing_can_be_off_or_shared():
@@ -239,8 +425,8 @@ def test_mixing_can_be_off_or_shared():
     kinds = set()
     for seed in range(40):
         out, _ = Mixer(0.5, 1, 0.5, 1)(inputs, targets, rng(seed))
-        speech = out["speech"][0]
-        blended = bool(((speech > 0) & (speech < 1)).any())
+        face = out["face"][0]
+        blended = bool(((face > 0) & (face < 1)).any())
         kinds.add("off" if out is inputs else "mixup" if blended else "cutmix")
     assert kinds == {"off", "mixup", "cutmix"}
 
@@ -264,10 +450,28 @@ def test_other_heads_share_lam():
     logits = {name: torch.randn(4, 3) for name in ("integrated", "speech", "face")}
     targets = {name: smooth_one_hot(torch.arange(4) % 3, 3, 0) for name in logits}
     a, b, c = (soft_cross_entropy(logits[name], targets[name]) for name in logits)
-    torch.testing.assert_close(multi_task_loss(logits, targets, 2.0), a + 2.0 * (b + c) / 2)
-    torch.testing.assert_close(multi_task_loss(logits, targets, 0.0), a)
-    alone = multi_task_loss({"face": logits["face"]}, {"face": targets["face"]}, 2.0)
-    torch.testing.assert_close(alone, c)
+
+    def loss(heads: tuple[str, ...], lam: float) -> torch.Tensor:
+        prediction = Prediction(logits, {})
+        return cross_entropy(prediction, {head: targets[head] for head in heads}, {}, {"lam": lam})
+
+    torch.testing.assert_close(loss((*logits,), 2.0), a + 2.0 * (b + c) / 2)
+    torch.testing.assert_close(loss((*logits,), 0.0), a)
+    torch.testing.assert_close(loss(("face",), 2.0), c)
+
+
+def test_class_weights_are_an_argument_of_the_loss():
+    """They multiply the terms of the loss, not the targets: torch's own with hard labels."""
+    logits, labels, weights = torch.randn(9, 3), torch.arange(9) % 3, torch.tensor([0.5, 1, 4])
+    target = smooth_one_hot(labels, 3, 0)
+    heads = {"integrated": logits, "speech": logits}
+    loss = cross_entropy(
+        Prediction(heads, {}), dict.fromkeys(heads, target), {"integrated": weights}, {"lam": 1.0}
+    )
+    plain = torch.nn.functional.cross_entropy(logits, labels)
+    each = torch.nn.functional.cross_entropy(logits, labels, weights, reduction="none")
+    torch.testing.assert_close(loss, each.mean() + plain)
+    torch.testing.assert_close(target.sum(1), torch.ones(9))
 
 
 def test_metrics_are_those_of_all_clips_together():
@@ -330,31 +534,40 @@ def test_optimizers_by_name():
 
 
 def test_batchnorm_momentum_follows_the_length():
-    momenta = [batchnorm_momentum(steps) for steps in (1, 10, 100, 1000, 10_000, 10**6)]
+    momenta = [batchnorm_momentum(steps, 1) for steps in (1, 10, 100, 1000, 10_000, 10**6)]
     assert momenta == sorted(momenta, reverse=True)
-    assert momenta[0] >= 0.1 and momenta[2] >= 0.1 and momenta[-1] == 0.01
+    assert momenta[0] >= 0.1 and momenta[2] >= 0.1 and momenta[-1] == pytest.approx(0.01)
+    for parts in (2, 3, 8):
+        kept = (1 - batchnorm_momentum(100, parts)) ** parts
+        assert kept == pytest.approx(1 - batchnorm_momentum(100, 1))
 
 
 def test_a_short_training_evaluates_as_well_as_it_trains():
-    """The trap: with the trunk's own momentum of 0.01 this evaluates at chance, 1 in 7."""
+    """The trap: with the backbone's own momentum of 0.01 this evaluates at chance, 1 in 7."""
     torch.manual_seed(0)
-    labels = torch.arange(7)
+    labels, mask = torch.arange(7), torch.ones(7, 32, dtype=torch.bool)
     images = torch.rand(7, 1, 32, 32) * 0.3
     for image, label in zip(images, labels, strict=True):
         image[0, 4 * label : 4 * label + 4] += 0.7
     encoder = AttnCNN("efficientnet-b0", hidden=16)
-    model = torch.nn.Sequential(encoder, torch.nn.Linear(encoder.out_dim, 7))
-    set_batchnorm_momentum(model, batchnorm_momentum(40))
+    head = torch.nn.Linear(encoder.token_dim, 7)
+    model = torch.nn.ModuleList([encoder, head])
+    set_batchnorm_momentum(model, batchnorm_momentum(40, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+
+    def predict() -> torch.Tensor:
+        return head(encoder.pooling(*encoder(images, mask)))
+
     for step in range(40):
         optimizer.param_groups[0]["lr"] = 2e-3 * lr_factor(step, 40, 0, "cosine")
-        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        loss = torch.nn.functional.cross_entropy(predict(), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        assert torch.equal(model(images).argmax(1), labels), "it did not even learn"
-        assert (model.eval()(images).argmax(1) == labels).float().mean() > 0.8
+        assert torch.equal(predict().argmax(1), labels), "it did not even learn"
+        model.eval()
+        assert (predict().argmax(1) == labels).float().mean() > 0.8
 
 
 # Order and loading
@@ -383,6 +596,18 @@ def test_batches_hold_every_clip_once(size, batch):
     assert size < 10 or [i for each in other for _, i in each] != orders[0]
 
 
+@pytest.mark.parametrize("seed", [0, 42, 2**32 - 1])
+def test_two_purposes_never_share_a_stream(seed):
+    """Also where their positions are equal, as an epoch and a step can be."""
+    for position in [(0,), (1,), (2, 0), (3, 7), (5, 2**32 - 1)]:
+        for one, other in combinations(PURPOSES, 2):
+            streams = [generator(seed, name, *position).random(4) for name in (one, other)]
+            assert not set(streams[0]) & set(streams[1])
+            assert torch_seed(seed, one, *position) != torch_seed(seed, other, *position)
+    again = (generator(seed, "clip", 3, 7).random(4) for _ in range(2))
+    np.testing.assert_array_equal(*again)
+
+
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
     return Features.open(write_features(tmp_path_factory.mktemp("features")))
@@ -408,8 +633,9 @@ def flat(batches: list[dict]) -> dict[str, list[bytes]]:
     for batch in batches:
         words, mask = batch["inputs"]["text"]
         for place, clip_id in enumerate(batch["clip_id"]):
-            pictures = [tensors[0][place] for tensors in batch["inputs"].values()][:2]
-            tensors = [*pictures, words[place][mask[place]]]
+            others = [batch["inputs"][name] for name in ("speech", "face")]
+            tensors = [tensor[place] for given in others for tensor in given]
+            tensors.append(words[place][mask[place]])
             view = b"".join(tensor.numpy().tobytes() for tensor in tensors)
             views.setdefault(clip_id, []).append(view)
     return views
@@ -438,7 +664,8 @@ def test_items_carry_labels_and_pictures_as_bytes(features):
         item["labels"] == {"integrated": 3, "speech": 3, "face": 3} and item["clip_id"] == "00003"
     )
     shapes = {name: [tuple(t.shape) for t in given] for name, given in item["inputs"].items()}
-    assert shapes == {"speech": [(1, 128, 48)], "face": [(2, 3, 32, 32)], "text": [(4, 16), (4,)]}
+    assert shapes["speech"] == [(1, 128, 48), (48,)]
+    assert shapes["face"] == [(2, 3, 32, 32)] and shapes["text"] == [(4, 16), (4,)]
     face, mask = item["inputs"]["face"][0], item["inputs"]["text"][1]
     ready = to_device({"face": [face], "text": [mask]}, "cpu")
     torch.testing.assert_close(ready["face"][0], face.float() / 255)
@@ -468,7 +695,7 @@ def test_a_fold_for_choices_leaves_the_tested_one_unseen(features):
     for val_fold in ("2", "next"):
         train, val = training_rows(three, "1", val_fold)
         assert set(train["fold"]) == {"0"} and set(val["fold"]) == {"2"}
-    with pytest.raises(UsageError, match="0, 1; a third is needed"):
+    with pytest.raises(UsageError, match="0, 1; one more is needed"):
         training_rows(features, "1", "next")
 
 
@@ -490,75 +717,187 @@ def test_damaged_features_are_named(tmp_path, modality, damage):
         broken.load(row, modality)
 
 
-# Resuming, in the same process: through the file format, from every step
+# Whole steps, in the same process
 
 
-def fresh_trainer(features, mode: str) -> tuple[Trainer, torch.utils.data.DataLoader]:
-    config = recipe(mode) | TINY | {"amp": False}
-    task, data = TASKS[mode], dataset(features, mode)
-    torch.manual_seed(config["seed"])
-    model = build_model(**model_arch(task, config, len(CLASSES), data.shapes()))
-    loader = make_loader(data, config["batch_size"], 0, "cpu")
-    return Trainer(model, task, config, "cpu", len(loader.batch_sampler)), loader
+class Saves:
+    """Stands in for the record of a run: it saves after every step and every epoch, what `keep`
+    makes of the state; and falls over when it has saved `most` times."""
+
+    def __init__(self, keep: Callable[[dict], Any], most: int = 0):
+        self.keep, self.most, self.states = keep, most, []
+
+    def is_due(self) -> bool:
+        return True
+
+    def save_last(self, state: dict) -> None:
+        self.states.append(self.keep(state))
+        if len(self.states) == self.most:
+            raise Killed
+
+    def __getattr__(self, name: str) -> Callable:
+        return lambda *_: None
 
 
-def never() -> bool:
-    return False
+class Killed(Exception):
+    pass
 
 
-def leaves(value) -> list:
-    """All the numbers of a nested state, in order."""
-    if isinstance(value, dict):
-        return [leaf for key in sorted(value, key=str) for leaf in leaves(value[key])]
-    if isinstance(value, (list, tuple)):
-        return [leaf for each in value for leaf in leaves(each)]
-    return [value.numpy().tobytes() if isinstance(value, torch.Tensor) else value]
+GO_ON = Namespace(signum=0, requested=lambda: False)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_resuming_from_every_step_is_exact(features, mode):
-    """Torn down after each step and rebuilt from bytes, a run equals one that never stopped."""
-    trainer, loader = fresh_trainer(features, mode)
-    assert all(trainer.train_epoch(loader, epoch, never) for epoch in (1, 2))
-    expected = trainer.state()
+def fresh_run(features, mode: str, folder: Path, **changes) -> Run:
+    config = start_config(mode) | TINY | {"amp": False} | changes
+    options = Namespace(num_workers=0, save_minutes=10, resume=False, overwrite=False)
+    options.verify_features, options.leaks, options.given = False, "", {*changes}
+    return Run(config, features, folder, "cpu", options)
+
+
+def trained(features, mode: str, folder: Path, keep=copy.deepcopy, **changes) -> tuple[Run, list]:
+    """A finished run, and its state after every step and every epoch."""
+    run, record = fresh_run(features, mode, folder, **changes), Saves(keep)
+    fit(run, record, GO_ON)
+    return run, record.states
+
+
+def digest(value) -> str:
+    """Of all the numbers of a nested state, in order."""
+    state = hashlib.blake2b()
+
+    def add(value) -> None:
+        if isinstance(value, dict):
+            for key in sorted(value, key=str):
+                add(key)
+                add(value[key])
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                add(each)
+        elif isinstance(value, torch.Tensor):
+            state.update(value.contiguous().numpy())
+        else:
+            state.update(repr(value).encode())
+
+    add(value)
+    return state.hexdigest()
+
+
+def digests(state: dict) -> dict[str, str]:
+    return {name: digest(each) for name, each in state.items()}
+
+
+def through_a_file(state: dict) -> dict:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("mode", "batch_size", "n_epoch", "saves"),  # one after each step and each validation
+    [("speech", 5, 1, 4), ("face", 5, 1, 4), ("text", 5, 2, 8), ("multimodal", 7, 2, 6)],
+)
+def test_resuming_from_every_step_is_exact(features, tmp_path, mode, batch_size, n_epoch, saves):
+    """Torn down after each step and rebuilt from a file, a run equals one that never stopped."""
+    size = {"batch_size": batch_size, "n_epoch": n_epoch}
+    _, expected = trained(features, mode, tmp_path, digests, **size)
+    assert len(expected) == saves
     saved = None
-    for step in range(6):
-        torch.manual_seed(step)  # a new process starts with any state
-        trainer, loader = fresh_trainer(features, mode)
+    for number, whole in enumerate(expected):
+        torch.manual_seed(number)  # a new process starts with any state
+        run, record = fresh_run(features, mode, tmp_path, **size), Saves(through_a_file, most=1)
         if saved:
-            trainer.load_state(torch.load(io.BytesIO(saved), weights_only=True))
-        assert not trainer.train_epoch(loader, step // 3 + 1, lambda: True)
-        assert trainer.step == step + 1
-        buffer = io.BytesIO()
-        torch.save(trainer.state(), buffer)
-        saved = buffer.getvalue()
-    assert leaves(torch.load(io.BytesIO(saved), weights_only=True)) == leaves(expected)
+            run.load_state(saved)
+        with pytest.raises(Killed):
+            fit(run, record, GO_ON)
+        (saved,) = record.states
+        assert digests(saved) == whole, f"save {number}"
 
 
-def test_evaluation_leaves_training_alone(features):
-    """Validating after every epoch, or never, gives the same weights and counts each clip once."""
+def test_validation_leaves_training_alone(features, tmp_path):
+    """Validating after every epoch, or at the end alone, gives the same weights; each clip counts
+    once."""
     weights = []
-    for validates in (True, False):
-        trainer, loader = fresh_trainer(features, "text")
-        val = make_loader(dataset(features, "text", training=False), 4, 0, "cpu")
-        for epoch in (1, 2):
-            trainer.train_epoch(loader, epoch, never)
-            if validates:
-                metrics = trainer.evaluate(val)["text"]
-                assert metrics.clips == 14 and np.isfinite(metrics.summary()["loss"])
-        weights.append(leaves(trainer.model.state_dict()))
+    for every in (1, 2):
+        run, _ = trained(features, "text", tmp_path, eval_step=every)
+        assert ["val_loss" in row for row in run.rows] == [every == 1, True]
+        assert run.best["clips"] == 14 and np.isfinite(run.best["loss"])
+        weights.append(digest(run.model.state_dict()))
     assert weights[0] == weights[1]
 
 
-def test_a_loss_that_is_no_number_stops_before_the_update(features):
-    trainer, loader = fresh_trainer(features, "text")
-    before = leaves(trainer.model.state_dict())
-    loader.batch_sampler.set_epoch(1)
-    batch = next(iter(loader))
-    batch["inputs"]["text"][0][2, 0, 0] = float("nan")
-    with pytest.raises(UsageError, match=rf"nan .* at step 0; .*{batch['clip_id'][2]}"):
-        trainer.train_step(batch)
-    assert leaves(trainer.model.state_dict()) == before and trainer.step == 0
+def test_a_loss_that_is_no_number_stops_before_the_update(features, tmp_path, monkeypatch):
+    run, record = fresh_run(features, "text", tmp_path), Saves(digests)
+    before, view = digest(run.model.state_dict()), ClipDataset.view
+
+    def broken(dataset, row, name, rng):
+        words, mask = view(dataset, row, name, rng)
+        words[0, 0] = float("nan")
+        return words, mask
+
+    monkeypatch.setattr(ClipDataset, "view", broken)
+    run.train_loader.batch_sampler.set_epoch(1)
+    first = next(iter(run.train_loader.batch_sampler))
+    clips = ", ".join(run.train_loader.dataset.rows[index]["clip_id"] for _, index in first)
+    reason = rf"loss is nan .* at step 0; .*Clips: {clips}\. Inputs: text .* 5 of \d+ not finite"
+    with pytest.raises(UsageError, match=reason):
+        fit(run, record, GO_ON)
+    assert digest(run.model.state_dict()) == before and run.step == 0 and not record.states
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    """Custom features beside the words: `same` is (1, 2, 3) for every clip, `other` is random."""
+    folder = write_features(tmp_path_factory.mktemp("vectors"), modalities=("text",))
+    draw = rng(3)
+    for path in sorted(folder.glob("*/text/*.npz")):
+        for name, vector in (("same", np.arange(1, 4)), ("other", 5 + draw.normal(size=3))):
+            place = folder / path.parent.parent.name / name / f"{path.stem}.npy"
+            place.parent.mkdir(exist_ok=True)
+            np.save(place, vector.astype("f4"))
+    return Features.open(folder)
+
+
+def test_no_two_draws_of_a_training_share_a_stream(vectors, tmp_path, monkeypatch):
+    """Order, clips, mixing, modality dropout and dropout, where steps and epochs both are 1, 2."""
+    askers, make = defaultdict(set), np.random.default_rng
+
+    def record(seed):
+        stream, frame = make(seed), sys._getframe(1)
+        while frame.f_code.co_name in ("generator", "torch_seed"):
+            frame = frame.f_back
+        place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        askers[stream.bit_generator.state["state"]["state"]].add(place)
+        return stream
+
+    monkeypatch.setattr(np.random, "default_rng", record)
+    run = fresh_run(vectors, "multimodal", tmp_path, inputs="text,other", modality_dropout=0.3)
+    fit(run, Saves(digests), GO_ON)
+    assert len(set.union(*askers.values())) == 5
+    assert [each for each in askers.values() if len(each) > 1] == []
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_running_statistics_move_as_far_in_parts_as_at_once(vectors, tmp_path, parts):
+    """--grad_accumulation N: N batches pass through batch norm, each counts for less."""
+    names = {"inputs": "same,other", "batch_size": 12, "n_epoch": 4, "mixup_prob": 0.0}
+    run, states = trained(vectors, "multimodal", tmp_path, grad_accumulation=parts, **names)
+    assert len(run.split(12)) == parts and run.steps_per_epoch == 2
+    momentum, first = batchnorm_momentum(8, 1), states[0]["weights"]
+    moved = first["encoders.same.norm.running_mean"]
+    torch.testing.assert_close(moved, momentum * torch.tensor([1.0, 2, 3]), atol=0, rtol=1e-4)
+    moved = first["encoders.other.norm.running_mean"]
+    assert abs(moved.mean() / (momentum * 5) - 1) < 0.1
+    assert first["encoders.same.norm.num_batches_tracked"] == parts
+
+
+def test_no_page_claims_the_same_gradient_with_batch_norm():
+    """Where the documentation speaks of a batch in parts and its gradient, it names batch norm."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    points = [point for page in pages for point in page.read_text().split("\n* ")]
+    said = [" ".join(point.split()).lower() for point in points if "--grad_acc" in point]
+    assert said, "the flag is explained nowhere"
+    for text in (*said, ALL_SETTINGS["grad_accumulation"].help):
+        assert "gradient" not in text or "batch norm" in text, text
+        assert "same gradient" not in text, text
 
 
 def test_manifest_keeps_ids_as_text(tmp_path):

@@ -86,8 +86,10 @@ def time_warp(
     left = np.floor(source).astype(int)
     right = np.minimum(left + 1, frames - 1)
     part = (source - left).astype(np.float32)
-    warped = view[:, left] * (1 - part) + view[:, right] * part
-    return warped, mask[left] | mask[right] & (part > 0)  # real where anything of the clip is
+    real = mask[left] | mask[right] & (part > 0)  # where anything of the clip is
+    if not real.any():  # a few columns that fell between two
+        return view.copy(), mask
+    return view[:, left] * (1 - part) + view[:, right] * part, real
 
 
 def augment_faces(crops: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
