@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,8 @@ from utils.errors import UsageError
 
 TEXTS = (".txt", ".srt", ".npz")  # given alone: words without a clip
 SPLIT = "clips"  # the one split of what is predicted
-CUE = re.compile(r"(\d+):(\d\d):(\d\d)[,.](\d+) *--> *(\d+):(\d\d):(\d\d)[,.](\d+).*")
+TIME = r"(\d+):(\d\d):(\d\d)[,.](\d+)"
+TIMES = re.compile(rf"{TIME} *--> *{TIME}.*")  # the line of a subtitle that says when
 
 
 class Source(NamedTuple):
@@ -26,30 +26,40 @@ class Source(NamedTuple):
     problem: str = ""  # why its words cannot be used
 
 
+class Cue(NamedTuple):
+    """One subtitle: its seconds and what is said."""
+
+    start: float
+    end: float
+    words: str
+
+
 def find_sources(paths: list[Path], text: str | None) -> list[Source]:
     """A clip per file, and per media file of a folder; UsageError when there is nothing there."""
     files: list[Path] = []
     for path in paths:
         if not path.exists():
             raise UsageError(f"no such file or folder: {path}")
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in FORMATS)
-        files += inside if path.is_dir() else [path]
+        if path.is_dir():
+            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in FORMATS)
+        else:
+            files.append(path)
     if text is not None and len(files) > 1:
         raise UsageError(f"--text is one clip's words, here are {len(files)}: put .txt beside them")
     if not files and text is None:
         given = f"no clip in {', '.join(map(str, paths))}" if paths else "nothing given"
         raise UsageError(f"{given}: expected files ending in {' '.join(FORMATS)}, or --text")
+    if not files:
+        return [Source("--text", Clip("text", SPLIT, Path(), transcript=text or ""))]
     names: set[str] = set()
-    sources = [make_source(path, text, names) for path in files]
-    return sources or [Source("--text", Clip("text", SPLIT, Path(), transcript=text))]
+    return [make_source(path, text, names) for path in files]
 
 
 def make_source(path: Path, text: str | None, names: set[str]) -> Source:
     """The clip with the words that are given, or that lie beside it under its name; named as none
     of `names`, which it joins."""
-    stem = re.sub(r"[^\w.+=-]+", "_", path.stem).strip(".-")[:60] or "clip"
-    free = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
-    names.add(name := next(each for each in free if each not in names))
+    name = new_name(path, names)
+    names.add(name)
     words, problem = None, ""
     if text is None:
         vectors = (path.with_suffix(".npz"), path.with_name(f"{path.stem.split('-')[0]}.npz"))
@@ -60,27 +70,38 @@ def make_source(path: Path, text: str | None, names: set[str]) -> Source:
         except UsageError as error:  # costs the words of this clip alone
             text, problem = "", f"E_READ: {error}"
     media = Path() if path.suffix in TEXTS else path
-    return Source(
-        str(path), Clip(name, SPLIT, media, transcript=text, words=words), problem=problem
-    )
+    clip = Clip(name, SPLIT, media, transcript=text, words=words)
+    return Source(str(path), clip, problem=problem)
+
+
+def new_name(path: Path, names: set[str]) -> str:
+    """The file's name without what no clip may be called, with a number where it is taken."""
+    name = stem = re.sub(r"[^\w.+=-]+", "_", path.stem).strip(".-")[:60] or "clip"
+    number = 1
+    while name in names:
+        number += 1
+        name = f"{stem}-{number}"
+    return name
 
 
 def read_text(path: Path) -> str:
-    """The words of a .txt, or of all the cues of an .srt, in one line."""
-    cues = read_cues(path) if path.suffix == ".srt" else [(0, 0, _read(path))]
-    return " ".join(" ".join(words for _, _, words in cues).split())
+    """The words of a .txt, or of all subtitles of an .srt, in one line."""
+    if path.suffix == ".srt":
+        return " ".join(word for cue in read_cues(path) for word in cue.words.split())
+    return " ".join(_read(path).split())
 
 
-def read_cues(path: Path) -> list[tuple[float, float, str]]:
-    """(start, end, words) of each subtitle; UsageError for a file without any."""
+def read_cues(path: Path) -> list[Cue]:
+    """The subtitles of an .srt; UsageError for a file without any."""
     cues = []
     for block in re.split(r"\n\s*\n", _read(path)):
         lines = block.strip().splitlines()
-        at = next((i for i, line in enumerate(lines) if CUE.fullmatch(line.strip())), None)
-        if at is not None:
-            h, m, s, f, *end = CUE.fullmatch(lines[at].strip()).groups()
-            words = re.sub(r"<[^>]*>", "", " ".join(lines[at + 1 :]))
-            cues.append((_seconds(h, m, s, f), _seconds(*end), words))
+        for number, line in enumerate(lines):
+            if times := TIMES.fullmatch(line.strip()):
+                start, end = _seconds(*times.groups()[:4]), _seconds(*times.groups()[4:])
+                words = re.sub(r"<[^>]*>", "", " ".join(lines[number + 1 :]))
+                cues.append(Cue(start, end, words))
+                break
     if not cues:
         raise UsageError(f"{path} holds no subtitles (00:00:01,000 --> 00:00:02,500 and words)")
     return cues

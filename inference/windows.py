@@ -5,20 +5,27 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from extract.audio import SPEECH_SETTINGS, check_wave, read_mono
-from extract.media import FORMATS, open_media
-from inference.sources import Source, read_cues
+from extract.media import FORMATS, Extent, open_media
+from inference.sources import Cue, Source, read_cues
 from utils.errors import ClipError, UsageError
 from utils.files import write_bytes
 
-PAUSE_DB = 30  # quieter than this below the loudest frame is a pause
-JOIN, SHORTEST = 0.4, 0.3  # seconds: shorter pauses belong to an utterance, shorter sounds to none
+RATE = SPEECH_SETTINGS["sample_rate"]
+MIN_PAUSE, MIN_SPEECH = 0.4, 0.3  # seconds: shorter pauses cut nothing, shorter sounds are none
 UTTERANCE = 6.0  # seconds at most: about what the speech models see at once (400 columns)
+LONGEST = 24 * 3600  # seconds; what claims more is damaged or forged
+LEVEL, MIN_LEVEL = 0.1, 5e-4  # of a voice, as amplitude: what the detector likes; the quietest
 Span = tuple[float, float]
 
 
@@ -28,53 +35,97 @@ def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
     Their words come from an .srt beside it, by time: words without times belong to none of them.
     """
     media = source.clip.media
+    if media.suffix.lower() not in FORMATS:
+        return [source]
     try:
-        if media.suffix.lower() not in FORMATS or np.ptp(whole(media)) <= longest:
+        start, end = whole(media)
+        if not longest < end - start <= LONGEST:
             return [source]
-        spans = find_spans(media)
-        srt, cues = media.with_suffix(".srt"), []
-        if srt.is_file():
-            try:
-                cues, source = read_cues(srt), source._replace(problem="")
-            except UsageError as error:  # costs the words alone
-                source = source._replace(problem=f"E_READ: {error}")
-        return [_part(source, span, cues, folder) for span in spans] or [source]
-    except ClipError:  # damaged: the answer says how
+        spans = find_utterances(media)
+        cues, problem = read_subtitles(source)
+        parts = zip(spans, share_words(cues, spans), strict=True)
+        return [_part(source, span, said, problem, folder) for span, said in parts]
+    except ClipError:  # damaged: the prediction says how
         return [source]
 
 
 def whole(path: Path) -> Span:
     """First and last second of the file's packets, whatever its header says."""
+    extent = Extent()
     with open_media(path) as container:
-        packets = [packet for packet in container.demux() if packet.pts is not None]
-        starts = [float(packet.pts * packet.time_base) for packet in packets]
-        ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in packets]
-    return min(starts, default=0.0), max(ends, default=0.0)
+        for packet in container.demux():
+            extent.add(packet)
+    return min(extent.start, extent.end), extent.end
 
 
-def find_spans(path: Path) -> list[Span]:
-    """Utterances by voice activity; equal parts of the whole when there is nothing to hear."""
-    rate = SPEECH_SETTINGS["sample_rate"]
+def find_utterances(path: Path) -> list[Span]:
+    """Where somebody speaks; equal parts of the whole where nobody is heard."""
     try:
-        wave, offset, _ = read_mono(path, SPEECH_SETTINGS | {"max_seconds": math.inf})
-        check_wave(wave, path, SPEECH_SETTINGS)
+        sound = read_mono(path, SPEECH_SETTINGS | {"max_seconds": LONGEST})
+        check_wave(sound.wave, path, SPEECH_SETTINGS)
     except ClipError:
         return evenly(*whole(path))
-    return [(offset + start, offset + end) for start, end in utterances(wave, rate)]
+    spoken = [(sound.offset + start, sound.offset + end) for start, end in utterances(sound.wave)]
+    return spoken or evenly(*whole(path))
 
 
-def utterances(wave: np.ndarray, rate: int) -> list[Span]:
-    """(N,) samples -> seconds of each stretch of sound between pauses, none over UTTERANCE."""
-    import librosa
+def utterances(wave: np.ndarray) -> list[Span]:
+    """(N,) samples -> seconds of each stretch of speech between pauses, none over UTTERANCE."""
+    import torch
 
-    joined: list[Span] = []
-    for start, end in (librosa.effects.split(wave, top_db=PAUSE_DB) / rate).tolist():
-        if joined and start - joined[-1][1] < JOIN and end - joined[-1][0] <= UTTERANCE:
-            joined[-1] = (joined[-1][0], end)
-        else:
-            joined.append((start, end))
-    kept = [span for span in joined if span[1] - span[0] >= SHORTEST]
-    return [part for span in kept for part in evenly(*span)]
+    with one_thread(), torch.inference_mode():
+        model = voice_detector()
+        from silero_vad import get_speech_timestamps
+
+        found = get_speech_timestamps(
+            torch.from_numpy(level(wave)),
+            model,
+            sampling_rate=RATE,
+            min_silence_duration_ms=round(1000 * MIN_PAUSE),
+            min_speech_duration_ms=round(1000 * MIN_SPEECH),
+            max_speech_duration_s=UTTERANCE,  # cut at its longest pause, if there is any
+            speech_pad_ms=100,  # the first and last sounds of words are weak
+        )
+    return [(span["start"] / RATE, min(span["end"], len(wave)) / RATE) for span in found]
+
+
+def level(wave: np.ndarray) -> np.ndarray:
+    """The wave (N,), filled up to whole seconds, with every second about as loud as any voice.
+
+    The detector misses most of a quiet voice. What counts is how loud the 20 seconds around usually
+    are: neither a bang nor a pause.
+    """
+    from scipy.ndimage import percentile_filter
+
+    seconds = np.pad(wave, (0, -len(wave) % RATE)).reshape(-1, RATE)  # (seconds, RATE)
+    peaks = np.quantile(np.abs(seconds), 0.98, axis=1)
+    usual = percentile_filter(peaks, 70, size=21)
+    gain = np.float32(LEVEL / np.maximum(usual, MIN_LEVEL))
+    return (seconds * gain[:, None]).clip(-1, 1).reshape(-1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The network is so small that more threads wait for each other, and its package sets one for
+    the whole program."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@lru_cache(maxsize=1)
+def voice_detector() -> Any:
+    """Silero VAD; its weights are in its package."""
+    from silero_vad import load_silero_vad
+
+    with warnings.catch_warnings():  # its way to load them is deprecated in torch
+        warnings.simplefilter("ignore")
+        return load_silero_vad()
 
 
 def evenly(start: float, end: float) -> list[Span]:
@@ -83,16 +134,46 @@ def evenly(start: float, end: float) -> list[Span]:
     return list(itertools.pairwise(edges))
 
 
-def _part(source: Source, span: Span, cues: list, folder: Path) -> Source:
+def read_subtitles(source: Source) -> tuple[list[Cue], str]:
+    """The words with times that lie beside a recording, or why it has words but none of these."""
+    srt = source.clip.media.with_suffix(".srt")
+    if srt.is_file():
+        try:
+            return read_cues(srt), ""
+        except UsageError as error:  # costs the words alone
+            return [], f"E_READ: {error}"
+    if source.clip.transcript or source.clip.words:
+        return [], "E_MISSING: its words have no times: give an .srt, or raise --longest"
+    return [], source.problem
+
+
+def share_words(cues: list[Cue], spans: list[Span]) -> list[str]:
+    """What is said in each span: together all words of the subtitles.
+
+    A subtitle that covers most of several spans is shared by time; any other belongs to the span
+    that it overlaps most, or is nearest to.
+    """
+    said: list[list[str]] = [[] for _ in spans]
+    starts, ends = np.array(spans).T
+    for cue in cues:
+        overlaps = np.minimum(ends, cue.end) - np.maximum(starts, cue.start)  # or minus the gap
+        shares = np.where(overlaps > (ends - starts) / 2, overlaps, 0)
+        if np.count_nonzero(shares) < 2:
+            said[overlaps.argmax()] += cue.words.split()
+            continue
+        words = cue.words.split()
+        edges = np.rint(len(words) * shares.cumsum() / shares.sum()).astype(int)
+        for spoken, first, last in zip(said, [0, *edges], edges, strict=False):
+            spoken += words[first:last]
+    return [" ".join(words) for words in said]
+
+
+def _part(source: Source, span: Span, said: str, problem: str, folder: Path) -> Source:
     start, end = span
     name = f"{source.clip.clip_id}-{start:07.2f}"
     ending, data = copy_packets(source.clip.media, start, end)
     media = folder / f"{name}{ending}"
     write_bytes(media, data)
-    said = " ".join(words for first, last, words in cues if start < (first + last) / 2 < end)
-    problem = source.problem
-    if not cues and (source.clip.transcript or source.clip.words):
-        problem = "E_MISSING: its words have no times: give an .srt, or raise --longest"
     clip = replace(source.clip, clip_id=name, media=media, transcript=said, words=None, span=span)
     return Source(source.name, clip, start, end, problem)
 
@@ -111,11 +192,17 @@ def copy_packets(path: Path, start: float, end: float) -> tuple[str, bytes]:
         streams = [*container.streams.video[:1], *container.streams.audio[:1]]
         copies = {stream: part.add_stream_from_template(stream) for stream in streams}
         container.seek(max(0, int(start * 1e6)))
+        key_frame: dict[Any, int] = {}
         for packet in container.demux(streams):
-            time = None if packet.dts is None else float(packet.dts * packet.time_base)
-            if time is not None and time > end + 1:
+            if packet.dts is None and packet.pts is not None:
+                # an .mkv does not say when its first pictures are to be decoded: at once
+                packet.dts = key_frame.setdefault(packet.stream, packet.pts)
+            if packet.dts is None:
+                continue
+            time = float(packet.dts * packet.time_base)
+            if time > end + 1:
                 break
-            if time is not None and (packet.stream.type == "video" or start <= time < end):
+            if packet.stream.type == "video" or start <= time < end:
                 packet.stream = copies[packet.stream]
                 part.mux(packet)
     return ending, buffer.getvalue()

@@ -51,6 +51,19 @@ def tone(seconds: float, hertz: float = 440, rate: int = 16_000, level: float = 
     return (level * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype("f4")
 
 
+def voice(seconds: float, seed: int = 0) -> np.ndarray:
+    """(N,) float32 at 16 kHz: somebody speaks without a pause."""
+    from corpora.demo import speak
+
+    words = ["this", "is", "quite", "ordinary", "today", "again", "and", "it", "was", "normal"]
+    sentences: list[np.ndarray] = []
+    while sum(map(len, sentences)) < 16_000 * seconds:
+        speaker, rest = (np.random.default_rng((seed, len(sentences), at)) for at in (0, 1))
+        sound, _ = speak("neu", words, speaker, rest)
+        sentences.append(sound[2500:-2500])  # without the silence at both ends
+    return np.concatenate(sentences)[: int(16_000 * seconds)]
+
+
 def moving_picture(count: int = 15, height: int = 90, width: int = 120) -> np.ndarray:
     """(T, H, W, 3) uint8: a white square walks over a blue ramp."""
     frames = np.zeros((count, height, width, 3), np.uint8)
