@@ -35,6 +35,8 @@ def parse_args() -> argparse.Namespace:
     add("--out", default=Path("report"), type=Path, help="folder of the report")
     add("--robustness", action="store_true", help="also with noise, blur and lost words")
     add("--certificate", type=Path, metavar="JSON", help="write the result for others to repeat")
+    choices = ("uar", "accuracy")
+    add("--certificate_measure", default="uar", choices=choices, help="what it is about")
     add("--certify", type=Path, metavar="JSON", help="compare with such a file: PASS, or why not")
     add("--allow_training_clips", action="store_true", help="score them too, with a warning")
     add("--batch_size", default=8, type=ranged(int, 1), help="clips at once")
@@ -50,7 +52,7 @@ def main() -> int:
     if not (args.checkpoints or args.certify):
         raise UsageError("give --checkpoints, or --certify with a certificate that names some")
 
-    from evaluation.certificate import certificate, compare, read_certificate
+    from evaluation.certificate import certificate, compare, describe, read_certificate
     from evaluation.report import write_report
     from evaluation.runs import evaluate_runs, pool
     from training.features import Features
@@ -63,10 +65,11 @@ def main() -> int:
     runs = evaluate_runs(args.checkpoints, features, args)
     systems = [*runs, pool(f"ensemble of {len(runs)}", runs)] if len(runs) > 1 else runs
     report = report_of(args, features, runs, systems)
-    now = certificate(runs, features, report) if args.certificate or published else {}
-    report["certified"] = compare(published, now) if published else None
+    report["certified"] = None
+    if published:
+        report["certified"] = compare(published, describe(runs, report, published["measure"]))
     if args.certificate:
-        write_json(args.certificate, now)
+        write_json(args.certificate, certificate(runs, report, args.certificate_measure))
     write_report(args.out, report, predictions(systems, features.classes))
     print_table(report)
     print(args.out / "index.html")
@@ -82,10 +85,11 @@ def report_of(args: argparse.Namespace, features: Any, runs: list, systems: list
     from importlib.metadata import version
 
     from evaluation.certificate import features_digest
-    from evaluation.summary import paired_tests, summary
+    from evaluation.summary import about_tests, paired_tests, summary
 
     folds = sorted({each["config"]["fold"] or "" for each in runs[0].checkpoints} - {""})
     held_out = f"held-out folds {', '.join(folds)} (of {len(features.folds())})"
+    paired = paired_tests(systems, features.classes)
     return {
         "command": shlex.join(["python", "evaluate.py", *sys.argv[1:]]),
         "split": args.split,
@@ -94,7 +98,8 @@ def report_of(args: argparse.Namespace, features: Any, runs: list, systems: list
         "features": features_digest(features, runs),
         "classes": features.classes,
         "systems": [summary(run, features.classes) for run in systems],
-        "paired": paired_tests(systems, features.classes),
+        "paired": paired,
+        "paired_note": about_tests(paired),
         "given": [str(path) for path in args.checkpoints],
         "checkpoints": systems[-1].checkpoints,
         "versions": {"python": sys.version.split()[0], **{p: version(p) for p in PACKAGES}},
@@ -124,19 +129,44 @@ def print_table(report: dict[str, Any]) -> None:
 
     rows, first = [], report["systems"][0]
     for each in report["systems"]:
-        values, ranges, parts = each["measures"], each["intervals"], each["parts"]
-        cells = ("{:.4f} [{:.3f}, {:.3f}]".format(values[n], *ranges[n]) for n in COLUMNS)
-        rows.append([each["name"], *cells, f"{each['calibration']['before']['ece']:.4f}"])
-        if parts:
-            cells = (f"{parts[n]['mean']:.4f} ± {parts[n]['deviation']:.4f}" for n in COLUMNS)
-            rows.append([f"  mean ± deviation of its {parts['count']}", *cells, ""])
-    rough = " (so few make them rough)" * (first["groups"] < 10)
-    over = f"95 % intervals over {first['groups']} {first['unit']}{rough}"
-    print(f"{first['clips']} clips of {report['clips_of']} in {report['features_dir']}, {over}")
-    table = pd.DataFrame(rows, columns=["", *COLUMNS.values(), "ECE"]).set_index("")
-    print(table.rename_axis(None).to_string())
+        before = each["calibration"]["before"]
+        ece = f"{before['ece']:.4f} ({before['ece_if_calibrated']:.3f})"
+        rows.append([each["name"], *(cell(each, name, first["unit"]) for name in COLUMNS), ece])
+        spreads = {"of its": each["parts"], "over folds:": each["folds"]}
+        if each["folds"] == each["parts"]:
+            del spreads["over folds:"]
+        for title, parts in spreads.items():
+            if parts:
+                cells = (f"{parts[n]['mean']:.4f} ± {parts[n]['deviation']:.4f}" for n in COLUMNS)
+                rows.append([f"  mean ± deviation {title} {parts['count']}", *cells, ""])
+    print(f"{first['clips']} clips of {report['clips_of']} in {report['features_dir']}")
+    table = pd.DataFrame(rows, columns=["", *COLUMNS.values(), "ECE (if calibrated)"])
+    text = table.set_index("").rename_axis(None).to_string()
+    print(f"95 % intervals over {about_intervals(first, '*' in text)}\n{text}")
+    if report["paired_note"]:
+        print(f"comparisons of these runs: in index.html; {report['paired_note']}")
     for text in report["systems"][-1]["warnings"]:
         print(f"note: {text}")
+
+
+def cell(each: dict[str, Any], name: str, unit: str) -> str:
+    low, high = each["intervals"][name]
+    text = f"{each['measures'][name]:.4f} [{low:.3f}, {high:.3f}]"
+    if unit != "clips" and each["intervals_over"][name] == "clips":
+        text += "*"
+    return text
+
+
+def about_intervals(first: dict[str, Any], marked: bool) -> str:
+    """What they are over, and what that means for new people."""
+    text = f"{first['groups']} {first['unit']}"
+    if first["unit"] == "clips":
+        return f"{text}: too narrow for new people, the speakers are not known"
+    if first["groups"] < 10:
+        text += ", so few that they are wide"
+    if marked:
+        text += " (*: over clips, where that is wider)"
+    return text
 
 
 if __name__ == "__main__":

@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
+import numpy as np
+from scipy.special import ndtri, stdtrit
 
 from evaluation.runs import ALL, Evaluated, labels_of
-from evaluation.scores import MEASURES
+from evaluation.scores import clip_weights
+from evaluation.summary import labels_and_log_p
 from training.features import Features
-from training.modalities import modality
 from training.inference import progress
-from utils.errors import UsageError
+from training.modalities import modality
+from utils.errors import IntegrityError, UsageError
 from utils.files import digest, read_json, sha256
 
 FACTS = ("clip_id", "emotion", "speech_emotion", "face_emotion", "speaker", "fold")
 OWN = ("seed", "fold", "val_fold", "amp")  # settings that a repetition chooses for itself
 COPIED = ("command", "given", "split", "features_dir", "classes", "features", "versions")
-NEEDED = {"given": list, "classes": list, "measures": dict, "recipe": dict}
-NEEDED |= dict.fromkeys(("checkpoints", "clips", "features"), dict)
+CERTIFIED = ("uar", "accuracy")  # measures that can be declared
+SEEDS = 5  # fewer tell too little of how far seeds are apart
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(is_text, value))
+
+
+def is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_text, value.values()))
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+NEEDED = {  # what a repetition reads: is the value good, and what it has to be
+    "given": (is_list, "a list of paths"),
+    "split": (lambda value: value is None or is_text(value), "the name of a split, or null"),
+    "features_dir": (is_text, "a path"),
+    "classes": (is_list, "a list of names"),
+    "features": (is_table, "{split: digest}"),
+    "checkpoints": (is_table, "{path: sha256}"),
+    "clips": (lambda value: isinstance(value, dict), "their count and digest"),
+    "recipe": (lambda value: isinstance(value, dict), "{setting: value}"),
+    "measure": (CERTIFIED.__contains__, " or ".join(CERTIFIED)),
+    "mean": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "band": (lambda value: is_number(value) and value > 0, "a number above 0"),
+}
 
 
 def features_digest(features: Features, runs: list[Evaluated]) -> dict[str, str]:
@@ -46,44 +80,69 @@ def file_digests(features: Features, row: dict, inputs: list[str]) -> list[str]:
     ]
 
 
-def certificate(
-    runs: list[Evaluated], features: Features, report: dict[str, Any]
-) -> dict[str, Any]:
-    """What a repetition needs and is compared with, as plain data.
+def certificate(runs: list[Evaluated], report: dict[str, Any], measure: str) -> dict[str, Any]:
+    """A result to publish: what `describe` says of the runs, and the band that one more must meet.
 
-    `band`: how far one more run may be from the mean here, 95 % of the time: Student's prediction
-    interval from the deviation over the runs. A single run tells nothing of seeds: half of its
-    bootstrap interval, which is wider.
+    UsageError for runs of different recipes, and for fewer than 5 seeds.
     """
-    if len(runs) > 1 and not report["systems"][-1]["parts"]:
-        raise UsageError("a certificate is of runs of one recipe: these read different inputs")
     configs = [checkpoint["config"] for checkpoint in report["checkpoints"]]
-    truth = labels_of(runs[0], ALL, features.classes).tolist()
-    scored, measures = report["systems"], {}
-    for name in MEASURES:
-        if len(runs) > 1:
-            spread = scored[-1]["parts"][name]
-            band = prediction_band(spread["deviation"], len(runs))
-        else:
-            spread = {"mean": scored[0]["measures"][name], "deviation": None}
-            low, high = scored[0]["intervals"][name]
-            band = (high - low) / 2
-        measures[name] = {**spread, "band": band}
+    shared = common(configs)
+    for name in sorted(set(configs[0]) - set(shared) - set(OWN)):
+        if not name.endswith("_load_weights"):
+            found = " and ".join(sorted({str(config.get(name)) for config in configs}))
+            raise UsageError(f"a certificate is of one recipe, but {name} is {found} here")
+    seeds = {str(sorted(each["config"]["seed"] for each in run.checkpoints)) for run in runs}
+    if len(seeds) < SEEDS:
+        raise UsageError(
+            f"a certificate is of at least {SEEDS} seeds, here are {len(seeds)}: train the same "
+            "recipe with more of them (--seed) and give all to --checkpoints"
+        )
+    right, weights = right_of(runs, report["classes"], measure)
+    band, deviation, noise = prediction_band(right, weights)
+    spread = {"runs": len(runs), "deviation": deviation, "clip_noise": noise, "band": band}
+    return describe(runs, report, measure) | spread
+
+
+def describe(runs: list[Evaluated], report: dict[str, Any], measure: str) -> dict[str, Any]:
+    """What a repetition needs and is compared with, as plain data."""
+    configs = [checkpoint["config"] for checkpoint in report["checkpoints"]]
+    labels = labels_of(runs[0], ALL, report["classes"]).tolist()
+    right, weights = right_of(runs, report["classes"], measure)
     return {
         **{name: report[name] for name in COPIED},
-        "clips": {"count": len(truth), "digest": digest([runs[0].clips.index.tolist(), truth])},
+        "clips": {"count": len(labels), "digest": digest([runs[0].clips.index.tolist(), labels])},
         "checkpoints": {each["path"]: each["sha256"] for each in report["checkpoints"]},
         "recipe": common(configs),
         "seeds": sorted({config["seed"] for config in configs}),
-        "warnings": scored[-1]["warnings"],
-        "systems": {each["name"]: each["measures"] for each in scored},
-        "measures": measures,
+        "warnings": report["systems"][-1]["warnings"],
+        "systems": {each["name"]: each["measures"] for each in report["systems"]},
+        "measure": measure,
+        "mean": float(np.mean(right @ weights)),
     }
 
 
-def prediction_band(deviation: float, runs: int) -> float:
-    """Half of the 95 % interval of one more value: t(runs - 1) x deviation x sqrt(1 + 1 / runs)."""
-    return float(student.ppf(0.975, runs - 1) * deviation * (1 + 1 / runs) ** 0.5)
+def right_of(
+    runs: list[Evaluated], classes: list[str], measure: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(R, N) whether each run is right about each clip, and (N,) how much a clip counts."""
+    found = [labels_and_log_p(run, classes) for run in runs]
+    right = np.stack([log_p.argmax(1) == labels for labels, log_p in found])
+    return right, clip_weights(found[0][0], len(classes))[measure]
+
+
+def prediction_band(right: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
+    """How far one more honest run is from the mean of these, 95 times in 100; and two deviations.
+
+    Student's prediction interval, t(R - 1) x deviation x sqrt(1 + 1 / R). Five runs can be alike by
+    luck, so it is never below what the clips' own noise makes of runs of one quality: the variance
+    of each clip, right in some of the runs and wrong in others, and of one clip more.
+    """
+    runs, share = len(right), right.mean(0)
+    deviation = float(np.std(right @ weights, ddof=1))
+    noise = (weights**2 * share * (1 - share)).sum() * runs / (runs - 1) + weights.max() ** 2 / 4
+    noise = float(np.sqrt(noise))
+    half = max(stdtrit(runs - 1, 0.975) * deviation, ndtri(0.975) * noise)
+    return float(half * (1 + 1 / runs) ** 0.5), deviation, noise
 
 
 def common(configs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -93,13 +152,24 @@ def common(configs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_certificate(path: Path) -> dict[str, Any]:
+    """UsageError for a file that is none, or of an earlier version; IntegrityError for damage."""
     known = read_json(path)
     values = known if isinstance(known, dict) else {}
-    missing = [name for name, kind in NEEDED.items() if not isinstance(values.get(name), kind)]
-    missing = missing or [name for name in MEASURES if name not in known["measures"]]
+    if "measures" in values:
+        raise UsageError(
+            f"{path} is a certificate of an earlier version, which asked for four measures at "
+            f"once: make it anew, evaluate.py --certificate with {SEEDS} seeds"
+        )
+    missing = [name for name in NEEDED if name not in values]
     if missing:
         raise UsageError(f"{path} is no certificate of evaluate.py: it lacks {', '.join(missing)}")
-    return known
+    for name, (is_good, expected) in NEEDED.items():
+        if not is_good(values[name]):
+            raise IntegrityError(
+                f"{path} is damaged: {name} is {values[name]!r}, expected {expected}; "
+                "take the published file again"
+            )
+    return values
 
 
 def compare(published: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -117,14 +187,12 @@ def compare(published: dict[str, Any], now: dict[str, Any]) -> list[str]:
     files = [f"features of split {text}" for text in files if text]
     lines += files + ["checkpoints: other ones than the published"] * (not same_models)
     wrong |= same_models and bool(files)
-    gaps = []
-    for name in MEASURES:
-        then, value = published["measures"][name], now["measures"][name]["mean"]
-        gaps.append((abs(value - then["mean"]), then["band"]))
-        lines.append(f"{name}: {then['mean']:.4f} ± {then['band']:.4f} published, {value:.4f} here")
-    exact = same_models and not wrong and all(gap <= 1e-6 for gap, _ in gaps)
-    inside = all(gap <= band + 1e-6 for gap, band in gaps)
-    good = "PASS, the same to 1e-6" if exact else "PASS" if inside else "OUTSIDE THE SEED SPREAD"
+    measure, mean, band = (published[name] for name in ("measure", "mean", "band"))
+    gap = abs(now["mean"] - mean)
+    lines.append(f"{measure}: {mean:.4f} ± {band:.4f} published, {now['mean']:.4f} here")
+    good = "PASS" if gap <= band + 1e-6 else "OUTSIDE THE SEED SPREAD"
+    if same_models and gap <= 1e-6:
+        good = "PASS, the same to 1e-6"
     return ["INPUT DIFFERS" if wrong else good, *lines]
 
 

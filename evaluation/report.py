@@ -7,15 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from evaluation.corruptions import CORRUPTIONS
+from training.modalities import modality
 from utils.files import write_csv, write_json, write_text
-from utils.plots import plot_bars, plot_confusion, plot_harms, plot_reliability
+from utils.plots import plot_bars, plot_calibration, plot_confusion, plot_corruptions
 
-PICTURES = ("confusion", "classes", "reliability", "inputs", "robustness")
-HARMS = {
-    "speech": "speech + white noise, dB SNR",
-    "face": "face blurred, sigma in % of its side",
-    "text": "words lost, %",
-}
+PICTURES = ("confusion", "classes", "calibration", "inputs", "robustness")
 
 
 def write_report(folder: Path, report: dict[str, Any], predictions: Any) -> None:
@@ -49,10 +46,10 @@ def draw(folder: Path, main: dict[str, Any], classes: list[str]) -> None:
     plot_bars(folder / "classes.png", recalls, "recall of each class", chance)
     calibration = main["calibration"]
     curves = {
-        f"{label}: ECE {calibration[key]['ece']:.3f}": calibration[key]["bins"]
+        f"{label}: ECE {calibration[key]['ece']:.3f}": calibration[key]["curve"]
         for label, key in (("as it is", "before"), ("with temperature", "after"))
     }
-    plot_reliability(folder / "reliability.png", curves, title)
+    plot_calibration(folder / "calibration.png", curves, title)
     rows: dict[str, list] = {}
     for each in filter(lambda each: each["clips"], main["conditions"]):
         share = each["measures"]["accuracy"], each["intervals"]["accuracy"]
@@ -61,5 +58,10 @@ def draw(folder: Path, main: dict[str, Any], classes: list[str]) -> None:
     if len(main["conditions"]) > 1:
         plot_bars(folder / "inputs.png", inputs, "accuracy from these inputs alone", chance)
     if rows:
-        curves = {HARMS[k]: [("none", *inputs[0][1:]), *each] for k, each in rows.items()}
-        plot_harms(folder / "robustness.png", curves, chance)
+        curves = {axis_of(k): [("none", *inputs[0][1:]), *each] for k, each in rows.items()}
+        plot_corruptions(folder / "robustness.png", curves, chance)
+
+
+def axis_of(name: str) -> str:
+    row = modality(name)
+    return f"{row.title}: {CORRUPTIONS[row.corruption].axis}"

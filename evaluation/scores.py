@@ -1,180 +1,206 @@
-"""Answers and truths -> scores: measures, intervals over speakers, paired tests, calibration."""
+"""Predictions and labels -> scores: measures, intervals over speakers, paired tests."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
-from scipy.stats import binomtest
-from sklearn.metrics import classification_report, confusion_matrix
-from sklearn.model_selection import GroupKFold
+from scipy.special import expit, logit, ndtri, stdtrit
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 MEASURES = ("accuracy", "uar", "macro_f1", "weighted_f1")
-DRAWS = 2000  # of the bootstrap
-BINS = 15  # of confidence, all of one width (Guo et al. 2017, arXiv 1706.04599)
+MIN_SPEAKERS = 6  # the smallest p that the sign flips of 5 can have is 2 / 2**5 = 0.0625
 
 
-def measure(truth: np.ndarray, answer: np.ndarray) -> dict[str, float]:
+def class_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[int, dict[str, float]]:
+    """Precision, recall, F1 and number of clips of each class that occurs in `labels`."""
+    occurs, names = np.unique(labels), ("precision", "recall", "f1-score", "support")
+    columns = precision_recall_fscore_support(labels, predictions, labels=occurs, zero_division=0)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return {int(k): dict(zip(names, row, strict=True)) for k, row in zip(occurs, rows, strict=True)}
+
+
+def measure(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     """accuracy (WA); uar (UA, mean recall); macro and weighted F1. Both (N,) class indices.
 
-    Means are over the classes that occur in `truth`.
+    Means are over the classes that occur in `labels`.
     """
-    occurs = np.unique(truth)
-    table = classification_report(truth, answer, labels=occurs, output_dict=True, zero_division=0)
-    mean, weighted = table["macro avg"], table["weighted avg"]
-    values = (np.mean(truth == answer), mean["recall"], mean["f1-score"], weighted["f1-score"])
+    rows = class_scores(labels, predictions).values()
+    f1, support = [row["f1-score"] for row in rows], [row["support"] for row in rows]
+    accuracy, uar = np.mean(labels == predictions), np.mean([row["recall"] for row in rows])
+    values = (accuracy, uar, np.mean(f1), np.average(f1, weights=support))
     return dict(zip(MEASURES, map(float, values), strict=True))
 
 
-def measure_confusions(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """The same, and recall (..., K), of many confusion matrices (..., K, K) [truth, answer]."""
-    right = np.diagonal(confusion, axis1=-2, axis2=-1)
-    truths, answers = confusion.sum(-1), confusion.sum(-2)
-    occurs, clips = truths > 0, truths.sum(-1)
-    recall = right / np.maximum(truths, 1)
-    f1 = 2 * right / np.maximum(truths + answers, 1)
+def influences(
+    labels: np.ndarray, predictions: np.ndarray, n_classes: int
+) -> dict[str | int, np.ndarray]:
+    """{measure, or class for its recall: (N,)}: what each clip adds to the deviation, first order.
+
+    Their sums over speakers give the variance (Taylor linearization, as for survey statistics).
+    """
+    of_label, of_prediction = np.eye(n_classes)[labels], np.eye(n_classes)[predictions]
+    right, either = of_label * of_prediction, of_label + of_prediction  # (N, K)
+    clips, total = of_label.sum(0), len(labels)
+    recall = right.sum(0) / np.maximum(clips, 1)
+    f1 = 2 * right.sum(0) / np.maximum(either.sum(0), 1)
+    on_recall = (right - recall * of_label) / np.maximum(clips, 1)
+    on_f1 = (2 * right - f1 * either) / np.maximum(either.sum(0), 1)
     return {
-        "accuracy": right.sum(-1) / clips,
-        "uar": (recall * occurs).sum(-1) / occurs.sum(-1),
-        "macro_f1": (f1 * occurs).sum(-1) / occurs.sum(-1),
-        "weighted_f1": (f1 * truths).sum(-1) / clips,
-        "recall": np.where(occurs, recall, np.nan),
+        "accuracy": (right.sum(1) - right.sum() / total) / total,
+        "uar": on_recall[:, clips > 0].mean(1),
+        "macro_f1": on_f1[:, clips > 0].mean(1),
+        "weighted_f1": on_f1 @ clips / total + (of_label @ f1 - f1 @ clips / total) / total,
+        **dict(enumerate(on_recall.T)),
     }
 
 
-class Bootstrap:
-    """The same clips drawn again and again, all clips of a speaker together.
+def clip_weights(labels: np.ndarray, n_classes: int) -> dict[str | int, np.ndarray]:
+    """The same names -> (N,) how much each clip counts; in means over classes rare ones do more."""
+    clips = np.bincount(labels, minlength=n_classes)
+    alike = np.full(len(labels), 1 / len(labels))
+    of_class = np.eye(n_classes)[labels] / np.maximum(clips, 1)
+    rare = of_class[:, clips > 0].mean(1)
+    return {
+        "accuracy": alike,
+        "uar": rare,
+        "macro_f1": rare,
+        "weighted_f1": alike,
+        **dict(enumerate(of_class.T)),
+    }
+
+
+def group_by_speaker(speakers: np.ndarray) -> tuple[np.ndarray, str]:
+    """(N,) the number of each clip's group, and what a group is.
 
     Clips of one person resemble each other, so intervals over clips are too narrow. A clip of an
-    unknown speaker is drawn by itself; where at most one speaker is known, clips are drawn. `unit`
-    says which.
+    unknown speaker is a group by itself; where at most one speaker is known, every clip is.
     """
-
-    def __init__(self, speakers: np.ndarray, seed: int = 0):
-        alone = np.array([f"clip {place}" for place in range(len(speakers))])  # as no speaker
-        known, people = np.array([name != "" for name in speakers]), len({*speakers} - {""})
-        names = np.where(known, [f"speaker {name}" for name in speakers], alone)
-        self.unit = "speakers"
-        if people < 2:
-            self.unit, names = "clips", alone
-        elif not known.all():
-            self.unit = f"speakers and {np.sum(~known)} clips of unknown ones"
-        self.group = np.unique(names, return_inverse=True)[1]  # (N,)
-        self.size = int(self.group.max()) + 1
-        chances = np.full(self.size, 1 / self.size)
-        counts = np.random.default_rng(seed).multinomial(self.size, chances, DRAWS)
-        self.counts = counts.astype(np.float32)  # (draws, groups): float for BLAS, exact to 2**24
-
-    def confusions(self, truth: np.ndarray, answer: np.ndarray, n_classes: int) -> np.ndarray:
-        """(draws, K, K)."""
-        table = np.zeros((self.size, n_classes, n_classes), np.float32)
-        np.add.at(table, (self.group, truth, answer), 1)
-        return np.tensordot(self.counts, table, 1).astype(np.float64)
+    known = speakers != ""
+    if len({*speakers[known]}) < 2:
+        return np.arange(len(speakers)), "clips"
+    names = [name or f" clip {place}" for place, name in enumerate(speakers)]
+    unit = "speakers" if known.all() else f"speakers and {(~known).sum()} clips of unknown ones"
+    return np.unique(names, return_inverse=True)[1], unit
 
 
-def interval(draws: np.ndarray, clips: float = 0) -> list[float]:
-    """The middle 95 % of a bootstrap's values. Where all or none of so many `clips` are right, no
-    draw differs: Wilson's interval (1927) then."""
-    low, high = (float(value) for value in np.nanpercentile(draws, [2.5, 97.5]))
-    if clips and low == high and low in (0, 1):
-        sure = binomtest(round(low * clips), round(clips)).proportion_ci(method="wilson")
-        low, high = float(sure.low), float(sure.high)
-    return [low, high]
+def effective_number(weights: np.ndarray) -> float:
+    """How many equal weights vary a mean as much as these, which add up to 1 (Kish 1965)."""
+    return float(1 / (weights**2).sum())
+
+
+def student_half(influence: np.ndarray, weights: np.ndarray, group: np.ndarray) -> float:
+    """Half of a 95 % interval over groups, by Student's t; 0 for a single group."""
+    groups = effective_number(np.bincount(group, weights))
+    if groups < 1.000001:
+        return 0.0
+    error = np.sqrt((np.bincount(group, influence) ** 2).sum() * groups / (groups - 1))
+    return float(stdtrit(max(groups - 1, 0.1), 0.975) * error)
+
+
+def wilson(share: float, clips: float) -> tuple[float, float]:
+    """Wilson's 95 % interval (1927) of a share of so many independent clips."""
+    z = ndtri(0.975)
+    middle = share + z**2 / 2 / clips
+    half = z * np.sqrt(share * (1 - share) / clips + (z / 2 / clips) ** 2)
+    ends = np.clip([middle - half, middle + half] / (1 + z**2 / clips), 0, 1)
+    return float(ends[0]), float(ends[1])
+
+
+def interval(
+    value: float, influence: np.ndarray, weights: np.ndarray, group: np.ndarray, unit: str
+) -> tuple[list[float], str]:
+    """A 95 % interval over speakers, or over clips where that is wider; and which it is.
+
+    Over speakers: Student's, on the scale of log odds as for survey shares (Korn & Graubard 1998,
+    Survey Methodology 24), so that it holds near 1, too. Over clips: Wilson's, which says something
+    even where all clips are right, or where a model gives one answer to all of them.
+    """
+    over_clips = wilson(value, effective_number(weights))
+    if unit == "clips" or not 0 < value < 1:
+        return [*over_clips], "clips"
+    half = student_half(influence, weights, group) / (value * (1 - value))
+    over_groups = [float(expit(logit(value) - half)), float(expit(logit(value) + half))]
+    if over_groups[1] - over_groups[0] < over_clips[1] - over_clips[0]:
+        return [*over_clips], "clips"
+    return over_groups, unit
 
 
 def full_scores(
-    truth: np.ndarray, answer: np.ndarray, speakers: np.ndarray, classes: list[str]
+    labels: np.ndarray, predictions: np.ndarray, speakers: np.ndarray, classes: list[str]
 ) -> dict[str, Any]:
-    """Measures with intervals, each class that occurs, the confusion matrix [truth, answer]."""
-    numbers, bootstrap = np.arange(len(classes)), Bootstrap(speakers)
-    draws = measure_confusions(bootstrap.confusions(truth, answer, len(classes)))
-    table = classification_report(
-        truth, answer, labels=numbers, target_names=classes, output_dict=True, zero_division=0
-    )
+    """Measures with intervals, each class that occurs, the confusion matrix [label, prediction]."""
+    numbers, (group, unit) = np.arange(len(classes)), group_by_speaker(speakers)
+    influence = influences(labels, predictions, len(classes))
+    weights = clip_weights(labels, len(classes))
+    values = measure(labels, predictions)
+    found = {
+        name: interval(value, influence[name], weights[name], group, unit)
+        for name, value in values.items()
+    }
+    per_class = {}
+    for k, row in class_scores(labels, predictions).items():
+        ends, over = interval(row["recall"], influence[k], weights[k], group, unit)
+        per_class[classes[k]] = row | {"recall_interval": ends, "recall_interval_over": over}
     return {
-        "clips": len(truth),
-        "groups": bootstrap.size,
-        "unit": bootstrap.unit,
-        "measures": measure(truth, answer),
-        "intervals": {name: interval(draws[name], len(truth)) for name in MEASURES},
-        "per_class": {
-            classes[k]: table[classes[k]]
-            | {"recall_interval": interval(draws["recall"][:, k], table[classes[k]]["support"])}
-            for k in np.unique(truth)
-        },
-        "confusion": confusion_matrix(truth, answer, labels=numbers).tolist(),
+        "clips": len(labels),
+        "groups": int(group.max()) + 1,
+        "unit": unit,
+        "measures": values,
+        "intervals": {name: ends for name, (ends, _) in found.items()},
+        "intervals_over": {name: over for name, (_, over) in found.items()},
+        "per_class": per_class,
+        "confusion": confusion_matrix(labels, predictions, labels=numbers).tolist(),
     }
 
 
 def paired(
-    truth: np.ndarray, first: np.ndarray, second: np.ndarray, n_classes: int, bootstrap: Bootstrap
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, n_classes: int, speakers: np.ndarray
 ) -> dict[str, Any]:
-    """second - first in accuracy and uar: interval and two-sided p of the paired bootstrap.
-
-    Also McNemar's exact p, which takes clips for independent: not for the last word where speakers
-    have many clips.
-    """
-    draws = [
-        measure_confusions(bootstrap.confusions(truth, answer, n_classes))
-        for answer in (first, second)
-    ]
-    values = [measure(truth, answer) for answer in (first, second)]
-    result: dict[str, Any] = {}
+    """second - first in accuracy and uar: Student's interval over speakers, and a two-sided p."""
+    group, unit = group_by_speaker(speakers)
+    before, after = (influences(labels, each, n_classes) for each in (first, second))
+    gain = (second == labels).astype(int) - (first == labels)
+    result: dict[str, Any] = {"groups": int(group.max()) + 1, "unit": unit}
     for name in ("accuracy", "uar"):
-        difference = draws[1][name] - draws[0][name]
-        tail = min((difference <= 0).sum(), (difference >= 0).sum()) + 1
-        result[name] = {
-            "difference": values[1][name] - values[0][name],
-            "interval": interval(difference),
-            "p": float(min(1, 2 * tail / (DRAWS + 1))),
-        }
-    gained = int(((first != truth) & (second == truth)).sum())
-    lost = int(((first == truth) & (second != truth)).sum())
-    p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return result | {"mcnemar": {"gained": gained, "lost": lost, "p": p}}
+        weights = clip_weights(labels, n_classes)[name]
+        change, difference = after[name] - before[name], float(gain @ weights)
+        # over clips: as if one more were gained and one more lost, or equal models had no interval
+        variance = (change**2).sum() + 2 / effective_number(weights) ** 2
+        half, over = float(ndtri(0.975) * np.sqrt(variance)), "clips"
+        if unit != "clips" and (wide := student_half(change, weights, group)) > half:
+            half, over = wide, unit
+        ends = [max(-1.0, difference - half), min(1.0, difference + half)]
+        p = sign_flip(np.bincount(group, gain * weights))
+        result[name] = {"difference": difference, "interval": ends, "over": over, "p": p}
+    return result | {"gained": int((gain > 0).sum()), "lost": int((gain < 0).sum())}
 
 
-def reliability(log_p: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """Expected calibration error, log loss, and the bins of the diagram; log_p (N, K)."""
-    p = np.exp(log_p)
-    confidence, right = p.max(1), p.argmax(1) == truth
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    count, sure, hits = (np.bincount(place, w, BINS) for w in (None, confidence, right))
-    return {
-        "ece": float(np.abs(sure - hits).sum() / len(truth)),
-        "log_loss": float(-log_p[np.arange(len(truth)), truth].mean()),
-        "bins": [
-            {"clips": int(n), "confidence": float(s / n), "accuracy": float(h / n)}
-            for n, s, h in zip(count, sure, hits, strict=True)
-            if n
-        ],
-    }
+def sign_flip(differences: np.ndarray) -> float | None:
+    """Two-sided p of the differences (G,) between two models, one for each speaker.
+
+    Were both equally good, each speaker's could as well have the other sign: the share of all such
+    flips whose sum is as far from 0 (Fisher 1935). None for fewer than MIN_SPEAKERS. Of single
+    clips it is McNemar's exact test.
+    """
+    if len(differences) < MIN_SPEAKERS:
+        return None
+    differ = differences[differences != 0]  # to flip a 0 changes nothing
+    size, seen = len(differ), differ.sum()
+    if size <= 13:  # all flips: the bits of all numbers below 2**13
+        signs = 1 - 2 * (np.arange(2**size)[:, np.newaxis] >> np.arange(size) & 1)
+        sums = signs @ differ
+    else:
+        rng = np.random.default_rng(0)
+        drawn = [rng.choice((-1.0, 1.0), (1000, size)) @ differ for _ in range(10)]
+        sums = np.append(drawn, seen)  # which is one of them, so that no p is 0
+    return float(np.mean(np.abs(sums) >= abs(seen) - 1e-12))
 
 
-def temper(log_p: np.ndarray, temperature: float) -> np.ndarray:
-    """log softmax of log p / T: a T above 1 makes every answer less sure, and changes none."""
-    return log_softmax(log_p / temperature, axis=1)
-
-
-def fit_temperature(log_p: np.ndarray, truth: np.ndarray) -> float:
-    """The T in 0.05 to 20 with the lowest log loss (temperature scaling, arXiv 1706.04599)."""
-
-    def loss(log_t: float) -> float:
-        return -temper(log_p, np.exp(log_t))[np.arange(len(truth)), truth].mean()
-
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
-    return float(np.exp(found.x))
-
-
-def cross_fitted(
-    log_p: np.ndarray, truth: np.ndarray, group: np.ndarray
-) -> tuple[np.ndarray, list[float]]:
-    """Each clip tempered by the T of other groups' clips (up to 5 parts); and these T."""
-    result, temperatures = np.empty_like(log_p), []
-    parts = GroupKFold(min(5, len(set(group)))).split(log_p, truth, group)
-    for others, here in parts:
-        temperatures.append(fit_temperature(log_p[others], truth[others]))
-        result[here] = temper(log_p[here], temperatures[-1])
-    return result, temperatures
+def holm(p: list[float]) -> list[float]:
+    """Each p so corrected that among all of them a false one is as rare as p says (Holm 1979)."""
+    order = np.argsort(p)
+    steps = np.array(p)[order] * np.arange(len(p), 0, -1)
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return corrected.tolist()

@@ -7,18 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import scores
+from evaluation import calibration, scores
 from evaluation.runs import ALL, Evaluated, labels_of
-from evaluation.scores import Bootstrap
 
 
 def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:
-    """Everything that is said of one run (or ensemble): `full_scores` of its answers and more."""
+    """Everything that is said of one run (or ensemble): `full_scores` of its predictions and more.
+
+    `parts`: the spread of its parts, as of an ensemble's runs; `folds`: that over held-out folds.
+    """
     result = {"name": run.name, "warnings": run.warnings} | scores_of(run, ALL, classes)
-    result["calibration"] = calibration(run, classes)
+    result["calibration"] = calibration_of(run, classes)
     kinds = {(each["label"], *each["inputs"]) for each in run.checkpoints}
     alike = run.parts if len(kinds) == 1 else ()  # of different models no deviation means anything
     result["parts"] = spread([measures_of(part, classes) for part in alike])
+    result["folds"] = spread(fold_measures(run, classes))
     result["conditions"] = [
         {"input": key[0], "level": key[1]} | scores_of(run, key, classes) for key in run.predictions
     ]
@@ -32,18 +35,35 @@ def scores_of(
     run: Evaluated, key: tuple[str, Any], classes: list[str], among: Any = True
 ) -> dict[str, Any]:
     """`full_scores` under a condition, of the clips that have its label; none: {"clips": 0}."""
-    answer = run.predictions[key]
-    truth = labels_of(run, key, classes) if answer else np.full(len(run.clips), -1)
-    known = (truth >= 0) & among
+    found = run.predictions[key]
+    if found is None:
+        return {"clips": 0}
+    labels = labels_of(run, key, classes)
+    known = (labels >= 0) & among
     if not known.any():
         return {"clips": 0}
-    said, speakers = answer.log_p.argmax(1)[known], run.clips["speaker"].to_numpy()[known]
-    found = scores.full_scores(truth[known], said, speakers, classes)
-    return {"head": answer.head, "label": answer.column} | found
+    speakers, predictions = run.clips["speaker"].to_numpy(), found.log_p.argmax(1)
+    scored = scores.full_scores(labels[known], predictions[known], speakers[known], classes)
+    return {"head": found.head, "label": found.column} | scored
 
 
-def measures_of(run: Evaluated, classes: list[str]) -> dict[str, float]:
-    return scores.measure(labels_of(run, ALL, classes), run.predictions[ALL].log_p.argmax(1))
+def labels_and_log_p(run: Evaluated, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) class indices and (N, K), from all inputs."""
+    found = run.predictions[ALL]
+    assert found is not None
+    return labels_of(run, ALL, classes), found.log_p
+
+
+def measures_of(run: Evaluated, classes: list[str], among: Any = slice(None)) -> dict[str, float]:
+    labels, log_p = labels_and_log_p(run, classes)
+    return scores.measure(labels[among], log_p.argmax(1)[among])
+
+
+def fold_measures(run: Evaluated, classes: list[str]) -> list[dict[str, float]]:
+    """For each fold, of the clips that its model held out; none for runs without folds."""
+    folds = sorted({each["config"]["fold"] or "" for each in run.checkpoints} - {""})
+    rows = [(run.clips["fold"] == fold).to_numpy() for fold in folds]
+    return [measures_of(run, classes, among) for among in rows if among.any()]
 
 
 def spread(parts: list[dict[str, float]]) -> dict[str, Any]:
@@ -55,30 +75,56 @@ def spread(parts: list[dict[str, float]]) -> dict[str, Any]:
     return {"count": len(parts), **table}
 
 
-def calibration(run: Evaluated, classes: list[str]) -> dict[str, Any]:
+def calibration_of(run: Evaluated, classes: list[str]) -> dict[str, Any]:
     """Before and after a temperature, which never comes from the clip that it is used on."""
-    truth, log_p = labels_of(run, ALL, classes), run.predictions[ALL].log_p
+    labels, log_p = labels_and_log_p(run, classes)
     if run.validation:
-        known = labels_of(run.validation, ALL, classes)
-        temperatures = [scores.fit_temperature(run.validation.predictions[ALL].log_p, known)]
-        after = scores.temper(log_p, temperatures[0])
+        known, apart = labels_and_log_p(run.validation, classes)
+        temperatures = [calibration.fit_temperature(apart, known)]
+        after = calibration.temper(log_p, temperatures[0])
         how = f"fitted on {len(known)} validation clips, which are none of these"
     else:
-        bootstrap = Bootstrap(run.clips["speaker"].to_numpy())
-        after, temperatures = scores.cross_fitted(log_p, truth, bootstrap.group)
-        how = f"each clip's fitted on other {bootstrap.unit} of the same clips (cross-fitting)"
-    result = {"before": scores.reliability(log_p, truth), "temperatures": temperatures, "how": how}
-    return result | {"after": scores.reliability(after, truth)}
+        group, unit = scores.group_by_speaker(run.clips["speaker"].to_numpy())
+        after, temperatures = calibration.cross_fitted(log_p, labels, group)
+        how = f"each clip's fitted on other {unit} of the same clips (cross-fitting)"
+    return {
+        "before": calibration.calibration(log_p, labels),
+        "temperatures": temperatures,
+        "how": how,
+        "after": calibration.calibration(after, labels),
+    }
 
 
 def paired_tests(runs: list[Evaluated], classes: list[str]) -> list[dict[str, Any]]:
-    """Every two of the runs, the second minus the first."""
-    truth = labels_of(runs[0], ALL, classes)
-    bootstrap = Bootstrap(runs[0].clips["speaker"].to_numpy())
-    return [
-        {"first": a.name, "second": b.name}
-        | scores.paired(
-            truth, *(r.predictions[ALL].log_p.argmax(1) for r in (a, b)), len(classes), bootstrap
-        )
-        for a, b in combinations(runs, 2)
-    ]
+    """Every two of the runs, the second minus the first, but none with an ensemble that it is in.
+
+    `p_holm`: p corrected for the number of these comparisons, in each measure.
+    """
+    speakers, found = runs[0].clips["speaker"].to_numpy(), []
+    for first, second in combinations(runs, 2):
+        files = [{each["sha256"] for each in run.checkpoints} for run in (first, second)]
+        if files[0].isdisjoint(files[1]):
+            (labels, one), (_, other) = (labels_and_log_p(r, classes) for r in (first, second))
+            test = scores.paired(labels, one.argmax(1), other.argmax(1), len(classes), speakers)
+            found.append({"first": first.name, "second": second.name} | test)
+    for name in ("accuracy", "uar"):
+        values = [each[name]["p"] for each in found]
+        corrected = values if None in values else scores.holm(values)
+        for each, p in zip(found, corrected, strict=True):
+            each[name]["p_holm"] = p
+    return found
+
+
+def about_tests(paired: list[dict[str, Any]]) -> str:
+    """What stands beside the p of these tests, or instead of them."""
+    if not paired:
+        return ""
+    groups, unit = paired[0]["groups"], paired[0]["unit"]
+    if groups < scores.MIN_SPEAKERS:
+        return f"too few {unit} for a p: {groups}, at least {scores.MIN_SPEAKERS}"
+    text = f"p: sign-flip test over {groups} {unit}"
+    if len(paired) > 1:
+        text += f", corrected (Holm) for {len(paired)} comparisons"
+    if unit == "clips":
+        text += "; the speakers are not known, so for new people it is too small"
+    return text

@@ -71,16 +71,15 @@ def plot_bars(path: Path, rows: list[tuple], title: str, chance: float) -> None:
 
 
 def plot_calibration(path: Path, curves: dict[str, list[dict]], title: str) -> None:
-    """How often predictions of each confidence are right: {name: bins}; points grow with clips."""
+    """How often predictions of each confidence are right, with intervals: {name: points}."""
     figure, axis = _figure(1, 1, (4.8, 4.4))
     axis.plot([0, 1], [0, 1], color="#bbbbbb", lw=1)
-    for (name, bins), color in zip(curves.items(), (TRAIN, VAL), strict=False):
-        confidence = [row["confidence"] for row in bins]
-        accuracy = [row["accuracy"] for row in bins]
-        total = sum(row["clips"] for row in bins)
-        sizes = [12 + 300 * row["clips"] / total for row in bins]
-        axis.scatter(confidence, accuracy, sizes, color, alpha=0.7)
-        axis.plot(confidence, accuracy, color=color, label=name, lw=1, alpha=0.6)
+    for (name, points), color in zip(curves.items(), (TRAIN, VAL), strict=False):
+        confidence = [row["confidence"] for row in points]
+        accuracy = [row["accuracy"] for row in points]
+        ranges = zip(*(row["interval"] for row in points), strict=True)
+        axis.plot(confidence, accuracy, "o-", color=color, label=name, lw=1, ms=5, alpha=0.8)
+        axis.vlines(confidence, *ranges, color=color, lw=1, alpha=0.6)
     axis.set(xlabel="confidence of the prediction", ylabel="share that is right", xlim=(0, 1.02))
     figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
     axis.set_title(title, loc="left", color=INK, fontsize=10)
@@ -125,6 +124,3 @@ def png(figure: Any) -> bytes:
 
 def _save(figure: Any, path: Path) -> None:
     write_bytes(path, png(figure))
-
-
-plot_reliability, plot_harms = plot_calibration, plot_corruptions  # until the report uses these
