@@ -18,11 +18,11 @@ from evaluation.ensemble import (
     check_finite,
     combine,
     group_checkpoints,
-    load_member,
+    load_members,
     make_dataset,
 )
 from models.fusion import Tokens
-from training.checkpoint import NO_CLIPS, load_checkpoint, weights_digest
+from training.checkpoint import NO_CLIPS
 from training.data import ClipDataset, make_loader
 from training.features import Features
 from training.fingerprint import fingerprints, known
@@ -46,6 +46,14 @@ class Prediction(NamedTuple):
 Predictions = dict[Condition, Prediction | None]
 
 
+class Judged(NamedTuple):
+    """A checkpoint, the clips to judge it by, and what a reader of its numbers must know."""
+
+    member: Member
+    clips: pd.DataFrame
+    warnings: list[str]
+
+
 @dataclass(frozen=True)
 class Evaluated:
     """Clips (manifest rows), and the predictions for them under each condition.
@@ -63,6 +71,12 @@ class Evaluated:
     parts: tuple[Evaluated, ...] = ()
     validation: Evaluated | None = None
 
+    def under(self, condition: Condition) -> Prediction:
+        """The prediction under a condition that is known to have one."""
+        found = self.predictions[condition]
+        assert found is not None
+        return found
+
 
 def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[Evaluated]:
     """The runs of these checkpoints and run folders, all on the same clips.
@@ -71,31 +85,24 @@ def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[E
     `options`: split (None: val, or the fold held out), robustness, allow_training_clips,
     batch_size, num_workers, device.
     """
-    groups = group_checkpoints(paths)
-    check_different([path for files in groups.values() for path in files])
-    runs: list[Evaluated] = []
-    for run, files in groups.items():
-        name = str(run if len(files) > 1 or run.is_file() else files[0].parent)
-        parts = [
-            run_of(load_member(path, run, features), name, features, options) for path in files
-        ]
-        runs.append(pool(name, parts) if len(parts) > 1 else parts[0])
-        if len(runs[-1].clips) < 2:
-            raise UsageError(f"{name}: one clip with its label is too few to score")
-        check_comparable(runs[0], runs[-1], features.classes)
+    groups: dict[Path, list[Judged]] = {run: [] for run in group_checkpoints(paths)}
+    for member in sorted(load_members(paths, features), key=lambda each: each.path):
+        groups[member.run].append(judge(member, features, options))
+    judged = {name_of(run, parts): parts for run, parts in groups.items()}
+    check_comparable(judged)
+    runs = []
+    for name, parts in judged.items():
+        predicted = [run_of(part, name, features, options) for part in parts]
+        runs.append(pool(name, predicted) if len(predicted) > 1 else predicted[0])
     return runs
 
 
-def check_different(paths: list[Path]) -> None:
-    found: dict[str, Path] = {}
-    for path in paths:
-        first = found.setdefault(weights_digest(load_checkpoint(path)), path)
-        if first is not path:
-            raise IntegrityError(f"{path} and {first} are the same checkpoint: equal weights")
+def name_of(run: Path, parts: list[Judged]) -> str:
+    return str(run if len(parts) > 1 or run.is_file() else parts[0].member.path.parent)
 
 
-def run_of(member: Member, name: str, features: Features, options: Any) -> Evaluated:
-    """One checkpoint's predictions; IntegrityError for clips that it was trained on."""
+def judge(member: Member, features: Features, options: Any) -> Judged:
+    """The clips to judge a checkpoint by; IntegrityError for clips that it was trained on."""
     column = member.label
     judged = judged_clips(member.config, features, options.split)
     clips = judged[judged[column].isin(features.classes)]
@@ -106,18 +113,52 @@ def run_of(member: Member, name: str, features: Features, options: Any) -> Evalu
     warnings = warnings_of(member, clips, features, options.allow_training_clips)
     if len(clips) < len(judged):
         warnings.append(f"{len(judged) - len(clips)} clips without {column} are left out")
+    return Judged(member, clips, warnings)
+
+
+def check_comparable(runs: dict[str, list[Judged]]) -> None:
+    """Before anything is computed: IntegrityError for runs that are judged on other clips, or by
+    labels that differ there, UsageError for one that has a single clip."""
+    labels = {
+        name: all_clips([part.clips for part in parts])[parts[0].member.label]
+        for name, parts in runs.items()
+    }
+    first, expected = next(iter(labels.items()))
+    for name, each in labels.items():
+        if len(each) < 2:
+            raise UsageError(f"{name}: one clip with its label is too few to score")
+        if not each.index.equals(expected.index):
+            sizes = f"{first} on {len(expected)}, {name} on {len(each)}"
+            raise IntegrityError(
+                f"runs that are judged on different clips: {sizes}; evaluate them apart"
+            )
+        if differ := int((each != expected).sum()):
+            raise IntegrityError(
+                f"{first} and {name} learnt {expected.name} and {each.name}, which differ in "
+                f"{differ} of these clips: evaluate them apart"
+            )
+
+
+def all_clips(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    clips = pd.concat(tables)
+    return clips[~clips.index.duplicated()].sort_index()
+
+
+def run_of(judged: Judged, name: str, features: Features, options: Any) -> Evaluated:
+    """One checkpoint's predictions."""
+    member, clips, warnings = judged
     facts = {
         "path": str(member.path),
         "sha256": sha256(member.path),
         "epoch": member.checkpoint["epoch"],
-        "label": column,
+        "label": member.label,
         "inputs": list(member.task.inputs),
         "config": member.config,
     }
     predicted = predictions_of(member, clips, features, options, options.robustness)
     run = Evaluated(name, clips, predicted, [facts], warnings)
     chosen_on = known_clips(member, features)[1]
-    apart = chosen_on[chosen_on[column].isin(features.classes)]
+    apart = chosen_on[chosen_on[member.label].isin(features.classes)]
     if apart.empty or apart.index.isin(clips.index).any():
         return run
     predicted = predictions_of(member, apart, features, options, robustness=False)
@@ -267,8 +308,7 @@ def prediction_of(
 
 def pool(name: str, parts: list[Evaluated]) -> Evaluated:
     """All clips of the parts; parts that predict the same clip vote on it."""
-    clips = pd.concat([part.clips for part in parts])
-    clips = clips[~clips.index.duplicated()].sort_index()
+    clips = all_clips([part.clips for part in parts])
     predictions: Predictions = {}
     for condition in parts[0].predictions:
         given = [part.predictions.get(condition) for part in parts]
@@ -292,24 +332,8 @@ def pool(name: str, parts: list[Evaluated]) -> Evaluated:
     return Evaluated(name, clips, predictions, checkpoints, warnings, tuple(parts), validation)
 
 
-def check_comparable(first: Evaluated, other: Evaluated, classes: list[str]) -> None:
-    """IntegrityError for runs that are judged on other clips, or by labels that differ there."""
-    if not first.clips.index.equals(other.clips.index):
-        sizes = f"{first.name} on {len(first.clips)}, {other.name} on {len(other.clips)}"
-        raise IntegrityError(
-            f"runs that are judged on different clips: {sizes}; evaluate them apart"
-        )
-    differ = int((labels_of(first, ALL, classes) != labels_of(other, ALL, classes)).sum())
-    if differ:
-        columns = " and ".join(run.predictions[ALL].column for run in (first, other))
-        raise IntegrityError(
-            f"{first.name} and {other.name} learnt {columns}, which differ in {differ} of these "
-            "clips: evaluate them apart"
-        )
-
-
 def labels_of(run: Evaluated, condition: Condition, classes: list[str]) -> np.ndarray:
     """(N,) class indices in the column that the prediction is about; -1 for an unknown label."""
     number = {name: index for index, name in enumerate(classes)}
-    labels = run.clips[run.predictions[condition].column]
+    labels = run.clips[run.under(condition).column]
     return labels.map(lambda label: number.get(label, -1)).to_numpy()

@@ -1,46 +1,55 @@
-"""An exported model on features, without torch: onnx_predict.py MODEL FEATURES_DIR SPLIT"""
+"""An exported model on the features of one split -> a line per clip, without torch.
 
-import csv
+    python examples/onnx_predict.py model.onnx features val
+
+A line holds the clip's id, the most probable class, and the probability of each class.
+"""
+
+from __future__ import annotations
+
+import argparse
 import json
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from training.transforms import face_view, feature_view, speech_view, text_view  # numpy alone
+from training.features import Features
+from training.modalities import modality
+from utils.errors import run_script
 
-if len(sys.argv) != 4:
-    sys.exit(__doc__)
-model, folder, split = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-session = onnxruntime.InferenceSession(model)
-about = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-table = list(csv.DictReader(open(folder / "manifest.csv")))
-rows = [row for row in table if row["split"] == split]
-if not rows:
-    sys.exit(
-        f"{folder} has no clips of {split}: it has {', '.join({row['split'] for row in table})}"
-    )
-for row in rows:
-    feed = {}
-    if "speech" in about["inputs"]:
-        log_mel = np.load(folder / split / "speech" / f"{row['clip_id']}.npy", allow_pickle=False)
-        feed["speech"] = speech_view(log_mel, about["speech_frames"], None, False)[None]
-    if "face" in about["inputs"]:
-        crops = np.load(folder / split / "video" / f"{row['clip_id']}.npy", allow_pickle=False)
-        valid = np.array([flag == "1" for flag in row["face_valid"]])
-        feed["face"] = face_view(crops, valid, about["face_frames"], None, False)[
-            None
-        ] / np.float32(255)
-    if "text" in about["inputs"]:
-        words = np.load(folder / split / "text" / f"{row['clip_id']}.npz", allow_pickle=False)
-        words, mask = text_view(words["word_embed"], about["max_words"])
-        feed |= {"text": words[None], "text_mask": mask[None]}
-    for own in {*about["inputs"]} - {"speech", "face", "text"}:
-        feature = np.load(folder / split / own / f"{row['clip_id']}.npy", allow_pickle=False)
-        feed[own] = feature_view(feature, about["feature_frames"], None, False)[None]
-    if any(each.name == "left_out" for each in session.get_inputs()):
-        feed["left_out"] = np.zeros((1, len(about["inputs"])), bool)
-    probabilities = session.run(None, feed)[0][0]  # the first head is the answer
-    print(row["clip_id"], about["classes"][probabilities.argmax()], *probabilities.round(6))
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help="what export.py wrote")
+    parser.add_argument("features_dir", type=Path, help="what preprocess.py wrote")
+    parser.add_argument("split", help="clips to predict")
+    args = parser.parse_args()
+    features = Features.open(args.features_dir)
+    session = onnxruntime.InferenceSession(args.model)
+    metadata = session.get_modelmeta().custom_metadata_map
+    about = {name: json.loads(value) for name, value in metadata.items()}
+    wanted = {each.name for each in session.get_inputs()}
+    for row in features.rows(args.split).to_dict("records"):
+        probabilities = session.run(None, feed(row, features, about, wanted))[0][0]
+        # the first head decides
+        print(row["clip_id"], about["classes"][probabilities.argmax()], *probabilities.round(6))
+
+
+def feed(row: dict, features: Features, about: dict, wanted: set[str]) -> dict[str, Any]:
+    """One clip's inputs as a batch of one."""
+    arrays = {}
+    for name in about["inputs"]:
+        view = modality(name).view(features.load(row, name), row, about, None, False)
+        for key, array in zip((name, f"{name}_mask"), view, strict=False):
+            arrays[key] = array[np.newaxis]
+            if array.dtype == np.uint8:  # pictures: the model sees values from 0 to 1
+                arrays[key] = arrays[key] / np.float32(255)
+    if "left_out" in wanted:
+        arrays["left_out"] = np.zeros((1, len(about["inputs"])), bool)
+    return arrays
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 import warnings
 from typing import Any
@@ -109,11 +110,18 @@ def show_spectrogram(axis: Any, prediction: ClipPrediction, name: str) -> None:
         log_mel[:, first:last], origin="lower", aspect="auto", cmap="magma", extent=(*seconds, 0, 1)
     )
     if weights is not None:
-        edges = begin + (np.linspace(0, width, len(weights) + 1) + skipped) / rate
+        edges = begin + (token_edges(width, len(weights)) + skipped) / rate
         axis.stairs(0.9 * weights / weights.max(), edges, color="white", linewidth=2, baseline=None)
     axis.set(xlim=seconds, ylim=(0, 1))
     axis.set_xticks(seconds, [f"{second:.1f} s" for second in seconds], fontsize=7, color=GREY)
     note(axis, "line: how much each moment counted")
+
+
+def token_edges(width: int, tokens: int) -> np.ndarray:
+    """The columns where tokens begin and end (tokens + 1,): each stands for 2 ** n of them, the
+    last one for fewer where the width ends before."""
+    stride = 2 ** math.ceil(math.log2(width / tokens))
+    return np.arange(tokens + 1) * stride
 
 
 def show_words(axis: Any, prediction: ClipPrediction, name: str) -> None:

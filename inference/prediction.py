@@ -42,7 +42,8 @@ class ClipPrediction:
     parts: dict[str, np.ndarray] = field(default_factory=dict)
     seen: dict[str, Seen] = field(default_factory=dict)
     rests_on: list[str] = field(default_factory=list)  # the modalities behind the first part
-    filled_in: bool = False  # whether learnt tokens stand for inputs that are missing
+    filled_in: bool = False  # in some run learnt tokens stand for inputs that are missing
+    not_fused: bool = False  # some run cannot fuse what is there
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -74,11 +75,12 @@ class ClipPrediction:
         if not (self.parts and without):
             return without
         rests = f"rests on {' and '.join(self.rests_on)}"
-        if len({*self.seen, *self.missing}) > 1:
-            why = "learnt tokens stand for what is missing"
-            if not self.filled_in:
-                why = "trained without --modality_dropout: all inputs are needed for a fused answer"
-            rests += f"; {why}"
+        if self.filled_in:
+            rests += "; learnt tokens stand for what is missing"
+        if self.not_fused:
+            rests += (
+                "; trained without --modality_dropout: all inputs are needed for a fused answer"
+            )
         return [rests, *without]
 
     def rows(self) -> list[dict[str, Any]]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import cProfile
-import pstats
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -180,17 +180,13 @@ class Predictor:
         if not inputs:
             return None, {}
         together, single = self.run(member, inputs, prediction)
-        head, heads = member.task.main_head, member.model.head_inputs
-        alone = {heads[name][0]: p for name, p in together.items() if len(heads[name]) == 1}
-        for name, said in single.items():  # no head of its own: what the fusion says to it alone
-            alone.setdefault(name, said)
+        head = member.task.main_head
+        own = {name: p for name, p in together.items() if name in inputs}  # named as its input
+        alone = single | own  # without a head of its own: what the fusion says to it alone
         if head in together:
             prediction.filled_in |= len(inputs) < len(member.task.inputs)
-            return (
-                heads[head][0] if len(heads[head]) == 1 else FUSED,
-                together[head],
-                inputs,
-            ), alone
+            return (head if head in inputs else FUSED, together[head], inputs), alone
+        prediction.not_fused = True
         if not alone:
             return None, {}
         if len(alone) == 1:
@@ -359,7 +355,10 @@ def warm_up(job: Job) -> bool:
 def split(profile: cProfile.Profile) -> dict[str, float]:
     """Seconds of the extraction's steps."""
     seconds = dict.fromkeys(STEPS.values(), 0.0)
-    for (file, _, name), (_, _, _, total, _) in pstats.Stats(profile).stats.items():
-        if name in STEPS and Path(file).parent.name == "extract":
-            seconds[STEPS[name]] += total
+    for entry in profile.getstats():
+        code = entry.code
+        if not isinstance(code, CodeType) or code.co_name not in STEPS:
+            continue
+        if Path(code.co_filename).parent.name == "extract":
+            seconds[STEPS[code.co_name]] += entry.totaltime
     return seconds

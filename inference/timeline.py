@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,11 @@ def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes | None:
         return None
     from moviepy import CompositeVideoClip, ImageClip, VideoFileClip
 
-    with VideoFileClip(str(path)) as video, tempfile.TemporaryDirectory() as folder:
+    with (
+        warnings.catch_warnings(action="ignore"),  # one for every frame that a cut file lacks
+        VideoFileClip(str(path)) as video,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         video = video.cropped(width=video.w // 2 * 2, height=video.h // 2 * 2)  # H.264: even
         drawn = [
             ImageClip(overlay(prediction, video.w))

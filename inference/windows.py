@@ -50,12 +50,13 @@ def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
 
 
 def whole(path: Path) -> Span:
-    """First and last second of the file's packets, whatever its header says."""
+    """First and last second of the file's packets, whatever its header says; before 0 there is only
+    what primes a decoder."""
     extent = Extent()
     with open_media(path) as container:
         for packet in container.demux():
             extent.add(packet)
-    return min(extent.start, extent.end), extent.end
+    return min(max(0.0, extent.start), extent.end), extent.end
 
 
 def find_utterances(path: Path) -> list[Span]:

@@ -100,7 +100,7 @@ class EmotionClassifier(nn.Module):
                 out = left_out[name].unsqueeze(1)  # (B, 1)
                 first = torch.arange(x.shape[1], device=x.device) == 0  # (T,)
                 x = torch.where(out.unsqueeze(2), token.to(x.dtype), x)
-                filled[name] = Tokens(x, torch.where(out, first, mask))
+                filled[name] = Tokens(x, (out & first) | (~out & mask))  # where, as ONNX has it
             else:
                 filled[name] = tokens[name]
         return filled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -12,8 +13,10 @@ from conftest import CLASSES, ROOT, save_untrained
 from extras import need
 from inside import run_main
 
-from evaluation.ensemble import load_members, make_dataset, predict
-from training.data import Features
+from evaluation.ensemble import load_members, make_dataset
+from training.data import make_loader
+from training.features import Features
+from training.inference import infer
 
 EXAMPLE = "import sys, runpy; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
 EXAMPLE += "runpy.run_path(sys.argv[0])"
@@ -35,15 +38,18 @@ def exported(place, tmp_path_factory):
 def test_real_features_give_the_probabilities_of_torch(place, exported):
     script = [ROOT / "examples" / "onnx_predict.py", exported / "m.onnx"]
     command = [sys.executable, "-c", EXAMPLE, *script, place / "features", "clips"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     features = Features.open(place / "features")
     (member,) = load_members([exported / "model.pth"], features)
-    rows = features.rows("clips").to_dict("records")
-    batches = predict(member, make_dataset(member, rows, features), "cpu")
-    expected = torch.cat([views[0]["integrated"] for views in batches]).softmax(dim=1).numpy()
+    rows = features.rows("clips")
+    loader = make_loader(make_dataset(member, rows, features), 8, 0, "cpu")
+    batches = infer(member.model, loader, "cpu", lambda views: member.model.classify(views[0]))
+    logits = torch.cat([prediction.logits["integrated"] for _, prediction in batches])
+    expected = logits.softmax(dim=1).numpy()
     lines = [line.split() for line in run.stdout.splitlines()]
-    assert [line[0] for line in lines] == [row["clip_id"] for row in rows]
+    assert [line[0] for line in lines] == rows["clip_id"].tolist()
     found = np.array([line[2:] for line in lines], float)
     assert np.abs(found - expected).max() < 1e-4
     assert [line[1] for line in lines] == [CLASSES[index] for index in expected.argmax(axis=1)]
@@ -57,6 +63,7 @@ def test_an_input_that_is_left_out_does_not_matter(exported):
     rng = np.random.default_rng(0)
     feed = {
         "speech": rng.random((2, 1, 128, 77), np.float32),
+        "speech_mask": np.ones((2, 77), bool),
         "face": rng.random((2, 3, 3, 32, 32), np.float32),
         "text": rng.random((2, 5, 16), np.float32),
         "text_mask": np.ones((2, 5), bool),

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, digests, make_clip, tone, voice
+from conftest import CLASSES, QUIET, ROOT, digests, make_clip, save_untrained, tone, voice
 from inside import run_main
 
-from evaluation.ensemble import load_members, make_dataset, predict
+from evaluation.ensemble import load_members, make_dataset
+from inference.figure import token_edges
+from inference.prediction import FUSED, ClipPrediction, Seen
 from inference.predictor import Predictor
 from inference.sources import find_sources, read_cues, read_text
-from models.attention import FrameAttention
+from models.pooling import FrameAttention
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.data import Features
+from training.data import ClipDataset, make_loader
+from training.features import Features
+from training.inference import infer
+from training.tasks import TASKS
 from utils.errors import IntegrityError, UsageError
 
 SAID = "a good day"
@@ -42,19 +50,14 @@ def ask(place, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def predictor(place, tmp_path_factory):
-    return Predictor([place / "any.pth"], tmp_path_factory.mktemp("features"))
-
-
-def answer(predictor, *paths, text=None):
-    (source,) = find_sources(list(paths), text)
-    return predictor.answer(source)
+def predictor(place):
+    return Predictor([place / "any.pth"], device="cpu")
 
 
 def test_features_are_those_of_preprocess(place, tmp_path):
-    predictor = Predictor([place / "plain.pth"], tmp_path)
+    predictor = Predictor([place / "plain.pth"], folder=tmp_path, device="cpu")
     for source in find_sources([place / "clips"], None):
-        predictor.answer(source)
+        predictor.predict(source)
     theirs, ours = digests(place / "features"), digests(tmp_path)
     arrays = [name for name in theirs if name.endswith((".npy", ".npz"))]
     assert len(arrays) == 6 and {name: ours[name] for name in arrays} == {
@@ -67,14 +70,10 @@ def test_numbers_are_those_of_the_trained_model_on_those_features(place, ask, na
     done = ask(place / "clips", "--no_pictures", checkpoints=[name])
     features = Features.open(place / "features")
     (member,) = load_members([place / name], features)
-    rows = features.rows("clips").to_dict("records")
-    batches = [
-        views[0]
-        for row in rows
-        for views in predict(member, make_dataset(member, [row], features), "cpu")
-    ]
-    for clip, heads in zip(done.clips, batches, strict=True):
-        for head, logits in heads.items():
+    loader = make_loader(make_dataset(member, features.rows("clips"), features), 1, 0, "cpu")
+    batches = infer(member.model, loader, "cpu", lambda views: member.model.classify(views[0]))
+    for clip, (_, prediction) in zip(done.clips, batches, strict=True):
+        for head, logits in prediction.logits.items():
             part = clip["parts"]["fused" if head == "integrated" else head]
             expected = logits[0].double().softmax(0).tolist()
             assert list(part) == list(CLASSES)
@@ -95,9 +94,33 @@ def test_views_and_ensemble_are_those_of_a_submission(place, ask, tmp_path):
     )
     assert submitted.code == 0, submitted.err
     with np.load(tmp_path / "sheet_submission.npz", allow_pickle=False) as archive:
-        expected = archive["probabilities"]
+        expected = archive["scores"]
     fused = done.table[done.table["part"] == "fused"]
     assert fused[list(CLASSES)].to_numpy(float) == pytest.approx(expected, abs=1e-6)
+
+
+FRESH = """
+import sys, inference
+assert "torch" not in sys.modules, "import inference loads torch"
+from inference import Predictor
+for checkpoint in sys.argv[2:]:
+    print(Predictor([checkpoint])(sys.argv[1]).label)
+"""
+
+
+def test_two_lines_of_python_give_a_label(place, tmp_path, predictor):
+    """In a fresh process, for a .pth and for a run folder, on the device that is there."""
+    shutil.copy(place / "any.pth", tmp_path / "1_best_1.0000.pth")
+    clip = place / "clips" / "anna.mp4"
+    run = subprocess.run(
+        [sys.executable, "-c", FRESH, clip, place / "any.pth", tmp_path],
+        cwd=ROOT,
+        env={**os.environ, **QUIET},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stdout.split() == [predictor(clip).label] * 2, run.stderr
 
 
 @pytest.fixture(scope="module")
@@ -118,34 +141,61 @@ def inputs(place, face_image):
 
 @pytest.mark.parametrize("have", ["speech", "face", "text", "speech, face"])
 def test_learnt_vectors_answer_for_what_is_missing(inputs, predictor, have):
-    given = answer(predictor, inputs[have])
+    given = predictor(inputs[have])
     assert given.rests_on == have.split(", ")
     assert set(given.missing) == {"speech", "face", "text"} - set(given.rests_on)
     assert "fused" in given.parts and given.probabilities.sum() == pytest.approx(1)
-    assert "learnt vectors stand for what is missing" in given.remarks[0]
+    assert "learnt tokens stand for what is missing" in given.remarks[0]
 
 
-def test_a_fused_answer_is_the_models_own_with_learnt_vectors(inputs, predictor):
-    given = answer(predictor, inputs["speech"])
+def test_a_fused_answer_is_the_models_own_with_learnt_tokens(inputs, predictor):
+    given = predictor(inputs["speech"])
     (member,) = predictor.members
+    row = pd.DataFrame([given.facts])
+    tensors = ClipDataset(predictor.features, row, TASKS["speech"], member.config, training=False)[
+        0, 0
+    ]["inputs"]["speech"]
     with torch.inference_mode():
-        view = torch.from_numpy(given.looks["speech"].view)[None]
-        logits = member.model.classify(member.model.encode({"speech": (view,)}))
-        zeros = dict(face=torch.zeros(1, 640), text=torch.zeros(1, 16))
-        pretended = member.model.classify(member.model.encode({"speech": (view,)}) | zeros)
+        speech = tuple(tensor[None] for tensor in tensors)
+        logits = member.model.classify(member.model.encode({"speech": speech})).logits
     expected = logits["integrated"][0].softmax(0).numpy()
     assert given.parts["fused"] == pytest.approx(expected, abs=1e-6)
-    with torch.no_grad():  # and it is not what zeros in place of the features would give
-        member.model.absent["face"] += 1
+    with torch.no_grad():  # and the token that stands for the face is what was learnt
+        member.model.missing["face"] += 1
     try:
-        other = answer(predictor, inputs["speech"])
-        assert (
-            np.abs(other.parts["fused"] - pretended["integrated"][0].softmax(0).numpy()).max()
-            > 1e-3
-        )
+        other = predictor(inputs["speech"])
+        assert np.abs(other.parts["fused"] - expected).max() > 1e-3
     finally:
         with torch.no_grad():
-            member.model.absent["face"] -= 1
+            member.model.missing["face"] -= 1
+
+
+REMARKS = {  # of a clip with a voice alone
+    ("any.pth",): "rests on speech; learnt tokens stand for what is missing",
+    ("plain.pth",): "rests on speech; trained without --modality_dropout: "
+    "all inputs are needed for a fused answer",
+    ("speech.pth", "face.pth"): "rests on speech",
+    ("speech.pth",): None,
+}
+
+
+@pytest.mark.parametrize("given", REMARKS, ids=" ".join)
+def test_learnt_tokens_are_named_only_where_they_were_used(inputs, place, given):
+    found = Predictor([place / name for name in given], device="cpu")(inputs["speech"])
+    assert next(iter(found.remarks), None) == REMARKS[given]
+    assert found.filled_in == (given == ("any.pth",))
+
+
+def test_what_is_no_sound_of_the_clip_counts_nothing(inputs, place):
+    """A short clip stands in the middle of the columns that the model sees."""
+    save_untrained(place / "wide.pth", place / "features", "speech", speech_frames=192)
+    given = Predictor([place / "wide.pth"], device="cpu")(inputs["speech"])
+    view, weights = given.seen["speech"]
+    real = 32 < given.facts["speech_frames"] < 128
+    assert real and view.shape == (1, 128, 192) and weights.shape == (6,)
+    sound = (view[0] > 0).any(axis=0).reshape(6, 32).any(axis=1)
+    assert 0 < sound.sum() < 6
+    assert np.array_equal(weights > 0, sound) and weights.sum() == pytest.approx(1)
 
 
 PLAIN = {
@@ -161,6 +211,7 @@ def test_without_learnt_vectors_the_heads_that_can_answer(inputs, ask, have):
     done = ask(inputs[have], "--no_pictures", checkpoints=["plain.pth"])
     assert list(done.table["part"]) == PLAIN[have]
     assert "trained without --modality_dropout" in done.out
+    assert "learnt tokens" not in done.out, "where none were used"
     (clip,) = done.clips
     if "mean" in clip["parts"]:
         heads = [list(clip["parts"][name].values()) for name in ("speech", "face")]
@@ -205,7 +256,6 @@ def test_pictures_and_tables(place, inputs, ask):
 def test_the_annotated_video_shows_the_answer_while_it_holds(place, face_image, tmp_path):
     from corpora.manifest import Clip
     from extract.faces import frames_at
-    from inference.answer import Answer
     from inference.sources import Source
     from inference.timeline import annotate
 
@@ -216,7 +266,7 @@ def test_the_annotated_video_shows_the_answer_while_it_holds(place, face_image, 
         fps=15,
     )
     source = Source(str(media), Clip("clip", "clips", media), 0.0, 1.0)
-    drawn = Answer(source, list(CLASSES), {}, {}, {"face": np.full(7, 1 / 7)})
+    drawn = ClipPrediction(source, list(CLASSES), {}, {}, {"face": np.full(7, 1 / 7)})
     (tmp_path / "drawn.mp4").write_bytes(annotate(media, [drawn]))
     (_, during), (_, after) = frames_at(tmp_path / "drawn.mp4", np.array([0.5, 1.5]))
     assert during.shape == after.shape == (180, 320, 3)
@@ -225,14 +275,14 @@ def test_the_annotated_video_shows_the_answer_while_it_holds(place, face_image, 
 
 def test_a_time_line_says_what_its_answers_rest_on():
     """Its colours look the same whether a voice was heard or not."""
-    from inference.answer import FUSED, Answer, Look
     from inference.timeline import bases
 
-    look, even = Look(np.zeros(1), None), np.full(7, 1 / 7)
-    both = ({FUSED: even, "face": even}, {"speech": look, "face": look})
-    seen = [both, ({"face": even}, {"speech": look, "face": look}), both, ({}, {})]
-    answers = [Answer(None, list(CLASSES), {}, {}, *each) for each in seen]
-    assert bases(answers) == "rests on voice + face (2 of 4), face (1 of 4), no answer (1 of 4)"
+    seen, even = Seen(np.zeros(1), None), np.full(7, 1 / 7)
+    looked = {"speech": seen, "face": seen}
+    both = ({FUSED: even, "face": even}, looked, ["speech", "face"])
+    given = [both, ({"face": even}, looked, ["face"]), both, ({}, {}, [])]
+    predictions = [ClipPrediction(None, list(CLASSES), {}, {}, *each) for each in given]
+    assert bases(predictions) == "rests on voice + face (2 of 4), face (1 of 4), no answer (1 of 4)"
 
 
 def test_words_are_looked_up(place, inputs, ask, tmp_path):
@@ -291,12 +341,12 @@ def test_checkpoints_that_no_clip_can_feed(place, tmp_path):
     checkpoint["arch"]["encoders"]["my_au"] = {"type": "VectorEncoder", "dim": 3}
     save_checkpoint(tmp_path / "own.pth", checkpoint)
     with pytest.raises(UsageError, match="reads my_au: features that no clip alone gives"):
-        Predictor([tmp_path / "own.pth"], tmp_path)
+        Predictor([tmp_path / "own.pth"])
     checkpoint = load_checkpoint(place / "any.pth")
     del checkpoint["features_config"]["video"]["margin"]
     save_checkpoint(tmp_path / "old.pth", checkpoint)
     with pytest.raises(IntegrityError, match="another version: video without margin"):
-        Predictor([tmp_path / "old.pth"], tmp_path)
+        Predictor([tmp_path / "old.pth"])
 
 
 def test_a_long_recording_is_cut_at_its_pauses(place, ask, face_image, tmp_path):
@@ -347,15 +397,23 @@ def test_names_of_clips_stay_in_the_folder_and_apart(tmp_path):
     assert sorted(names) == ["a", "a-2", "clip", "rf", "x_y_"]
 
 
+@pytest.mark.parametrize(("columns", "tokens"), [(400, 13), (48, 2), (33, 2), (96, 3)])
+def test_the_line_over_a_spectrogram_stands_where_its_tokens_do(columns, tokens):
+    """A backbone makes a token of each 32 columns, the last one of what is left."""
+    assert token_edges(columns, tokens).tolist() == [32 * k for k in range(tokens + 1)]
+
+
 @pytest.mark.parametrize("relation", [False, True])
 def test_attention_tells_its_weights(relation):
-    """The weighted mean with these weights is the output."""
+    """The weighted mean with these weights is the output; padding has no weight."""
     attention, x = FrameAttention(5, relation), torch.randn(3, 4, 5)
-    weights = attention.weights(x)
+    mask = torch.arange(4) < torch.tensor([[4], [3], [1]])
+    weights = attention.weights(x, mask)
     assert weights.shape == (3, 4) and torch.allclose(weights.sum(dim=1), torch.ones(3))
-    frames, _ = attention.weigh(x)
+    assert torch.equal(weights > 0, mask)
+    frames, _ = attention.weigh(x, mask)
     again = (frames * weights.unsqueeze(2)).sum(dim=1)
-    assert torch.allclose(again, attention(x), atol=1e-6)
+    assert torch.allclose(again, attention(x, mask), atol=1e-6)
 
 
 def test_bad_words_cost_the_words_alone(place, ask, tmp_path):
@@ -386,7 +444,7 @@ def test_words_without_times_are_named_when_a_clip_is_cut(place, ask, face_image
 
 def test_answers_that_are_no_numbers_are_refused(place, ask, tmp_path):
     checkpoint = load_checkpoint(place / "any.pth")
-    for name in ("absent.text", "heads.integrated.linear.weight"):
+    for name in ("missing.text", "heads.integrated.linear.weight"):
         checkpoint["weights"][name].fill_(3e38)
     save_checkpoint(place / "huge.pth", checkpoint)
     shutil.copy(place / "clips" / "anna.mp4", tmp_path)

@@ -17,15 +17,20 @@ from inside import run_main
 import make_submission
 from evaluation.ensemble import Member
 from models import build_model
+from models.classifier import Prediction
+from models.fusion import Tokens
 from training.checkpoint import save_checkpoint
-from training.data import ClipDataset, Features, make_loader, to_device
+from training.data import ClipDataset, make_loader, to_device
+from training.features import Features
 from training.tasks import TASKS, model_arch, recipe
 from utils.errors import IntegrityError, UsageError
 from utils.sheet import Sheet
 
 TASK = TASKS["multimodal"]
-CONFIG = recipe("multimodal") | {"speech_coeff": 0, "face_coeff": 0, "text_layers": 1}
+SMALL = "timm:mobilenetv3_small_050"
+CONFIG = recipe("multimodal") | {"speech_backbone": SMALL, "face_backbone": SMALL, "text_layers": 1}
 CONFIG |= {"mode": "multimodal", "speech_frames": 48, "face_frames": 2}
+SHAPES = {"speech": (128, None), "face": (None, 32, 32, 3), "text": (None, 16)}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def save_member(path, features, seed: int = 0, **changes):
     """A checkpoint whose answers differ from clip to clip, without any training."""
     opened = Features.open(features)
     torch.manual_seed(seed)
-    arch = model_arch(TASK, CONFIG, len(CLASSES), {"text": (1, 16)})
+    arch = model_arch(TASK, CONFIG, len(CLASSES), SHAPES)
     model = build_model(**arch)
     with torch.no_grad():
         model.heads["integrated"].linear.weight *= 30
@@ -70,9 +75,9 @@ def submit(features, members, tmp_path):
     return run
 
 
-def probabilities(tmp_path, sheet: str = "test1") -> np.ndarray:
+def probabilities(tmp_path, sheet: str = "test1", name: str = "probabilities") -> np.ndarray:
     with np.load(tmp_path / "out" / f"{sheet}_submission.npz") as archive:
-        return archive["probabilities"]
+        return archive[name]
 
 
 DIALECTS = {
@@ -98,7 +103,7 @@ def test_sheets_come_back_in_their_own_dialect(submit, tmp_path):
         known = dict(
             zip(
                 np.load(tmp_path / "out" / f"{name}_submission.npz")["FileID"],
-                probabilities(tmp_path, name).argmax(1),
+                probabilities(tmp_path, name, "scores").argmax(1),
                 strict=True,
             )
         )
@@ -213,14 +218,7 @@ def test_members_that_do_not_belong_are_refused(submit, members, features, tmp_p
     weights["heads.integrated.linear.bias"][2] = float("nan")
     refused(altered("nan", weights=weights), "heads.integrated.linear.bias")
     refused(altered("arch", arch={"encoders": {}, "heads": {}, "n_classes": 7}))
-    arch = model_arch(TASKS["speech"], CONFIG, len(CLASSES), {})
-    speech = {
-        "arch": arch,
-        "weights": build_model(**arch).state_dict(),
-        "config": {**CONFIG, "mode": "speech"},
-        "features_config": Features.open(features).config_for(("speech",)),
-    }
-    refused(altered("speech", **speech), "different questions", "speech_emotion")
+    refused(altered("before", format=1), "another version", "train it anew")
     data = members[1].read_bytes()
     damaged = {"cut": data[: len(data) // 2], "empty": b"", "text": b"text", "zip": data[:9]}
     for name, content in damaged.items():
@@ -239,6 +237,27 @@ def test_members_that_do_not_belong_are_refused(submit, members, features, tmp_p
     refused(tmp_path / "absent.pth", code=2)
 
 
+def test_runs_that_learnt_different_labels_vote_and_it_is_said(submit, members, features, tmp_path):
+    arch = model_arch(TASKS["speech"], CONFIG, len(CLASSES), SHAPES)
+    speech = {
+        "arch": arch,
+        "weights": build_model(**arch).state_dict(),
+        "config": {**CONFIG, "mode": "speech"},
+        "features_config": Features.open(features).config_for(("speech",)),
+    }
+    voice = save_member(tmp_path / "speech.pth", features, **speech)
+    plain = ("--tta", 1, "--temperature", 1)
+    alone = []
+    for given in ([members[0]], [voice]):
+        run = submit(*plain, checkpoints=given)
+        assert run.code == 0 and "different labels" not in run.err
+        alone.append(probabilities(tmp_path))
+    run = submit(*plain, checkpoints=[members[0], voice])
+    assert run.code == 0 and f"{voice} speech_emotion" in run.err, run.err
+    assert "have learnt different labels" in run.err
+    np.testing.assert_allclose(probabilities(tmp_path), np.mean(alone, axis=0), atol=1e-9)
+
+
 def logits_of(members, features, rows, face_frames=2) -> list[np.ndarray]:
     """(N, K) of each member without any script, one clip at a time."""
     config, opened = CONFIG | {"face_frames": face_frames}, Features.open(features)
@@ -250,8 +269,8 @@ def logits_of(members, features, rows, face_frames=2) -> list[np.ndarray]:
         model.load_state_dict(checkpoint["weights"])
         with torch.inference_mode():
             batches = make_loader(data, 1, 0, "cpu")
-            each = [model(to_device(b["inputs"], "cpu"))["integrated"].double() for b in batches]
-        result.append(torch.cat(each).numpy())
+            given = [model(to_device(b["inputs"], "cpu")).logits["integrated"] for b in batches]
+        result.append(torch.cat(given).double().numpy())
     return result
 
 
@@ -276,10 +295,22 @@ def test_one_view_at_temperature_one_is_the_softmax(submit, members, features, t
     assert submit(*plain, "--batch_size", 7, "--num_workers", 2).code == 0
     np.testing.assert_allclose(probabilities(tmp_path), first, atol=1e-6)
     assert (tmp_path / "out" / "test1_submission.csv").read_bytes() == csv
-    assert submit("--tta", 1, checkpoints=members[:1]).code == 0
-    powers = softmax(expected[0]) ** 0.1
-    expected = powers / powers.sum(1, keepdims=True)
-    np.testing.assert_allclose(probabilities(tmp_path), expected, atol=1e-6)
+
+
+def test_the_power_makes_scores_and_no_probabilities(submit, members, features, tmp_path):
+    """The challenge's 0.1 ranks the classes; what the models believe stands beside it."""
+    logits = logits_of(members, features, Features.open(features).rows("test"))
+    assert submit("--tta", 1).code == 0
+    powers = [softmax(z) ** 0.1 for z in logits]
+    scores = np.mean([each / each.sum(1, keepdims=True) for each in powers], axis=0)
+    np.testing.assert_allclose(probabilities(tmp_path, name="scores"), scores, atol=1e-6)
+    believed = np.mean([softmax(z) for z in logits], axis=0)
+    np.testing.assert_allclose(probabilities(tmp_path), believed, atol=1e-6)
+    np.testing.assert_allclose(probabilities(tmp_path).sum(1), 1, atol=1e-9)
+    assert believed.max(1).mean() > 2 * scores.max(1).mean()
+    assert probabilities(tmp_path, name="temperature") == 0.1
+    csv = (tmp_path / "out" / "test1_submission.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[1] for line in csv] == [CLASSES[k] for k in scores.argmax(1)]
 
 
 class Counting(torch.nn.Module):
@@ -295,11 +326,13 @@ class Counting(torch.nn.Module):
             self.counts[name] += len(first)
         if "face" in inputs:
             self.views.append(inputs["face"][0][0].clone())
-        return {name: tensors[0].flatten(1).float().mean(1) for name, tensors in inputs.items()}
+        means = {name: given[0].flatten(1).float().mean(1) for name, given in inputs.items()}
+        return {name: Tokens(each.view(-1, 1, 1), None) for name, each in means.items()}
 
-    def classify(self, encoded):
-        logits = torch.stack([encoded["face"] * k for k in range(7)], dim=1)
-        return {"integrated": logits, "speech": -logits, "face": -logits}
+    def classify(self, tokens):
+        face = tokens["face"].x.flatten()  # (B,)
+        logits = torch.stack([face * k for k in range(7)], dim=1)
+        return Prediction({"integrated": logits, "speech": -logits, "face": -logits}, {})
 
 
 @pytest.mark.parametrize("views", [12, 6, 1])
@@ -307,8 +340,9 @@ def test_views_of_the_face_only_and_the_mean_of_powers(features, views):
     opened, model = Features.open(features), Counting()
     args = SimpleNamespace(face_frames=2, tta=views, batch_size=3, num_workers=0, temperature=0.5)
     rows = opened.rows("test").to_dict("records")
-    member = Member(features / "model.pth", {"config": CONFIG}, model)
-    result = make_submission.score(member, rows, opened, args, "cpu")
+    place = features / "model.pth"
+    member = Member(place, {"config": CONFIG}, model, place)
+    believed, result = make_submission.vote_of(member, rows, opened, args, "cpu")
     assert model.counts == {"speech": 7, "text": 7, "face": 7 * views}
     seen = model.views[:views]  # of the first clip
     assert len({view.numpy().tobytes() for view in seen}) == views
@@ -317,12 +351,10 @@ def test_views_of_the_face_only_and_the_mean_of_powers(features, views):
     powers = [softmax(face * np.arange(7)) ** 0.5 for face in faces]
     expected = np.mean([power / power.sum() for power in powers], axis=0)
     np.testing.assert_allclose(result[0], expected, atol=1e-6)
-    still = next(
-        iter(
-            make_loader(ClipDataset(opened, opened.rows("test"), TASK, CONFIG, False), 1, 0, "cpu")
-        )
-    )["inputs"]["face"]
-    still = still[0][0] / 255
+    plainly = np.mean([softmax(face * np.arange(7)) for face in faces], axis=0)
+    np.testing.assert_allclose(believed[0], plainly, atol=1e-6)
+    data = ClipDataset(opened, opened.rows("test"), TASK, CONFIG, False)
+    still = data[0, 0]["inputs"]["face"][0] / 255
     if views == 1:
         torch.testing.assert_close(plain, still)
         return
@@ -341,7 +373,7 @@ def test_runs_are_found_and_labelled_splits_are_scored(submit, members, features
     right = sum(
         row["emotion"] == CLASSES[index]
         for row, index in zip(
-            rows.to_dict("records"), probabilities(tmp_path, "val").argmax(1), strict=True
+            rows.to_dict("records"), probabilities(tmp_path, "val", "scores").argmax(1), strict=True
         )
     )
     assert run.code == 0 and run.out.splitlines()[-1].endswith(f"{right} of 7 right here")

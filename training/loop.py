@@ -109,7 +109,7 @@ def fit(run: Run, record: Record, stop: StopSignal) -> dict[str, Any]:
         print(f"no better validation loss in {config['patience']} validations: ended")
     if not run.best:
         raise UsageError(f"the validation loss was never finite, see {run.folder / 'metrics.csv'}")
-    record.finish()
+    record.finish(run.best)
     return run.best
 
 

@@ -353,9 +353,8 @@ class Record(RunLog):
         title = f"{self.folder.name}: epoch {epoch}, {confusion.sum()} validation clips"
         plot_confusion(self.folder / "confusion.png", confusion, checkpoint["classes"], title)
 
-    def finish(self) -> None:
+    def finish(self, best: dict[str, Any]) -> None:
         self.close()
-        best = self.run.best
         if best_checkpoint(self.folder) is None:
             raise IntegrityError(
                 f"the best checkpoint of {self.folder} is gone and no later epoch was better: put "
