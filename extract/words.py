@@ -24,8 +24,8 @@ from utils.files import is_file
 
 Vectors = dict[str, np.ndarray]  # word -> (D,) float32
 TOKEN = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
-NUMPYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-RULE = 1  # raise it when the rule for transcripts changes
+NUMPY_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+RULE = 1  # raise it when the rule for transcripts changes: words are looked up anew then
 TEXT_SETTINGS = {"key": "word_embed", "max_words": 2000, "max_bytes": 16 << 20}
 
 
@@ -60,9 +60,11 @@ def _read_member(path: Path, settings: dict) -> bytes:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if names.count(wanted) != 1 or any(".." in Path(name).parts for name in names):
-                held = ", ".join(names[:5]) + ", ..." * (len(names) > 5) or "nothing"
+                held = ", ".join([*names[:5], "..."] if len(names) > 5 else names) or "nothing"
                 raise ClipError("E_NPZ", f"{path.name}: expected one {wanted}, it holds {held}")
-            if archive.getinfo(wanted).compress_type not in NUMPYS:  # zipfile unpacks others whole
+            if (
+                archive.getinfo(wanted).compress_type not in NUMPY_PACKINGS
+            ):  # zipfile unpacks others whole
                 raise ClipError("E_NPZ", f"{path.name} is packed in a way that numpy does not use")
             with archive.open(wanted) as member:
                 data = member.read(settings["max_bytes"] + 1)
