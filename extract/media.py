@@ -143,7 +143,7 @@ def packets_of(container: Any, stream: Any, path: Path) -> Iterator[Any]:
         # an edit list hides packets (phones, `ffmpeg -c copy`): then what it shows must be there
         if count < TRUNCATED_BELOW * stream.frames:
             promised = float((stream.duration or 0) * stream.time_base)
-            check_complete(path, shown.end - shown.start, promised)
+            check_complete(path, max(0.0, shown.end - shown.start), promised)
     elif kind in ("mov", "wav", "avi"):
         with open(path, "rb") as file:
             promised = promised_bytes(file) if kind == "mov" else riff_bytes(file)
@@ -156,8 +156,9 @@ class Extent:
     """First and last second of the packets that are shown: those that an edit list hides, which
     are only there to decode others, do not count."""
 
-    def __init__(self):
-        self.start, self.end, self.hides = math.inf, 0.0, False
+    def __init__(self) -> None:
+        self.start, self.end = math.inf, 0.0
+        self.hides = False  # whether there are others
 
     def add(self, packet: Any) -> None:
         self.hides |= packet.is_discard
