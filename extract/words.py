@@ -62,9 +62,8 @@ def _read_member(path: Path, settings: dict) -> bytes:
             if names.count(wanted) != 1 or any(".." in Path(name).parts for name in names):
                 held = ", ".join([*names[:5], "..."] if len(names) > 5 else names) or "nothing"
                 raise ClipError("E_NPZ", f"{path.name}: expected one {wanted}, it holds {held}")
-            if (
-                archive.getinfo(wanted).compress_type not in NUMPY_PACKINGS
-            ):  # zipfile unpacks others whole
+            packing = archive.getinfo(wanted).compress_type
+            if packing not in NUMPY_PACKINGS:  # zipfile unpacks others whole
                 raise ClipError("E_NPZ", f"{path.name} is packed in a way that numpy does not use")
             with archive.open(wanted) as member:
                 data = member.read(settings["max_bytes"] + 1)
