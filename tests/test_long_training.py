@@ -353,7 +353,7 @@ def test_of_twenty_starts_one_runs(features, tmp_path):
         assert each.returncode == 5 and f"in use by process {winner.pid} on" in said, said
     winner.communicate()
     print(f"last of nineteen after {max(refused.values()):.1f} s")
-    assert max(refused.values()) < 20  # 2 s on an idle machine with 2 cores; CI's may be busy
+    assert max(refused.values()) < 40  # 2 s on an idle machine with 2 cores; CI's may be busy
 
 
 # Numbers that are none

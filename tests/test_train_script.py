@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +31,7 @@ from models import build_model
 from models.fusion import FUSIONS
 from models.pooling import MeanPooling
 from training.checkpoint import best_checkpoint, load_checkpoint, restore_model
+from training.features import Features
 from training.fingerprint import fingerprints, known
 from training.modalities import MODALITIES
 from training.prepare import create_model, load_starts
@@ -402,15 +404,41 @@ for fold in ([], ["--fold", "all"]):
 """
 
 
-def test_a_start_reads_each_record_once_and_no_feature(tmp_path):
+def test_a_start_reads_each_record_and_no_feature(tmp_path):
     """But the first clip's, whose width the model needs. All folds share one look."""
     folder = with_records(write_features(tmp_path / "features", 1, modalities=("text", "speech")))
     audited(folder)  # preprocess.py leaves it behind
     flags = ["--mode", "text", *TINY, "--features_dir", folder, "--logs_dir", tmp_path / "logs"]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     run = run_script("-c", STARTS, folder, tmp_path, *flags, env={"PYTHONPATH": paths})
-    # the digest of its bytes, then the bytes
-    assert run.stdout.splitlines() == 2 * ["0 21 1 [2]"], run.stdout + run.stderr
+    # each of 21 records for the audit and for the run; of one feature its digest and its numbers
+    assert run.stdout.splitlines() == 2 * ["0 21 2 [2]"], run.stdout + run.stderr
+
+
+def test_a_start_reads_only_the_ends_of_a_custom_feature(tmp_path):
+    """Of 20 GB that nobody has a digest of."""
+    opened = Features.open(write_features(tmp_path, 1, modalities=("text",)))
+    row = opened.manifest.to_dict("records")[0]
+    path = opened.path(row, "au")
+    path.parent.mkdir()
+    seen = set()
+    for size, last in ((20 << 30, b"a"), (20 << 30, b"b"), (21 << 30, b"b")):
+        with open(path, "wb") as file:
+            file.seek(size)
+            file.write(last)
+        began = time.monotonic()
+        seen.add(opened.digest_of(row, "au"))
+        assert time.monotonic() - began < 2
+    assert len(seen) == 3
+
+
+@pytest.mark.slow
+def test_twenty_thousand_clips_start_within_twenty_seconds():
+    """On two idle cores; benchmarks/start.py says where the seconds go."""
+    run = run_script("-m", "benchmarks.start", timeout=600)
+    assert run.returncode == 0, run.stderr
+    seconds = re.search(r"second start: ([\d.]+) s", run.stdout)
+    assert seconds and float(seconds[1]) < 20, run.stdout
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -307,7 +307,7 @@ class Run:
 def started(run: Run) -> Iterator[tuple[Record, StopSignal]]:
     """What `fit` needs while a run is on: its record in one of the processes, and the stop that
     signals ask for. Loading processes end with it."""
-    record: Any = Record(run) if run.dist.rank == 0 else Silent()
+    record: Any = Record(run) if run.dist.rank == 0 else NoRecord()
     loaders = (run.train_loader, run.val_loader)
     with StopSignal(grace=launched_by_torchrun()) as stop, contextlib.ExitStack() as end:
         for loader in loaders:
@@ -317,9 +317,15 @@ def started(run: Run) -> Iterator[tuple[Record, StopSignal]]:
         yield record, stop
 
 
+class NoRecord(Silent):
+    """Of the processes that leave the writing to the first one."""
+
+    def is_due(self) -> bool:
+        return False
+
+
 class Record(RunLog):
-    """What a run leaves in its folder. Only one process of a run writes, `Silent` stands in for
-    the others."""
+    """What a run leaves in its folder. Only one process of a run writes."""
 
     def __init__(self, run: Run):
         self.run, folder = run, run.folder
