@@ -136,7 +136,6 @@ def test_all_parts_together_say_what_the_file_says(tmp_path):
     [
         ("mp4", "aac", "libx264"),
         ("mkv", "aac", "libx264"),
-        ("webm", "libopus", "libvpx"),
         ("flv", "aac", "libx264"),
         ("avi", "libmp3lame", "mpeg4"),
     ],
