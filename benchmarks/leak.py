@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.files import write_bytes, write_csv
 
 KINDS = {"speakers": "speakers apart", "random": "folds drawn at random"}
@@ -56,18 +55,10 @@ def shuffle_folds(features_dir: Path, folder: Path) -> Path:
 
 def train(kind: str, features_dir: Path, args: argparse.Namespace) -> list[float]:
     """Accuracy of every fold."""
-    places = ["--features_dir", features_dir, "--logs_dir", args.work_dir / "logs"]
-    run = [
-        "train.py",
-        *args.train,
-        "--exp_name",
-        kind,
-        "--fold",
-        "all",
-        "--allow_leaks",
-        "--resume",
-    ]
-    done = subprocess.run([sys.executable, *map(str, run + places)], stdout=subprocess.DEVNULL)
+    command = f"train.py --exp_name {kind} --fold all --allow_leaks --resume".split()
+    places = ["--features_dir", str(features_dir), "--logs_dir", str(args.work_dir / "logs")]
+    run = [sys.executable, *command, *places, *args.train]
+    done = subprocess.run(run, stdout=subprocess.DEVNULL)
     if done.returncode:
         sys.exit(done.returncode)
     (folds,) = (args.work_dir / "logs").glob(f"*/{kind}/folds.json")

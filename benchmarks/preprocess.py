@@ -27,16 +27,13 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from corpora.manifest import Clip  # noqa: E402
-from extract import audio, faces  # noqa: E402
-from extract.clip import SETTINGS, Job, process_clip  # noqa: E402
-from extract.detector import overlap, square  # noqa: E402
-from extract.media import FORMATS, frames_at, open_media  # noqa: E402
-from utils.errors import ClipError, UsageError, run_script  # noqa: E402
-from utils.parallel import available_cores  # noqa: E402
+from corpora.manifest import Clip
+from extract import audio, faces
+from extract.clip import SETTINGS, Job, process_clip
+from extract.detector import overlap, square
+from extract.media import FORMATS, frames_at, open_media
+from utils.errors import ClipError, UsageError, run_script
+from utils.parallel import available_cores
 
 LEVERS = {  # each with those above it
     "every sampled frame, full size": {"detect_width": 10_000, "detect_every": 1},
@@ -176,7 +173,7 @@ def boxes_of(path: Path, settings: dict) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=Path, default=ROOT / "demo_run/raw/qia2020/val")
+    parser.add_argument("--clips", type=Path, default=Path("demo_run/raw/qia2020/val"))
     parser.add_argument("--most", type=int, default=12, help="clips, evenly from the folder")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quality", action="store_true")
