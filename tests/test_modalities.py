@@ -22,7 +22,6 @@ EXCEPTIONS = {  # file -> why names stand there
     "inference/sources.py": "the id of a clip that is only words, in the table of predictions",
     "inference/page.py": "the name of a field of the web form",
     "inference/windows.py": "PyAV's name for the kind of a stream",
-    "evaluation/report.py": "the axes' titles of its picture of corruptions",
 }
 
 
