@@ -693,6 +693,11 @@ def test_flags_that_would_do_nothing_are_usage(start, flags, says):
     assert run.code == 2 and says in run.err, run.err
 
 
+def test_weights_of_a_modality_that_is_no_input_are_usage(start):
+    run = start("multimodal", "--inputs", "text", "--speech_load_weights", "x.pth")
+    assert run.code == 2 and "--speech_load_weights: --inputs text has no speech" in run.err
+
+
 def test_weights_that_have_seen_the_validation_clips_are_refused(features, start, tmp_path):
     assert start("text", name="first").code == 0
     swapped = shutil.copytree(features, tmp_path / "swapped")

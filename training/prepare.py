@@ -18,7 +18,7 @@ from training.checkpoint import Checkpoint, find_checkpoints, load_checkpoint
 from training.data import ClipDataset
 from training.fingerprint import known
 from training.losses import LOSSES
-from training.modalities import MODALITIES, modality
+from training.modalities import MODALITIES, MODES, modality
 from training.optim import OPTIMIZERS, SCHEDULES
 from training.tasks import Task
 from training.views import face_flags
@@ -44,8 +44,11 @@ def check_choices(config: dict[str, Any]) -> None:
 def load_starts(config: dict[str, Any], task: Task) -> Starts:
     """The checkpoints of --<modality>_load_weights."""
     starts = {}
-    for name in task.inputs:
+    for name in MODES:
         if given := config.get(f"{name}_load_weights"):
+            if name not in task.inputs:
+                inputs = ",".join(task.inputs)
+                raise UsageError(f"--{name}_load_weights: --inputs {inputs} has no {name}")
             path, *others = find_checkpoints([Path(given)])
             if others:
                 raise UsageError(f"{path.parents[1]} holds a run per fold: choose one of them")
