@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ class AttnCNN(nn.Module):
 
     def token_mask(self, mask: Tensor, tokens: int) -> Tensor:
         """(B, T) -> (B, tokens): a token is real when any of its columns is."""
-        stride = self.backbone.stride
-        real = F.max_pool1d(mask.float().unsqueeze(1), stride, ceil_mode=True).squeeze(1) > 0
-        return F.pad(real, (0, tokens - real.shape[1]))  # some backbones drop the last columns
+        before = F.pad(mask.long().cumsum(dim=1), (1, 0))  # (B, T + 1) real columns so far
+        start = torch.arange(tokens, device=mask.device) * self.backbone.stride
+        first, last = (at.clamp(max=mask.shape[1]) for at in (start, start + self.backbone.stride))
+        return before[:, last] > before[:, first]
