@@ -136,7 +136,3 @@ class Silent:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None
-
-
-# The names of the first edition, until the tests use the new ones.
-Alone, Group = SingleProcess, DistributedGroup
