@@ -628,7 +628,8 @@ except SystemExit as stop:
     print("code", stop.code)
 folder = sys.argv[-1]
 for split in ("train", "val", "test"):
-    print(split, sum(path.startswith(f"{folder}/{split}/") for path in opened))
+    inside = [path for path in opened if path.startswith(f"{folder}/{split}/")]
+    print(split, sum("/records/" not in path for path in inside))
 """
 
 
