@@ -79,10 +79,10 @@ def _death(limits: Limits) -> ClipError:
     """Why the child is no more."""
     _here.process.join()
     code = _here.process.exitcode
-    if code < 0:
-        return ClipError("E_KILLED", f"its process died of {signal.Signals(-code).name}")
-    # a library that gets no memory can end the process by itself
+    # what gets no memory can crash, or end the process by itself
     hint = " (is --memory_mb too small?)" if code and limits.memory_mb else ""
+    if code < 0:
+        return ClipError("E_KILLED", f"its process died of {signal.Signals(-code).name}{hint}")
     return ClipError("E_KILLED", f"its process died with code {code}{hint}")
 
 
