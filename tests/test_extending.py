@@ -4,6 +4,7 @@ works from features to ONNX; and a run from before it still predicts what it did
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import json
 import multiprocessing
@@ -21,6 +22,8 @@ import pandas as pd
 import pytest
 from conftest import QUIET, ROOT, make_clip, tone, write_features
 from extras import need
+
+from benchmarks import architecture
 
 PAGE = ROOT / "docs" / "extending.md"
 PRODUCT = ("corpora", "extract", "models", "training", "evaluation", "inference", "utils")
@@ -124,6 +127,10 @@ TRAINING = {
     "An augmentation": f"--mode speech {SPEECH} --speech_noise 0.2",
     "An optimizer": f"--mode text {TEXT} --optim lamb",
 }
+SWITCHED_OFF = {  # flags of a run without the change; those that switch it off with it
+    "A loss": (f"--mode text {TEXT} --mixup_prob 1", "--loss contrastive --contrastive 0"),
+    "An augmentation": (f"--mode speech {SPEECH}", "--speech_noise 0"),
+}
 RAW = {  # the features of these are made with the change, by preprocess.py
     "A modality": "--corpus csv --data_dir {place}/clips --modalities speech,pulse",
     "A corpus": "--corpus emodb --data_dir {place}/emodb",
@@ -158,10 +165,19 @@ def predict(place: Path, run: Path, name: str) -> list[object]:
     return ["predict", clip, "--checkpoints", run, "--out", out, "--device", "cpu"]
 
 
+def evaluate(run: Path, features: Path, out: Path) -> list[object]:
+    places = ("--checkpoints", run, "--features_dir", features, "--out", out)
+    return ["evaluate", *places, "--num_workers", "0", "--device", "cpu"]
+
+
 def old_commands(place: Path) -> list[list[object]]:
-    """A run from before the changes, and what it predicts."""
-    old = train(f"{JOINED} --inputs speech,text --exp_name old", place / "features", place / "logs")
-    return [old, predict(place, place / "logs/multimodal/old", "old")]
+    """Without any change: a run and what it predicts; and what a change must not change."""
+    features, logs = place / "features", place / "logs"
+    steps = [train(f"{JOINED} --inputs speech,text --exp_name old", features, logs)]
+    steps.append(predict(place, logs / "multimodal" / "old", "old"))
+    for flags, _ in SWITCHED_OFF.values():
+        steps.append(train(f"{flags} --exp_name before", features, logs))
+    return steps
 
 
 def commands(change: str, place: Path) -> list[list[object]]:
@@ -177,20 +193,13 @@ def commands(change: str, place: Path) -> list[list[object]]:
         train(f"{flags} --exp_name whole", features, logs),
         train(f"{flags} --exp_name stopped", features, logs),
         train(f"{flags} --exp_name stopped --resume", features, logs),
-        [
-            "evaluate",
-            "--checkpoints",
-            whole,
-            "--features_dir",
-            features,
-            "--out",
-            work / "report",
-            "--num_workers",
-            "0",
-        ],
+        evaluate(whole, features, work / "report"),
         predict(place, whole, f"{change}, new"),
-        predict(place, place / "logs/multimodal/old", f"{change}, old"),
+        [*predict(place, place / "logs/multimodal/old", f"{change}, old"), "--no_pictures"],
     ]
+    if change in SWITCHED_OFF:
+        flags = " ".join(SWITCHED_OFF[change])
+        steps.append(train(f"{flags} --exp_name off", features, place / "logs"))
     if change == "A modality":  # fused with others; and the recipe goes on without it
         fused = f"{JOINED} --inputs speech,pulse --fusion crossattention --exp_name fused"
         steps += [
@@ -217,23 +226,24 @@ def results(place) -> dict[str, list[dict]]:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    print(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 # In a process of its own, so that the libraries are loaded once and the product is not
 
 OURS = (*PRODUCT, "inside")
-LIBRARIES = "torch timm torch_optimizer librosa.feature.spectral scipy.signal albumentations av"
-LIBRARIES += (
-    " sklearn.metrics efficientnet_pytorch pandas matplotlib.pyplot torch.utils.tensorboard jinja2"
+LIBRARIES = (
+    *("torch", "timm", "torch_optimizer", "efficientnet_pytorch", "torch.utils.tensorboard"),
+    *("librosa.feature.spectral", "scipy.signal", "albumentations", "av", "pandas"),
+    *("sklearn.metrics", "matplotlib.pyplot", "jinja2", "onnxscript", "onnxruntime"),
 )
 
 
 def run_all() -> None:
     """The jobs on stdin, each in a fork: the one without a change first, then two at a time."""
-    for library in LIBRARIES.split():
-        importlib.import_module(library)
+    for library in LIBRARIES:
+        with contextlib.suppress(ModuleNotFoundError):  # the last two are extras
+            importlib.import_module(library)
     first, *others = json.load(sys.stdin).items()
     with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
         results = pool.map(run_job, [first], 1) + pool.map(run_job, others, 1)
@@ -294,8 +304,12 @@ def test_it_works(change, place, results):
     for each in results["old"] + results[change]:
         assert each["good"] or "export" in each["step"], f"{each['step']}\n{each['said']}"
     logs = place / change / "logs" / TRAINING[change].split()[1]
-    whole, resumed = (weights_of(logs / name / "last.pth") for name in ("whole", "stopped"))
-    assert all(resumed[name].equal(value) for name, value in whole.items()), "resume differs"
+    whole = weights_of(logs / "whole")
+    assert same(weights_of(logs / "stopped"), whole), "a resumed run is another one"
+    if change in SWITCHED_OFF:
+        off, before = (weights_of(place / "logs" / logs.name / run) for run in ("off", "before"))
+        assert same(off, before), "switched off it should change nothing"
+        assert not same(whole, before), "switched on it changes nothing"
     new, old, before = (
         pd.read_csv(place / "says" / name / "predictions.csv")
         for name in (f"{change}, new", f"{change}, old", "old")
@@ -304,10 +318,14 @@ def test_it_works(change, place, results):
     pd.testing.assert_frame_equal(old, before)
 
 
-def weights_of(path: Path) -> dict:
+def weights_of(run: Path) -> dict:
     import torch
 
-    return torch.load(path, weights_only=True)["weights"]
+    return torch.load(run / "last.pth", weights_only=True)["weights"]
+
+
+def same(some: dict, others: dict) -> bool:
+    return all(value.equal(others[name]) for name, value in some.items())
 
 
 @every_change
@@ -316,3 +334,33 @@ def test_it_exports(change, results):
     need("onnx", "onnxscript", "onnxruntime")
     last = results[change][-1]
     assert last["step"].startswith("export") and last["good"], last["said"]
+
+
+# The page of the house
+
+
+def test_the_picture_shows_the_imports():
+    """Else: python benchmarks/architecture.py"""
+    from PIL import Image
+
+    found = architecture.imports_of_product()
+    with Image.open(architecture.PICTURE) as picture:
+        assert json.loads(picture.text["Description"]) == found
+    assert architecture.upward(found) == []
+    wrong = found | {"models": ["utils", "training"]}
+    assert architecture.upward(wrong) == ["models imports training"]
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/extending.md", "CONTRIBUTING.md"])
+def test_the_pages_name_what_there_is(page):
+    text = re.sub(r"^```diff\n.*?^```$", "", (ROOT / page).read_text(), flags=re.M | re.S)
+    named = re.findall(r"`((?:\w+/)+\w+\.\w+)(?::(\w+))?`", text)
+    assert named
+    for path, name in named:
+        assert (ROOT / path).is_file(), f"{page}: no {path}"
+        if name:
+            nodes = ast.walk(ast.parse((ROOT / path).read_text()))
+            names = {getattr(node, "name", getattr(node, "id", "")) for node in nodes}
+            assert name in names, f"{page}: {path} has no {name}"
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / page).parent.joinpath(link).exists(), f"{page}: no {link}"
