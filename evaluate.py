@@ -52,7 +52,8 @@ def main() -> int:
     if not (args.checkpoints or args.certify):
         raise UsageError("give --checkpoints, or --certify with a certificate that names some")
 
-    from evaluation.certificate import certificate, compare, describe, read_certificate
+    from evaluation.certificate import certificate, check_seeds, compare, describe, read_certificate
+    from evaluation.ensemble import group_checkpoints
     from evaluation.report import write_report
     from evaluation.runs import evaluate_runs, pool
     from training.features import Features
@@ -60,6 +61,8 @@ def main() -> int:
     args.device = device_name(args.device)
     published = read_certificate(args.certify) if args.certify else {}
     args.checkpoints = args.checkpoints or list(map(Path, published["given"]))
+    if args.certificate:
+        check_seeds(group_checkpoints(args.checkpoints))
     args.split = args.split or published.get("split")
     features = Features.open(args.features_dir or published.get("features_dir", "features"))
     runs = evaluate_runs(args.checkpoints, features, args)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import Flags, device_name, ranged
-from utils.errors import IntegrityError, UsageError, one_of, run_script
+from utils.errors import IntegrityError, UsageError, listed, one_of, run_script
 from utils.files import check_place, write_atomic, write_bytes
 from utils.sheet import Sheet
 
@@ -127,13 +127,13 @@ def check_missing(args: argparse.Namespace, sheets: list, found: list, features:
     for sheet, each in zip(sheets, found, strict=True):
         missing = [clip_id for clip_id in sheet.ids if clip_id not in each]
         if missing and args.missing == "error":
-            listed = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
-            rows = features.manifest[features.manifest["clip_id"].isin(missing)].itertuples()
-            where = [f"; {row.clip_id} is in {row.split}: see --split" for row in rows][:1]
+            reason = f"{len(missing)} of {len(sheet.ids)} clips have no features: {listed(missing)}"
+            elsewhere = features.manifest[features.manifest["clip_id"].isin(missing)]
+            for row in elsewhere.head(1).itertuples():
+                reason += f"; {row.clip_id} is in {row.split}: see --split"
             raise IntegrityError(
-                f"{sheet.path}: {len(missing)} of {len(sheet.ids)} clips have no features: {listed}"
-                f"{''.join(where)}"
-                f"; see {args.features_dir / 'failed.csv'}, or answer them all with --missing LABEL"
+                f"{sheet.path}: {reason}; see {args.features_dir / 'failed.csv'}, or answer them "
+                "all with --missing LABEL"
             )
     if args.missing != "error":
         one_of("--missing", args.missing, features.classes)
@@ -148,7 +148,7 @@ def tell_oddities(sheets: list, found: list, features: Any) -> None:
         places = ", ".join(sorted(splits))
         print(f"{len(known) - asked} clips of {places} are in no sheet", file=sys.stderr)
     if odd := [name for sheet in sheets for name in sheet.ids if name[:1] in FORMULA]:
-        print(f"ids that a spreadsheet takes for formulas: {', '.join(odd[:5])}", file=sys.stderr)
+        print(f"ids that a spreadsheet takes for formulas: {listed(odd)}", file=sys.stderr)
 
 
 def members_of(args: argparse.Namespace, features: Any) -> list:

@@ -80,7 +80,7 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
         tta=args.tta,
         temperature=args.temperature,
         word_vectors=args.word_vectors,
-        times=args.times,
+        warm=args.times,
     )
     if note := label_note(predictor.members):
         print(note, file=sys.stderr)

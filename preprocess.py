@@ -25,7 +25,7 @@ from typing import Any
 from corpora import CORPORA, list_corpus
 from corpora.manifest import LABELLED_SPLITS, Listing, keep_classes
 from utils.config import Flags, device_name, ranged
-from utils.errors import CLIP_CODES, ClipError, IntegrityError, UsageError, run_script
+from utils.errors import CLIP_CODES, ClipError, IntegrityError, UsageError, listed, run_script
 from utils.files import digest, lock_folder, read_known, write_bytes, write_csv, write_json
 from utils.parallel import BACKENDS, available_cores, connect, parallel_map
 
@@ -111,8 +111,8 @@ def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, 
         wanted.append("text")
     known = [name for name in STAGES if name != "video_embedding"]  # it has a flag of its own
     if not wanted or not set(wanted).issubset(known):
-        listed = ",".join(known)
-        raise UsageError(f"--modalities {args.modalities}: expected {listed} or some of it")
+        names = ",".join(known)
+        raise UsageError(f"--modalities {args.modalities}: expected {names} or some of it")
     if args.video_embedding:
         if "video" not in wanted:
             raise UsageError("--video_embedding needs the modality video")
@@ -141,8 +141,8 @@ def describe(args: argparse.Namespace, listing: Listing) -> list[str]:
         lines.append("transcripts are not used: --word_vectors FILE makes text of them")
     odd = {name for name in splits if name.lower() in TRAINING_NAMES} - {*LABELLED_SPLITS}
     if odd:
-        listed = ", ".join(sorted(odd))
-        lines.append(f"warning: train.py takes the splits train and val, not {listed}")
+        names = ", ".join(sorted(odd))
+        lines.append(f"warning: train.py takes the splits train and val, not {names}")
     return lines + colliding_names(listing.clips)
 
 
@@ -297,8 +297,8 @@ def report(features_dir: Path, usable: int, failures: list) -> None:
     print(f"{usable} of {usable + len(failures)} clips usable, {free} GiB free in {features_dir}")
     if failures:
         kinds = Counter(failure.code for failure in failures)
-        listed = ", ".join(f"{count} {CLIP_CODES[code]}" for code, count in kinds.most_common())
-        print(f"{len(failures)} rejected ({listed}): see {features_dir / 'failed.csv'}")
+        reasons = ", ".join(f"{count} {CLIP_CODES[code]}" for code, count in kinds.most_common())
+        print(f"{len(failures)} rejected ({reasons}): see {features_dir / 'failed.csv'}")
         if lost := {LACKS[code] for code in kinds if code in LACKS}:
             print(f"clips without {' or '.join(sorted(lost))} can still be used: --modalities")
 
@@ -307,10 +307,8 @@ def verified(features_dir: Path, clips: int, changed: list[Path]) -> str:
     """What --verify found."""
     if not changed:
         return f"verified: the features of {clips} clips are as they were written"
-    listed = ", ".join(ascii(str(path.relative_to(features_dir))) for path in sorted(changed)[:5])
-    if len(changed) > 5:
-        listed += ", ..."
-    return f"verified: {len(changed)} files were missing or changed, and are made anew: {listed}"
+    names = listed(ascii(str(path.relative_to(features_dir))) for path in sorted(changed))
+    return f"verified: {len(changed)} files were missing or changed, and are made anew: {names}"
 
 
 def audit(features_dir: Path) -> None:

@@ -164,7 +164,8 @@ def train_run(
     """What the best epoch of this run reached; nothing after a dry run."""
     from training.loop import fit
     from training.prepare import describe
-    from training.run import Run, started
+    from training.record import started
+    from training.run import Run
 
     run = Run(config, features, folder, device, args)
     print(describe(run), flush=True)
@@ -188,11 +189,13 @@ def check_starts_of_folds(config: dict[str, Any], folder: Path, folds: list[str]
 
 def leak_stamp(args: argparse.Namespace, config: dict[str, Any]) -> str:
     """What the audit finds in two splits, or in two folds; IntegrityError unless it is allowed."""
-    from corpora.audit import audited, describe, leaks
+    from corpora.audit import describe, leaks, load_audit
 
     if not is_main_process():  # of several processes one asks, and ends all of them
         return ""
-    found = leaks(audited(args.features_dir), folds=config["fold"] is not None)
+    audit = load_audit(args.features_dir)
+    print(f"audit: {audit.summary()}")
+    found = leaks(audit.findings, folds=config["fold"] is not None)
     if not found:
         return ""
     across = "splits" if config["fold"] is None else "folds"

@@ -28,7 +28,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = save_untrained(Path(folder) / "b0.pth")
-        predictor = Predictor([checkpoint], device=args.device, times=True)
+        predictor = Predictor([checkpoint], device=args.device, warm=True)
         for run in range(args.runs):
             predictor.work_in(Path(folder) / str(run))  # where no features are yet
             before = time.process_time()

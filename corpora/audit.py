@@ -25,7 +25,7 @@ import pandas as pd
 from corpora.manifest import LABELLED_SPLITS
 from corpora.same_sound import same_sound
 from utils.config import Flags
-from utils.errors import IntegrityError, UsageError, run_script
+from utils.errors import IntegrityError, UsageError, listed, run_script
 from utils.files import digest, read_json, read_known, sha256, write_json
 
 VERSION = 3  # raise it when the findings change
@@ -106,10 +106,6 @@ def load_audit(features_dir: Path, data_dir: Path | None = None) -> Audit:
     with contextlib.suppress(UsageError):  # features may be read-only: then each time anew
         write_json(path, {"key": key, **asdict(audit)})
     return audit
-
-
-def audited(features_dir: Path) -> list[dict]:
-    return load_audit(features_dir).findings
 
 
 def leaks(findings: list[dict], folds: bool) -> list[dict]:
@@ -285,7 +281,7 @@ def describe(finding: dict) -> str:
     ]
     text = f"{finding['kind']} {finding['name']}: in {'; '.join(sides) or 'one split'}"
     if clips := finding.get("clips"):
-        text += ": " + ", ".join(clips[:4]) + ("..." if len(clips) > 4 else "")
+        text += f": {listed(clips, 4)}"
     if finding.get("label_conflict"):
         text += f"; their labels differ: {' '.join(finding['label_conflict'])}"
     return text

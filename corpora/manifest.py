@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from utils.errors import ClipError, UsageError
+from utils.errors import ClipError, UsageError, listed
 
 DEVICES = {"con", "prn", "aux", "nul"}  # what Windows takes for something else than a file
 DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)}
@@ -118,8 +118,7 @@ def _why_twice(same_id: list[Clip]) -> str:
     files = sorted({str(clip.media) for clip in same_id})
     if len(files) == 1:
         return f"is listed {len(same_id)} times: {files[0]}"
-    first = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
-    return f"stands for {len(files)} files: {first}; tell them apart by a column clip_id"
+    return f"stands for {len(files)} files: {listed(files, 3)}; tell them apart by a column clip_id"
 
 
 def keep_inside(listing: Listing, data_dir: Path) -> Listing:

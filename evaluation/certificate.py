@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def features_digest(features: Features, runs: list[Evaluated]) -> dict[str, str]
 
 
 def file_digests(features: Features, row: dict, inputs: list[str]) -> list[str]:
-    stages = features.stages(row)
+    stages = features.record(row) or {}
     paths = {modality(name).folder: features.path(row, name) for name in inputs}
     return [
         stages[name]["sha256"] if name in stages else sha256(path) if path.is_file() else "missing"
@@ -91,16 +92,20 @@ def certificate(runs: list[Evaluated], report: dict[str, Any], measure: str) -> 
         if not name.endswith("_load_weights"):
             found = " and ".join(sorted({str(config.get(name)) for config in configs}))
             raise UsageError(f"a certificate is of one recipe, but {name} is {found} here")
-    seeds = {str(sorted(each["config"]["seed"] for each in run.checkpoints)) for run in runs}
+    check_seeds({str(sorted(each["config"]["seed"] for each in run.checkpoints)) for run in runs})
+    right, weights = right_of(runs, report["classes"], measure)
+    band, deviation, noise = prediction_band(right, weights)
+    spread = {"runs": len(runs), "deviation": deviation, "clip_noise": noise, "band": band}
+    return describe(runs, report, measure) | spread
+
+
+def check_seeds(seeds: Collection) -> None:
+    """UsageError where they are too few; to be asked of the runs before any of them predicts."""
     if len(seeds) < SEEDS:
         raise UsageError(
             f"a certificate is of at least {SEEDS} seeds, here are {len(seeds)}: train the same "
             "recipe with more of them (--seed) and give all to --checkpoints"
         )
-    right, weights = right_of(runs, report["classes"], measure)
-    band, deviation, noise = prediction_band(right, weights)
-    spread = {"runs": len(runs), "deviation": deviation, "clip_noise": noise, "band": band}
-    return describe(runs, report, measure) | spread
 
 
 def describe(runs: list[Evaluated], report: dict[str, Any], measure: str) -> dict[str, Any]:

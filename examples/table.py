@@ -23,7 +23,7 @@ from training.features import Features
 from training.modalities import MODALITIES
 from training.tasks import NAME
 from utils.config import Flags
-from utils.errors import UsageError, run_script
+from utils.errors import UsageError, listed, run_script
 from utils.files import write_atomic
 
 
@@ -60,12 +60,12 @@ def values_of(clips: pd.DataFrame, args: argparse.Namespace) -> np.ndarray:
         raise UsageError(f"cannot read {args.csv} as a CSV: {error}") from error
     table = table.rename(columns=str.strip)
     if args.id not in table:
-        has = ", ".join(map(str, table.columns[:10]))
+        has = listed(table.columns, 10)
         raise UsageError(f"{args.csv} has no column {args.id!r} for --id; it has {has}")
     table = table.set_index(table.pop(args.id).str[args.skip :])
     chosen = [name for name in table if fnmatchcase(name, args.columns)]
     if not chosen:
-        has = ", ".join(map(str, table.columns[:10])) or "no column but that"
+        has = listed(table.columns, 10) or "no column but that"
         raise UsageError(f"{args.csv}: no column is named like {args.columns!r}; it has {has}")
     wanted = clips["clip_id"].str[args.skip :]
     missing = [name for name in wanted if name not in table.index]
@@ -80,7 +80,7 @@ def values_of(clips: pd.DataFrame, args: argparse.Namespace) -> np.ndarray:
         raise UsageError(f"{args.csv}: {error}; choose columns of numbers by --columns") from error
     if not np.isfinite(values).all():
         wrong = np.array(chosen)[~np.isfinite(values).all(axis=0)]
-        raise UsageError(f"{args.csv}: not all finite numbers: {', '.join(wrong[:10])}")
+        raise UsageError(f"{args.csv}: not all finite numbers: {listed(wrong, 10)}")
     return values
 
 

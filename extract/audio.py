@@ -11,6 +11,7 @@ import numpy as np
 
 from extract.media import FORMATS, check_complete, mp3_seconds, open_media, packets_of
 from utils.errors import ClipError
+from utils.stopwatch import timed
 
 SPEECH_SETTINGS = {
     "sample_rate": 16_000,  # Hz
@@ -83,6 +84,7 @@ def trim(wave: np.ndarray, settings: dict = SPEECH_SETTINGS) -> tuple[int, int]:
     return int(loud[0]) * hop, min(len(wave), (int(loud[-1]) + 1) * hop)
 
 
+@timed("decode")
 def read_mono(path: Path, settings: dict = SPEECH_SETTINGS) -> Sound:
     """The sound of a clip, each sample at its own time; of several tracks the first. ClipError
     where there is none.
@@ -196,6 +198,7 @@ def check_wave(wave: np.ndarray, path: Path, settings: dict) -> None:
         raise ClipError("E_SILENT", reason)
 
 
+@timed("mel")
 def denoise(wave: np.ndarray) -> np.ndarray:
     """Wiener filter over 3 samples, (N,) -> (N,), finite for every finite input.
 
@@ -209,6 +212,7 @@ def denoise(wave: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(filtered), filtered, wave).astype(np.float32)
 
 
+@timed("mel")
 def log_mel_spectrogram(wave: np.ndarray, settings: dict = SPEECH_SETTINGS) -> np.ndarray:
     """(N,) -> (F, T) float32 in [0, 1], T = 1 + N // hop: mel power in dB below the clip's maximum.
 

@@ -13,6 +13,7 @@ import numpy as np
 from extract.detector import Track, aligned, find_faces, landmarks, square
 from extract.media import frames_at
 from utils.errors import ClipError, UsageError
+from utils.stopwatch import timed, timed_items
 
 FACE_SETTINGS = {
     "face_fps": 10.0,  # crops per second of speech
@@ -65,8 +66,9 @@ def face_stream(
     no_face = np.zeros((size, size, 3), np.uint8), np.full(4, np.nan, np.float32)
     track = Track(settings["follow_iou"], settings["lost_after"])
     done = found = 0
-    for block in _blocks(frames_at(path, times, threads)):
-        boxes = track.follow(find_faces([frame for _, frame in block], settings, device))
+    for block in _blocks(timed_items("decode", frames_at(path, times, threads))):
+        with timed("detect"):
+            boxes = track.follow(find_faces([frame for _, frame in block], settings, device))
         for (indices, frame), box in zip(block, boxes, strict=True):
             face = no_face
             if box is not None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from extract.media import unreadable
-from utils.errors import ClipError
+from utils.errors import ClipError, listed
 from utils.files import is_file
 
 Vectors = dict[str, np.ndarray]  # word -> (D,) float32
@@ -60,7 +60,7 @@ def _read_member(path: Path, settings: dict) -> bytes:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if names.count(wanted) != 1 or any(".." in Path(name).parts for name in names):
-                held = ", ".join([*names[:5], "..."] if len(names) > 5 else names) or "nothing"
+                held = listed(names) or "nothing"
                 raise ClipError("E_NPZ", f"{path.name}: expected one {wanted}, it holds {held}")
             packing = archive.getinfo(wanted).compress_type
             if packing not in NUMPY_PACKINGS:  # zipfile unpacks others whole

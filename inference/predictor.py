@@ -6,15 +6,12 @@ the training's own dataset.
 
 from __future__ import annotations
 
-import contextlib
-import cProfile
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -42,17 +39,11 @@ from training.data import ClipDataset, make_loader
 from training.features import Features
 from training.inference import infer
 from training.modalities import MODALITIES, modality
+from utils import stopwatch
 from utils.config import device_name
 from utils.errors import IntegrityError, UsageError
 from utils.parallel import available_cores
 
-STEPS = {  # functions of extract/ by what their time is spent on
-    "read_mono": "decode",
-    "frames_at": "decode",
-    "find_faces": "detect",
-    "denoise": "mel",
-    "log_mel_spectrogram": "mel",
-}
 Logits = dict[str, Tensor]  # head -> (1, K)
 
 
@@ -62,7 +53,8 @@ class Predictor:
     `device`: auto, cpu, cuda. `tta`: views of the face per clip, 1, 6 or 12. `temperature`: power
     on each view's probabilities; only with 1 the results are probabilities. `word_vectors`: the
     file that words are looked up in, as in the training. `folder`: where the features of the clips
-    go; without one they are gone with the predictor.
+    go; without one they are gone with the predictor. `warm`: load now what else the first clip
+    would load, so that its times are those of any clip.
     """
 
     longest = 15.0  # seconds: a longer recording is cut into utterances
@@ -77,7 +69,7 @@ class Predictor:
         tta: int = 1,
         temperature: float = 1.0,
         word_vectors: Path | None = None,
-        times: bool = False,
+        warm: bool = False,
     ):
         self.temporary = tempfile.TemporaryDirectory(prefix="predict-") if folder is None else None
         folder = Path(self.temporary.name) if self.temporary else Path(folder or "")
@@ -94,6 +86,7 @@ class Predictor:
         )
         self.views = image_views(tta)
         self.wanted = {name: modality(name).folder for m in self.members for name in m.task.inputs}
+        self.helpers = set(settings["features"]) - {*self.wanted.values()}  # no model reads them
         self.words = [name for name in self.wanted if modality(name).source == "words"]
         dims = [
             member.checkpoint["arch"]["encoders"][name]["dim"]
@@ -105,8 +98,7 @@ class Predictor:
         self.job = Job(folder, (), settings["features"], word_dim, self.device, available_cores())
         self.origin: str | None = None  # of the word vectors that words are looked up in
         self.unknown = ""  # why none of them can be
-        self.times = times
-        if times:
+        if warm:
             warm_up(self.job)
 
     @property
@@ -134,18 +126,17 @@ class Predictor:
 
     def predict(self, source: Source) -> ClipPrediction:
         """The prediction for one clip; it has no parts when nothing in the clip can be used."""
-        start, profile = time.perf_counter(), cProfile.Profile()
-        with profile if self.times else contextlib.nullcontext():
-            row, missing = self.extract(source.clip, source.problem)
+        stopwatch.seconds.clear()
+        start = time.perf_counter()
+        row, missing = self.extract(source.clip, source.problem)
         extracted = time.perf_counter()
         prediction = ClipPrediction(source, self.classes, missing, row)
         self.vote(prediction)
         prediction.seconds = {
+            **stopwatch.seconds,
             "extract": extracted - start,
             "network": time.perf_counter() - extracted,
         }
-        if self.times:
-            prediction.seconds = split(profile) | prediction.seconds
         return prediction
 
     def vote(self, prediction: ClipPrediction) -> None:
@@ -238,16 +229,21 @@ class Predictor:
         never had it: the face of a clip without sound is looked for in the whole of it.
         """
         missing = self.why_no_words(clip, problem) if self.words else {}
+        helpers = self.helpers
         if clip.media == Path():
             media = [name for name in self.wanted if name not in self.words]
             missing |= dict.fromkeys(media, "E_MISSING: no clip was given")
+            helpers = set()
         while True:
-            job = self.job_of(clip, missing)
+            job = self.job_of(clip, missing, helpers)
             record = process_clip(clip, job)
             failure = record["failure"]
             if not failure:
                 facts = facts_of(record, job.modalities)
                 return manifest_row(clip, facts, job.features_dir), missing
+            if failure["stage"] in helpers:
+                helpers = helpers - {failure["stage"]}
+                continue
             name = next(name for name, stage in self.wanted.items() if stage == failure["stage"])
             missing[name] = f"{failure['code']}: {failure['reason']}"
 
@@ -286,8 +282,9 @@ class Predictor:
             wide = f"its vectors have {width} values, the checkpoint reads {self.job.word_dim}"
             raise UsageError(f"--word_vectors {self.word_vectors}: {wide}")
 
-    def job_of(self, clip: Clip, missing: dict[str, str]) -> Job:
+    def job_of(self, clip: Clip, missing: dict[str, str], helpers: set[str]) -> Job:
         stages = tuple(stage for name, stage in self.wanted.items() if name not in missing)
+        stages += tuple(helpers)
         settings = dict(self.job.settings)
         for name in self.words:
             if name not in missing and not clip.words:
@@ -341,7 +338,7 @@ def settings_of(paths: list[Path]) -> dict[str, Any]:
     return {"classes": checkpoint["classes"], "modalities": list(features), "features": features}
 
 
-def warm_up(job: Job) -> bool:
+def warm_up(job: Job) -> None:
     """Load what the first clip would load, so that its times are those of any clip."""
     import librosa
 
@@ -349,16 +346,3 @@ def warm_up(job: Job) -> bool:
     librosa.effects.trim(audio.log_mel_spectrogram(audio.denoise(noise))[0])
     if "video" in job.settings:
         detector.detector(job.device, job.settings["video"]["min_face"])
-    return True
-
-
-def split(profile: cProfile.Profile) -> dict[str, float]:
-    """Seconds of the extraction's steps."""
-    seconds = dict.fromkeys(STEPS.values(), 0.0)
-    for entry in profile.getstats():
-        code = entry.code
-        if not isinstance(code, CodeType) or code.co_name not in STEPS:
-            continue
-        if Path(code.co_filename).parent.name == "extract":
-            seconds[STEPS[code.co_name]] += entry.totaltime
-    return seconds

@@ -20,7 +20,7 @@ from conftest import QUIET, ROOT, make_clip, write_features
 from inside import run_main
 
 from corpora import same_sound
-from corpora.audit import audited, leaks, load_audit
+from corpora.audit import leaks, load_audit
 from corpora.demo import speak
 from extract.audio import extract_speech
 from utils.errors import IntegrityError, UsageError
@@ -102,7 +102,7 @@ def text_only(folder: Path, **columns: list[str]) -> Path:
 def test_honest_features_are_left_in_peace(folder):
     """Each speaker says the same words three times; that is no duplicate."""
     path = folder.save()
-    assert audited(path) == []
+    assert load_audit(path).findings == []
     done = run_python("-m", "corpora.audit", "--features_dir", path, "--data_dir", path / "raw")
     assert done.returncode == 0
     assert done.stdout == (
@@ -146,7 +146,7 @@ def test_a_recording_is_known_by_what_its_record_says(folder):
     for name in ("c3", "c6"):
         record = {"stages": {"video": {"sha256": name, "source_sha256": "the same"}}}
         (folder.path / "train/records" / f"{name}.json").write_text(json.dumps(record))
-    [finding] = audited(folder.save())
+    [finding] = load_audit(folder.save()).findings
     assert finding["clips"] == ["train/c3", "train/c6"] and finding["name"] == "same bytes"
 
 
@@ -172,10 +172,10 @@ def test_a_leak_depends_on_what_is_held_out(tmp_path):
     rows = pd.read_csv(tmp_path / "manifest.csv", dtype=str, keep_default_na=False)
     rows["speaker"] = [f"{number % 3}" for number in range(len(rows))]  # everywhere
     rows.to_csv(tmp_path / "manifest.csv", index=False)
-    findings = audited(tmp_path)
+    findings = load_audit(tmp_path).findings
     assert len(leaks(findings, folds=False)) == len(leaks(findings, folds=True)) == 3
     rows.assign(fold="").to_csv(tmp_path / "manifest.csv", index=False)
-    findings = audited(tmp_path)
+    findings = load_audit(tmp_path).findings
     assert len(leaks(findings, folds=False)) == 3 and not leaks(findings, folds=True)
 
 
@@ -229,22 +229,22 @@ def test_features_without_clips_are_an_error(folder):
     assert done.code == 2 and "lists no clips" in done.err and not done.out
     assert len(done.err.splitlines()) == 1 and not (path / "audit.json").exists()
     with pytest.raises(UsageError, match="lists no clips"):
-        audited(path)
+        load_audit(path)
 
 
 def test_unusable_features_are_named(folder):
     with pytest.raises(UsageError, match=r"preprocess\.py"):
-        audited(folder.path / "nothing")
+        load_audit(folder.path / "nothing")
     path = folder.save()
     (path / "val/speech/c1.npy").write_bytes(b"x")
     with pytest.raises(IntegrityError, match=r"c1\.npy is missing or damaged.*--verify"):
-        audited(path)
+        load_audit(path)
     (path / "val/speech/c1.npy").unlink()
     done = run_audit(path)
     assert done.code == 4 and "c1.npy" in done.err and "Traceback" not in done.err
     (path / "settings.json").write_text("[]")
     with pytest.raises(UsageError, match="is damaged"):
-        audited(path)
+        load_audit(path)
 
 
 # --- audit.json ---------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_an_audit_is_made_once_for_the_same_features(folder, monkeypatch, tmp_pa
     assert run_audit(path).code == 0
     copy = shutil.copytree(path, tmp_path / "copy", copy_function=shutil.copyfile)  # no times
     forbid_comparing(monkeypatch)
-    assert audited(path) == audited(copy) == []
+    assert load_audit(path).findings == load_audit(copy).findings == []
 
 
 @pytest.mark.parametrize(
@@ -277,9 +277,9 @@ def test_an_audit_is_made_once_for_the_same_features(folder, monkeypatch, tmp_pa
 )
 def test_whatever_changes_makes_the_audit_invalid(folder, monkeypatch, name, old, new):
     path = folder.save()
-    audited(path)
+    load_audit(path)
     forbid_comparing(monkeypatch)
-    audited(path)
+    load_audit(path)
     if old is None:
         (path / name).unlink()
     else:
@@ -288,18 +288,18 @@ def test_whatever_changes_makes_the_audit_invalid(folder, monkeypatch, name, old
         os.utime(path / name, ns=(status.st_atime_ns, status.st_mtime_ns))
         assert (path / name).stat().st_size == status.st_size
     with pytest.raises(AssertionError, match="compared again"):
-        audited(path)
+        load_audit(path)
 
 
 def test_features_of_other_tools_are_known_by_size_and_time(folder, monkeypatch):
     path = folder.save()
     shutil.rmtree(path / "val/records")
-    audited(path)
+    load_audit(path)
     forbid_comparing(monkeypatch)
-    audited(path)
+    load_audit(path)
     (path / "val/speech/c1.npy").touch()
     with pytest.raises(AssertionError, match="compared again"):
-        audited(path)
+        load_audit(path)
 
 
 def test_features_that_cannot_be_written_are_audited_all_the_same(folder, monkeypatch):
@@ -308,7 +308,7 @@ def test_features_that_cannot_be_written_are_audited_all_the_same(folder, monkey
 
     path = folder.save()
     monkeypatch.setattr("corpora.audit.write_json", refuse)
-    assert audited(path) == [] and not (path / "audit.json").exists()
+    assert load_audit(path).findings == [] and not (path / "audit.json").exists()
 
 
 def test_folds_leak_into_tests_too_and_a_replaced_clip_is_seen(folder):
@@ -316,24 +316,24 @@ def test_folds_leak_into_tests_too_and_a_replaced_clip_is_seen(folder):
         row["fold"] = str(number % 2) if row["split"] != "test" else ""
         row["speaker"] = f"p{number}"
     path = folder.save()
-    assert leaks(audited(path), folds=True) == []
+    assert leaks(load_audit(path).findings, folds=True) == []
     folder.add("copy", "test", voice(0), fold="", speaker="p99")  # of c0, in train
     folder.save()
-    (found,) = leaks(audited(path), folds=True)
+    (found,) = leaks(load_audit(path).findings, folds=True)
     assert found["kind"] == "duplicate" and found["clips"] == ["test/copy", "train/c0"][::-1]
     # the table stays as it is, the clip behind it does not
     folder.add("copy", "test", voice(99))
     folder.rows.pop()
-    assert leaks(audited(path), folds=True) == []
+    assert leaks(load_audit(path).findings, folds=True) == []
     (path / "audit.json").write_text("[]")
-    assert leaks(audited(path), folds=True) == []
+    assert leaks(load_audit(path).findings, folds=True) == []
 
 
 def test_what_two_test_splits_share_is_no_leak(folder):
     folder.add("copy", "noisy", voice(7), speaker="p7")
     folder.add("again", "test", voice(7), speaker="p7")
     path = folder.save()
-    findings = audited(path)
+    findings = load_audit(path).findings
     assert [each for each in findings if "noisy" in each["crosses"].get("split", {})]
     assert not [each for each in leaks(findings, folds=False) if "p7" in each["name"]]
     assert leaks(findings, folds=True) == []
@@ -349,11 +349,11 @@ def test_twenty_thousand_clips_are_known_in_two_seconds(tmp_path):
     rows = pd.DataFrame({"clip_id": names, "media": names, "split": "train", "emotion": "hap"})
     rows.to_csv(tmp_path / "manifest.csv", index=False)
     (tmp_path / "settings.json").write_text('{"modalities": ["text"]}')
-    audited(tmp_path)
+    load_audit(tmp_path)
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        audited(tmp_path)
+        load_audit(tmp_path)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 2
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, write_features
+from conftest import CLASSES, TINY, write_features
 from inside import run_main
 
 from evaluation import report
@@ -28,7 +28,7 @@ from training.inference import infer
 from training.tasks import TASKS, model_arch, recipe
 from utils.files import write_bytes
 
-SMALL = dict.fromkeys(("speech_backbone", "face_backbone"), "timm:mobilenetv3_small_050")
+SMALL = {"speech_backbone": TINY, "face_backbone": TINY}
 SMALL |= {"text_layers": 1, "speech_frames": 48, "face_frames": 2, "fold": None, "val_fold": None}
 SHAPES = {"speech": (128, None), "face": (None, 32, 32, 3), "text": (None, 16)}
 

@@ -20,7 +20,6 @@ from models.fusion import FUSIONS
 from models.pooling import POOLINGS
 from training.modalities import MODALITIES
 
-TINY = dict.fromkeys(("speech_backbone", "face_backbone"), "timm:mobilenetv3_small_050")
 CLIPS = ("anna", "ben")
 
 
@@ -91,7 +90,7 @@ def fused(place, own_parts, tmp_path_factory):
             path = made[kind, dropout] = folder / f"{kind}-{dropout}.pth"
             choice = {"fusion": kind, "pooling": POOLED.get(kind, "attention")}
             features = place / "features"
-            save_untrained(path, features, seed=seed, modality_dropout=dropout, **TINY, **choice)
+            save_untrained(path, features, seed=seed, modality_dropout=dropout, **choice)
     return made
 
 
@@ -143,13 +142,13 @@ def runs(place, tmp_path_factory):
     """Runs by what they read; `folds`: a --fold all with two folds."""
     folder, features = tmp_path_factory.mktemp("runs"), place / "features"
     for seed, mode in enumerate(("speech", "face", "text")):
-        save_untrained(folder / f"{mode}.pth", features, mode, seed, **TINY)
-    save_untrained(folder / "fused.pth", features, seed=3, modality_dropout=0.3, **TINY)
+        save_untrained(folder / f"{mode}.pth", features, mode, seed)
+    save_untrained(folder / "fused.pth", features, seed=3, modality_dropout=0.3)
     for fold in ("0", "1"):
         place = folder / "folds" / f"fold_{fold}"
         place.mkdir(parents=True)
         name = "1_best_1.0000.pth"
-        save_untrained(place / name, features, seed=4 + int(fold), fold=fold, **TINY)
+        save_untrained(place / name, features, seed=4 + int(fold), fold=fold)
     return folder
 
 

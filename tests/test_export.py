@@ -27,8 +27,7 @@ def exported(place, tmp_path_factory):
     """A fused model with learnt vectors as ONNX, and what export.py said."""
     need("onnx", "onnxscript", "onnxruntime")
     folder = tmp_path_factory.mktemp("exported")
-    small = {"face_backbone": "timm:mobilenetv3_small_050", "modality_dropout": 0.3}
-    save_untrained(folder / "model.pth", place / "features", **small)
+    save_untrained(folder / "model.pth", place / "features", modality_dropout=0.3)
     done = run_main("export", "--checkpoint", folder / "model.pth", "--out", folder / "m.onnx")
     assert done.code == 0, done.err
     return folder

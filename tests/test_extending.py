@@ -284,7 +284,7 @@ def run_step(script: str, *arguments: str) -> dict:
 
 
 def stop_behind_the_first_epoch() -> None:
-    from training.run import Record
+    from training.record import Record
 
     add = Record.add
 

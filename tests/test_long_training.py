@@ -36,6 +36,7 @@ from trainings import (
 )
 
 import training.loop
+import training.record
 import training.run
 from training.checkpoint import (
     NO_CLIPS,
@@ -264,7 +265,7 @@ def test_killed_at_random_in_a_release(mode):
 @contextlib.contextmanager
 def stopping_behind_every_step():
     """Each start of train.py meanwhile does one step, as if a signal came within it."""
-    real = training.run.started
+    real = training.record.started
 
     @contextlib.contextmanager
     def started(run):
@@ -272,7 +273,7 @@ def stopping_behind_every_step():
             yield record, BehindAStep(run)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.run, "started", started)
+        patch.setattr(training.record, "started", started)
         yield
 
 
@@ -523,7 +524,7 @@ def test_table_events_and_curves_agree(start, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("utils.run_log.plot_curves", lambda _, rows, title: drawn.append(rows[:]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.run.Record, "add", lambda record, row: os.kill(os.getpid(), 15))
+        patch.setattr(training.record.Record, "add", lambda record, row: os.kill(os.getpid(), 15))
         assert start("a", "--eval_step", 2).code == 143
     assert start("a", "--eval_step", 2, "--resume").code == 0
     table = pd.read_csv(tmp_path / "text" / "a" / "metrics.csv")

@@ -4,6 +4,7 @@ move name for name."""
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -28,10 +29,11 @@ def arch_of(mode: str, word_dim: int = 16, **settings) -> dict:
     return model_arch(TASKS[mode], recipe(mode) | SMALL | settings, 7, shapes)
 
 
-def make_model(mode: str, word_dim: int = 16, **settings) -> torch.nn.Module:
+@lru_cache
+def make_model(mode: str, word_dim: int = 16) -> torch.nn.Module:
     """A small model whose batch-norm statistics fit its inputs, in eval mode."""
     torch.manual_seed(0)
-    model = build_model(**arch_of(mode, word_dim, **settings))
+    model = build_model(**arch_of(mode, word_dim))
     set_batchnorm_momentum(model, 1.0)
     with torch.no_grad():
         model.train()(draw_inputs(mode, word_dim=word_dim))
@@ -123,24 +125,24 @@ def test_padded_words_do_not_matter(mode):
 # Padding of sound
 
 
-@pytest.mark.parametrize("columns", [128, 400])
 @pytest.mark.parametrize("pooling", ["attention", "relation"])
 @torch.inference_mode()
-def test_silence_around_a_short_clip_has_no_weight(pooling, columns):
+def test_silence_around_a_short_clip_has_no_weight(pooling):
     """Whatever its amount; the 60 real columns of the clip share all of the weight."""
     torch.manual_seed(0)
     encoder = build_model(**arch_of("speech", pooling=pooling)).eval().encoders["speech"]
-    start = (columns - 60) // 2
-    log_mel, real = torch.zeros(1, 1, 64, columns), torch.zeros(1, columns, dtype=torch.bool)
-    log_mel[..., start : start + 60], real[:, start : start + 60] = torch.rand(64, 60), True
-    tokens, mask = encoder(log_mel, real)
-    weights = encoder.pooling.weights(tokens, mask)
-    has_sound = torch.tensor([chunk.any() for chunk in real[0].split(32)])
-    assert torch.equal(mask[0], has_sound) and has_sound.sum() <= 3
-    assert (weights[0, ~has_sound] == 0).all() and (weights[0, has_sound] > 0.01).all()
-    assert weights.sum() == pytest.approx(1)
-    louder = torch.where(mask.unsqueeze(2), tokens, 9.0)
-    torch.testing.assert_close(encoder.pooling(louder, mask), encoder.pooling(tokens, mask))
+    for columns in (128, 400):
+        clip = slice((columns - 60) // 2, (columns - 60) // 2 + 60)
+        log_mel, real = torch.zeros(1, 1, 64, columns), torch.zeros(1, columns, dtype=torch.bool)
+        log_mel[..., clip], real[:, clip] = torch.rand(64, 60), True
+        tokens, mask = encoder(log_mel, real)
+        weights = encoder.pooling.weights(tokens, mask)
+        has_sound = torch.tensor([chunk.any() for chunk in real[0].split(32)])
+        assert torch.equal(mask[0], has_sound) and has_sound.sum() <= 3
+        assert (weights[0, ~has_sound] == 0).all() and (weights[0, has_sound] > 0.01).all()
+        assert weights.sum() == pytest.approx(1)
+        louder = torch.where(mask.unsqueeze(2), tokens, 9.0)
+        torch.testing.assert_close(encoder.pooling(louder, mask), encoder.pooling(tokens, mask))
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -342,10 +344,10 @@ def test_fusions_that_compare_their_inputs_learn_exclusive_or(fusion):
 @pytest.mark.parametrize("mode", MODES)
 def test_parameters_are_named_after_modality_and_head(mode):
     modalities, heads = "|".join(TASKS[mode].inputs), "|".join(TASKS[mode].heads)
-    names = list(build_model(**arch_of(mode)).state_dict())
+    with torch.device("meta"):
+        names, fusion = (build_model(**arch_of(each)).state_dict() for each in (mode, "multimodal"))
     pattern = rf"(encoders\.({modalities})|heads\.({heads}))\..+"
     assert [name for name in names if not re.fullmatch(pattern, name)] == []
-    fusion = build_model(**arch_of("multimodal")).state_dict()
     encoders = {name for name in names if name.startswith("encoders.")}
     assert encoders <= set(fusion), "an encoder has other names in the multimodal model"
 
@@ -369,7 +371,7 @@ def test_half_precision_is_finite(case, dtype):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_parameter_learns(mode):
-    model = make_model(mode).train()
+    model = build_model(**arch_of(mode)).train()
     loss_of(model(draw_inputs(mode))).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
@@ -412,7 +414,7 @@ def test_the_backbone_is_the_librarys_own_network():
     own = EfficientNet.from_name("efficientnet-b0", image_size=None).eval()
     missing, extra = own.load_state_dict(ours.trunk.state_dict(), strict=False)
     assert missing == ["_fc.weight", "_fc.bias"] and not extra
-    for size in ((64, 64), (65, 97), (70, 44), (33, 128), (1, 2), (31, 63)):
+    for size in ((64, 64), (65, 97), (70, 44), (1, 2)):
         images = torch.rand(2, 3, *size)
         expected, found = own.extract_features(images), ours(images)
         assert expected.std() > 1e-3 and found.shape == expected.shape

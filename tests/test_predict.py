@@ -80,6 +80,14 @@ def test_numbers_are_those_of_the_trained_model_on_those_features(place, ask, na
             assert list(part.values()) == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_face_alone_needs_no_sound(ask, tmp_path, face_image):
+    """With sound it is looked for while somebody speaks, as in its training (the test above)."""
+    clip = make_clip(tmp_path / "silent.mp4", np.stack([face_image] * 11), None, fps=10)
+    done = ask(clip, "--no_pictures", checkpoints=["face.pth"])
+    (found,) = done.clips
+    assert list(found["parts"]) == ["face"] and not found["missing"], found
+
+
 def test_views_and_ensemble_are_those_of_a_submission(place, ask, tmp_path):
     both = ["any.pth", "plain.pth"]
     done = ask(

@@ -34,7 +34,7 @@ from conftest import (
 from inside import run_main
 
 from corpora import merc2020
-from corpora.audit import audited
+from corpora.audit import load_audit
 from extract import audio, faces, words
 from extract.clip import STAGES, Job, process_clip
 from preprocess import colliding_names
@@ -726,7 +726,7 @@ def test_what_splits_share_is_named_and_stored_for_training(recordings, monkeypa
     # a run without work, and a training, compare nothing again
     monkeypatch.setattr("corpora.audit.compare", None)
     assert line in preprocess(raw, features, *SOUND).stdout
-    assert len(audited(features)) == 2
+    assert len(load_audit(features).findings) == 2
 
 
 def test_an_interrupted_audit_costs_nothing_else(recordings, monkeypatch):
@@ -746,7 +746,7 @@ def test_an_interrupted_audit_costs_nothing_else(recordings, monkeypatch):
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
     assert content(features) == {name: whole[name] for name in whole if name != "audit.json"}
-    assert len(audited(features)) == 2 and content(features) == whole
+    assert len(load_audit(features).findings) == 2 and content(features) == whole
 
 
 def test_a_damaged_sound_is_no_reason_to_fail(recordings):

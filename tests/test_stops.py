@@ -228,10 +228,12 @@ def test_a_killed_reader_costs_nothing(start, tmp_path, monkeypatch):
     monkeypatch.setattr(training.run.Run, "add_up", behind_the_update)
     run = start("cut", "--seed", 7, "--num_workers", 2)
     assert run.code == 2 and "clips was killed" in run.err and "--num_workers" in run.err, run.err
-    said = run.err.split("clips were being read: ")[1].split("; saved in ")[0].split(", ")
+    said = run.err.split("clips were being read: ")[1].split("; saved in ")[0]
+    said, _, others = said.partition(" and ")
     ids = {f"{number:05d}" for number in range(14)}
     # the last batch of an epoch has 4, if the reader had not handed it over
-    assert set(said[:8]) <= ids and len(said[:8]) in (4, 8) and said[8:] in ([], ["..."]), said
+    named = said.split(", ")
+    assert set(named) <= ids and len(named) in (4, 8) and others in ("", "4 more", "8 more"), said
     monkeypatch.undo()
     assert start("cut", "--seed", 7, "--resume").code == 0
     assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")

@@ -26,7 +26,7 @@ from trainings import TINY as THREE_EPOCHS
 
 import models
 import train
-from corpora.audit import audited
+from corpora.audit import load_audit
 from models import build_model
 from models.fusion import FUSIONS
 from models.pooling import MeanPooling
@@ -407,7 +407,7 @@ for fold in ([], ["--fold", "all"]):
 def test_a_start_reads_each_record_and_no_feature(tmp_path):
     """But the first clip's, whose width the model needs. All folds share one look."""
     folder = with_records(write_features(tmp_path / "features", 1, modalities=("text", "speech")))
-    audited(folder)  # preprocess.py leaves it behind
+    load_audit(folder)  # preprocess.py leaves it behind
     flags = ["--mode", "text", *TINY, "--features_dir", folder, "--logs_dir", tmp_path / "logs"]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     run = run_script("-c", STARTS, folder, tmp_path, *flags, env={"PYTHONPATH": paths})
@@ -634,7 +634,7 @@ for split in ("train", "val", "test"):
 
 
 def test_training_never_opens_the_test_clips(features, tmp_path):
-    audited(features)  # the audit compares all clips; preprocess.py makes it
+    load_audit(features)  # the audit compares all clips; preprocess.py makes it
     places = ["--logs_dir", tmp_path, "--features_dir", features]
     command = ["--mode", "text", "--exp_name", "a", *TINY, *places]
     run = run_script("-c", AUDIT, *command)

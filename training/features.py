@@ -8,7 +8,6 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from training.modalities import MODALITIES, SAME, Shape, modality
-from utils.errors import IntegrityError, UsageError
+from utils.errors import IntegrityError, UsageError, listed
 from utils.files import digest, read_json, read_known, sha256
 from utils.parallel import available_cores
 
@@ -42,6 +41,7 @@ class Features:
     manifest: pd.DataFrame
     shapes: dict[str, Shape] = field(default_factory=dict)  # of a custom feature's first clip
     checked: set[Path] = field(default_factory=set)  # files that are as they were written
+    records: dict[str, dict[str, Stages]] = field(default_factory=dict)  # of the splits in use
 
     @classmethod
     def open(cls, folder: Path) -> Features:
@@ -72,8 +72,17 @@ class Features:
         return self.settings["classes"]
 
     def config_for(self, inputs: tuple[str, ...]) -> dict[str, Any]:
-        """The extraction settings behind these inputs: a checkpoint works on no others."""
-        folders = [modality(name).folder for name in inputs]
+        """The extraction settings behind these inputs: a checkpoint works on no others.
+
+        Among them those of what an input follows: a face that was looked for while somebody spoke
+        is another one than that of the whole clip.
+        """
+        folders = []
+        for name in inputs:
+            folders.append(modality(name).folder)
+            while name := modality(name).follows:
+                if modality(name).folder in self.settings["modalities"]:
+                    folders.append(modality(name).folder)
         return {folder: self.settings["features"].get(folder) for folder in folders}
 
     def require(self, inputs: tuple[str, ...]) -> None:
@@ -106,28 +115,28 @@ class Features:
         kind = modality(name)
         return self.folder / row["split"] / kind.folder / f"{row['clip_id']}{kind.ending}"
 
-    @cached_property
-    def records(self) -> dict[tuple[str, str], Stages]:
-        """What preprocess.py says of each clip, read once; custom and made features may have none.
+    def record(self, row: dict) -> Stages | None:
+        """What preprocess.py says of a clip's files; None where it says nothing, as of features
+        that another tool made.
 
+        Records are read once, all of a split together: no training opens those of a test split.
         A damaged record counts as none of its clip's files being as they were written.
         """
-        places = list(self.manifest[["split", "clip_id"]].itertuples(index=False, name=None))
-        found = {}
-        for split, clip_id in tqdm(places, "records", **BAR):
-            path = self.folder / split / "records" / f"{clip_id}.json"
-            stages = read_known(path).get("stages", {})
-            if stages or path.is_file():
-                found[split, clip_id] = stages if isinstance(stages, dict) else {}
-        return found
-
-    def stages(self, row: dict) -> Stages:
-        return self.records.get((row["split"], row["clip_id"]), {})
+        split = row["split"]
+        if split not in self.records:
+            found = self.records[split] = {}
+            clips = self.manifest["clip_id"][self.manifest["split"] == split]
+            for clip_id in tqdm(clips, f"records of {split}", **BAR):
+                path = self.folder / split / "records" / f"{clip_id}.json"
+                stages = read_known(path).get("stages", {})
+                if stages or path.is_file():
+                    found[clip_id] = stages if isinstance(stages, dict) else {}
+        return self.records[split].get(row["clip_id"])
 
     def digest_of(self, row: dict, name: str) -> str:
         """Tells a clip's file from another one: the sha256 in its record, else of what `ends`
         reads."""
-        stage = self.stages(row).get(modality(name).folder, {})
+        stage = (self.record(row) or {}).get(modality(name).folder, {})
         return stage.get("sha256") or digest(ends(self.path(row, name)))
 
     def load(self, row: dict, name: str) -> np.ndarray:
@@ -154,10 +163,11 @@ class Features:
 
     def check_digest(self, row: dict, name: str) -> None:
         """IntegrityError for a file that is not as its clip's record says."""
-        if (row["split"], row["clip_id"]) not in self.records:
+        record = self.record(row)
+        if record is None:
             return
         path, folder = self.path(row, name), modality(name).folder
-        stage = self.stages(row).get(folder)
+        stage = record.get(folder)
         if stage is None and not modality(name).made_by_preprocess:
             return  # a custom feature beside what preprocess.py made
         if not isinstance(stage, dict) or stage.get("sha256") != sha256(path):
@@ -168,12 +178,12 @@ class Features:
     def check_layout(self, row: dict, name: str, feature: np.ndarray) -> None:
         """IntegrityError for a feature of another type or shape than those of the other clips."""
         kind, shape = self.expected_layout(row, name, feature)
-        sizes = zip(feature.shape, shape, strict=False)
+        pairs = zip(feature.shape, shape, strict=False)
         fits = feature.dtype.kind in kind and feature.ndim == len(shape) and feature.size
-        if not fits or any(size != wanted for size, wanted in sizes if wanted is not None):
-            listed = ", ".join("any" if size is None else str(size) for size in shape)
+        if not fits or any(size != wanted for size, wanted in pairs if wanted is not None):
+            sizes = ", ".join("any" if size is None else str(size) for size in shape)
             found = f"{feature.dtype} {feature.shape}"
-            expected = f"{NUMBERS.get(kind, 'numbers')} ({listed})"
+            expected = f"{NUMBERS.get(kind, 'numbers')} ({sizes})"
             raise IntegrityError(f"{self.path(row, name)}: {found}, expected {expected}")
         if feature.dtype.kind == "f" and not np.isfinite(feature).all():
             raise IntegrityError(f"{self.path(row, name)} holds values that are not numbers")
@@ -209,8 +219,8 @@ class Features:
             maker = "run preprocess.py again, it makes only what is missing"
             if missing[0].parent.name not in self.settings["modalities"]:
                 maker = "run again what made this custom feature"
-            listed = ", ".join(map(str, missing[:5])) + ", ..." * (len(missing) > 5)
-            raise IntegrityError(f"{len(missing)} feature files are missing: {listed}; {maker}")
+            what = f"{len(missing)} feature files are missing: {listed(missing)}"
+            raise IntegrityError(f"{what}; {maker}")
 
     def verify(self, rows: Iterable[dict], inputs: tuple[str, ...]) -> None:
         """Read every byte now; IntegrityError for the first file that is not as it was written."""

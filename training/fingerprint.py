@@ -21,7 +21,7 @@ def fingerprints(features: Features, rows: Iterable[dict[str, Any]]) -> np.ndarr
     Recordings and files are told by their sha256, as the clip's record says. Words alone are no
     clip, many say the same; an id alone counts where nothing else is known.
     """
-    numbers = [_fingerprint(features.stages(row), row) for row in rows]
+    numbers = [_fingerprint(features.record(row) or {}, row) for row in rows]
     return np.array(numbers, np.uint64).reshape(-1, 3).view(np.int64)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from training.stopping import StepInterrupted
-from utils.errors import UsageError
+from utils.errors import UsageError, listed
 from utils.parallel import trim_memory
 
 
@@ -98,7 +98,7 @@ class Loader(DataLoader):
         return (
             "a process that reads clips was killed: by the system, if memory or /dev/shm was full "
             f"(fewer --num_workers need less). {len(clips)} clips were being read: "
-            f"{', '.join(clips[:8])}{', ...' * (len(clips) > 8)}"
+            + listed(clips, 8)
         )
 
 

@@ -14,7 +14,8 @@ from training.inference import infer, progress
 from training.loader import LoaderError
 from training.metrics import Metrics
 from training.randomness import generator, torch_seed
-from training.run import Record, Run, interrupted, measures, saved_where
+from training.record import Record, interrupted, measures, saved_where
+from training.run import Run
 from training.stopping import StepInterrupted, StopSignal
 from utils.errors import UsageError
 

@@ -42,11 +42,11 @@ class Modality:
     pads: bool = False  # batches are padded to their longest clip
     cut_axes: tuple[int, ...] = (1,)  # of a batch (B, ...), that cutmix draws a box in; time first
     source: str = ""  # what preprocess.py makes it from: the clip's media, or its words
+    follows: str = ""  # the modality whose times or files preprocess.py needs for it, where it can
     shortest: int = 1  # steps of time that its encoder needs
     picture: str = ""  # how inference/figure.py shows it
     corruption: str = ""  # how evaluation/corruptions.py makes it worse
     test_views: bool = False  # test-time augmentation changes it
-    color: str = "#8aa4c8"
 
     @property
     def made_by_preprocess(self) -> bool:
@@ -116,7 +116,6 @@ MODALITIES = {
         shortest=32,
         picture="spectrogram",
         corruption="white noise",
-        color="#4a78b5",
     ),
     "face": Modality(
         folder="video",
@@ -136,10 +135,10 @@ MODALITIES = {
         keeps_head=True,
         cut_axes=(1, 3, 4),  # time, height, width
         source="media",
+        follows="speech",  # faces are looked for while somebody speaks
         picture="frames",
         corruption="blur",
         test_views=True,
-        color="#c8553d",
     ),
     "text": Modality(
         folder="text",
@@ -158,7 +157,6 @@ MODALITIES = {
         source="words",
         picture="words",
         corruption="lost words",
-        color="#6a9a4f",
     ),
     "video_embedding": Modality(
         folder="video_embedding",
@@ -168,6 +166,7 @@ MODALITIES = {
         encoder=custom_encoder,
         layout=embedding_layout,
         source="media",
+        follows="face",
     ),
 }
 MODES = tuple(name for name, row in MODALITIES.items() if row.recipe)  # each has a training

@@ -1,17 +1,13 @@
-"""One training run: everything that a step needs, its state, and its folder."""
+"""One training run: everything that a step needs, and the state that it goes on from."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import shutil
-import sys
-import time
-from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +15,8 @@ from torch import Tensor
 from models import build_model
 from models.backbone import Backbone, set_batchnorm_momentum
 from training.checkpoint import (
-    LAST,
-    PREVIOUS,
     Checkpoint,
-    best_checkpoint,
-    best_name,
-    keep_best,
-    load_checkpoint,
     load_last,
-    save_best,
-    save_last,
 )
 from training.data import ClipDataset, make_loader, training_rows
 from training.features import Features
@@ -49,13 +37,11 @@ from training.prepare import (
     provenance,
 )
 from training.randomness import generator
-from training.stopping import StopSignal, interruptible
+from training.resume import check_best, check_folder, check_same
+from training.stopping import interruptible
 from training.tasks import model_arch, task_of
-from utils.distributed import Silent, init_distributed, launched_by_torchrun
-from utils.errors import IntegrityError, Interrupted, UsageError
-from utils.files import write_json
-from utils.plots import plot_confusion
-from utils.run_log import RunLog
+from utils.distributed import init_distributed
+from utils.errors import UsageError, listed
 
 SUMS = ("loss", "right", "clips", "skipped")
 
@@ -256,7 +242,7 @@ class Run:
         if math.isfinite(loss) and self.scaler.get_scale() > 1:
             return True
         seen = "; ".join(f"{name} {statistics(t[0])}" for name, t in batch["inputs"].items())
-        clips = ", ".join(batch["clip_id"][:8]) + (", ..." if len(batch["clip_id"]) > 8 else "")
+        clips = listed(batch["clip_id"], 8)
         others = ""
         if self.dist.world > 1 and math.isfinite(loss):
             others = " (of all processes: look first where the loss is not finite either)"
@@ -301,156 +287,6 @@ class Run:
 
     def checkpoint(self, weights: dict[str, Any], epoch: int) -> Checkpoint:
         return {**self.identity, "weights": weights, "val": self.best, "epoch": epoch}
-
-
-@contextlib.contextmanager
-def started(run: Run) -> Iterator[tuple[Record, StopSignal]]:
-    """What `fit` needs while a run is on: its record in one of the processes, and the stop that
-    signals ask for. Loading processes end with it."""
-    record: Any = Record(run) if run.dist.rank == 0 else NoRecord()
-    loaders = (run.train_loader, run.val_loader)
-    with StopSignal(grace=launched_by_torchrun()) as stop, contextlib.ExitStack() as end:
-        for loader in loaders:
-            end.enter_context(contextlib.closing(loader))
-            if run.dist.world == 1:  # several processes are stopped behind a step of all
-                loader.stop_requested = stop.requested
-        yield record, stop
-
-
-class NoRecord(Silent):
-    """Of the processes that leave the writing to the first one."""
-
-    def is_due(self) -> bool:
-        return False
-
-
-class Record(RunLog):
-    """What a run leaves in its folder. Only one process of a run writes."""
-
-    def __init__(self, run: Run):
-        self.run, folder = run, run.folder
-        if run.options.overwrite:
-            empty_folder(folder)
-        if run.resumed is None:
-            for stale in folder.glob("*_best_*.pth"):
-                stale.unlink()  # of a run that was killed before it saved anything else
-        self.last_is_sound = run.resumed is None or run.resumed[0].name == LAST
-        self.saved_at = time.monotonic()
-        write_json(folder / "config.json", run.config)
-        super().__init__(folder, run.rows)
-        if run.resumed:
-            print(f"resumed {run.resumed[0]} after step {run.step}")
-
-    def is_due(self) -> bool:
-        return time.monotonic() - self.saved_at >= 60 * self.run.options.save_minutes
-
-    def save_last(self, state: dict[str, Any]) -> None:
-        run = self.run
-        checkpoint = run.checkpoint(state["weights"], len(run.rows)) | state
-        save_last(self.folder, checkpoint, keep=self.last_is_sound)
-        self.last_is_sound = True
-        keep_best(self.folder, run.best)
-        self.saved_at = time.monotonic()
-
-    def save_best(self, confusion: Any, epoch: int) -> None:
-        weights = self.run.mean_weights.model.state_dict()
-        checkpoint = self.run.checkpoint(weights, epoch)
-        save_best(self.folder, checkpoint)
-        title = f"{self.folder.name}: epoch {epoch}, {confusion.sum()} validation clips"
-        plot_confusion(self.folder / "confusion.png", confusion, checkpoint["classes"], title)
-
-    def finish(self, best: dict[str, Any]) -> None:
-        self.close()
-        if best_checkpoint(self.folder) is None:
-            raise IntegrityError(
-                f"the best checkpoint of {self.folder} is gone and no later epoch was better: put "
-                f"it back, use {LAST}, or start anew with --overwrite"
-            )
-        write_json(self.folder / "best.json", best)
-        print("curves.png and confusion.png are beside the best checkpoint:")
-        clips = f"{best['clips']} validation clips"
-        print(f"{best_checkpoint(self.folder)}: {measures(best)} over {clips}", flush=True)
-
-
-def saved_where(folder: Path) -> str:
-    said = f"saved in {folder / LAST}, the same command with --resume goes on"
-    if launched_by_torchrun():
-        said += "; torchrun itself ends with a traceback about the signal and exit code 1"
-    return said
-
-
-def interrupted(run: Run, signum: int, where: str) -> NoReturn:
-    raise Interrupted(signum, f"stopped {where}; {saved_where(run.folder)}")
-
-
-def check_folder(folder: Path, options: Any, first: int) -> None:
-    """UsageError for a folder that holds what this run would lose or mix with its own. `first`: the
-    epoch that is validated first."""
-    goes_on = any((folder / name).is_file() for name in (LAST, PREVIOUS))
-    there = goes_on or best_checkpoint(folder) or any(folder.glob("fold_*"))
-    if there and not (options.resume or options.overwrite):
-        raise UsageError(
-            f"{folder} holds a run already: --resume goes on with it, --overwrite "
-            "throws it away, another --exp_name keeps both"
-        )
-    best = best_checkpoint(folder)  # that of the first validation is there before any other file
-    later = best and int(best.name.partition("_")[0]) > first
-    if options.resume and not goes_on and (later or (folder / "best.json").is_file()):
-        raise UsageError(
-            f"{folder} holds a run without its {LAST}, nothing to go on from: --overwrite throws "
-            "it away, another --exp_name keeps it"
-        )
-    if options.resume and any(folder.glob("fold_*")):
-        raise UsageError(f"{folder} holds the runs of --fold all: go on with that, or rename")
-
-
-def empty_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if path.name == ".lock":
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def check_best(folder: Path, place: Path, state: Checkpoint) -> None:
-    """IntegrityError for a damaged best checkpoint; a warning where it is gone."""
-    if not state["best"]:
-        return
-    best = folder / best_name(state["best"]["epoch"], state["best"]["loss"])
-    if best.is_file():
-        try:
-            load_checkpoint(best)
-        except IntegrityError as error:
-            remedy = "delete it, then --resume keeps the next epoch that is better"
-            raise IntegrityError(f"{error}; {remedy}, or start anew with --overwrite") from error
-    elif place.name == LAST:  # an older checkpoint goes on to the same best again
-        what = f"WARNING: the best checkpoint {best} is gone: only a better epoch is kept from now"
-        print(what, file=sys.stderr)
-
-
-def check_same(state: Checkpoint, identity: dict[str, Any], path: Path) -> None:
-    """IntegrityError that shows what differs between the stopped run and this command."""
-    then, now = (
-        {
-            **part["config"],
-            **part.get("data", {}),
-            "classes": part["classes"],
-            "features": part["features_config"],
-        }
-        for part in (state, identity)
-    )
-    differs = [name for name in now if then.get(name) != now[name]]
-    if differs:
-        shown = "; ".join(f"{name}: {then.get(name)} then, {now[name]} now" for name in differs)
-        raise IntegrityError(f"cannot resume {path}, its run differs: {shown}")
-
-
-def measures(values: dict[str, float], prefix: str = "") -> str:
-    return ", ".join(f"{name} {values[prefix + name]:.4f}" for name in ("loss", "accuracy", "uar"))
 
 
 def statistics(tensor: Tensor) -> str:

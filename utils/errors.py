@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
@@ -106,3 +106,15 @@ def one_of(kind: str, value: str, known: dict | tuple | list) -> None:
     """Raise UsageError that lists the known names, unless `value` is one of them."""
     if value not in known:
         raise UsageError(f"unknown {kind} {value!r}: expected one of {', '.join(map(str, known))}")
+
+
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """The first names for a message, and how many more there are."""
+    shown: list[str] = []
+    more = 0
+    for name in names:
+        if len(shown) < most:
+            shown.append(str(name))
+        else:
+            more += 1
+    return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils.errors import IntegrityError, UsageError
+from utils.errors import IntegrityError, UsageError, listed
 
 ID_COLUMN, PREDICTION_COLUMN = "FileID", "Emotion"
 BOM = "\ufeff"
@@ -60,7 +60,7 @@ class Sheet:
     def _check_ids(self) -> None:
         twice = [clip_id for clip_id, count in Counter(self.ids).items() if count > 1]
         if twice:
-            raise IntegrityError(f"{self.path} lists {', '.join(twice[:10])} more than once")
+            raise IntegrityError(f"{self.path} lists {listed(twice, 10)} more than once")
         if not self.ids:
             raise IntegrityError(f"{self.path} lists no clips")
 

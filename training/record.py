@@ -1,0 +1,115 @@
+"""What a run leaves in its folder, from its first file to the line that says where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from training.checkpoint import LAST, best_checkpoint, keep_best, save_best, save_last
+from training.run import Run
+from training.stopping import StopSignal
+from utils.distributed import Silent, launched_by_torchrun
+from utils.errors import IntegrityError, Interrupted
+from utils.files import write_json
+from utils.plots import plot_confusion
+from utils.run_log import RunLog
+
+
+@contextlib.contextmanager
+def started(run: Run) -> Iterator[tuple[Record, StopSignal]]:
+    """What `fit` needs while a run is on: its record in one of the processes, and the stop that
+    signals ask for. Loading processes end with it."""
+    record: Any = Record(run) if run.dist.rank == 0 else NoRecord()
+    loaders = (run.train_loader, run.val_loader)
+    with StopSignal(grace=launched_by_torchrun()) as stop, contextlib.ExitStack() as end:
+        for loader in loaders:
+            end.enter_context(contextlib.closing(loader))
+            if run.dist.world == 1:  # several processes are stopped behind a step of all
+                loader.stop_requested = stop.requested
+        yield record, stop
+
+
+class NoRecord(Silent):
+    """Of the processes that leave the writing to the first one."""
+
+    def is_due(self) -> bool:
+        return False
+
+
+class Record(RunLog):
+    """What a run leaves in its folder. Only one process of a run writes."""
+
+    def __init__(self, run: Run):
+        self.run, folder = run, run.folder
+        if run.options.overwrite:
+            empty_folder(folder)
+        if run.resumed is None:
+            for stale in folder.glob("*_best_*.pth"):
+                stale.unlink()  # of a run that was killed before it saved anything else
+        self.last_is_sound = run.resumed is None or run.resumed[0].name == LAST
+        self.saved_at = time.monotonic()
+        write_json(folder / "config.json", run.config)
+        super().__init__(folder, run.rows)
+        if run.resumed:
+            print(f"resumed {run.resumed[0]} after step {run.step}")
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self.saved_at >= 60 * self.run.options.save_minutes
+
+    def save_last(self, state: dict[str, Any]) -> None:
+        run = self.run
+        checkpoint = run.checkpoint(state["weights"], len(run.rows)) | state
+        save_last(self.folder, checkpoint, keep=self.last_is_sound)
+        self.last_is_sound = True
+        keep_best(self.folder, run.best)
+        self.saved_at = time.monotonic()
+
+    def save_best(self, confusion: Any, epoch: int) -> None:
+        weights = self.run.mean_weights.model.state_dict()
+        checkpoint = self.run.checkpoint(weights, epoch)
+        save_best(self.folder, checkpoint)
+        title = f"{self.folder.name}: epoch {epoch}, {confusion.sum()} validation clips"
+        plot_confusion(self.folder / "confusion.png", confusion, checkpoint["classes"], title)
+
+    def finish(self, best: dict[str, Any]) -> None:
+        self.close()
+        if best_checkpoint(self.folder) is None:
+            raise IntegrityError(
+                f"the best checkpoint of {self.folder} is gone and no later epoch was better: put "
+                f"it back, use {LAST}, or start anew with --overwrite"
+            )
+        write_json(self.folder / "best.json", best)
+        print("curves.png and confusion.png are beside the best checkpoint:")
+        clips = f"{best['clips']} validation clips"
+        print(f"{best_checkpoint(self.folder)}: {measures(best)} over {clips}", flush=True)
+
+
+def empty_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.name == ".lock":
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def saved_where(folder: Path) -> str:
+    said = f"saved in {folder / LAST}, the same command with --resume goes on"
+    if launched_by_torchrun():
+        said += "; torchrun itself ends with a traceback about the signal and exit code 1"
+    return said
+
+
+def interrupted(run: Run, signum: int, where: str) -> NoReturn:
+    raise Interrupted(signum, f"stopped {where}; {saved_where(run.folder)}")
+
+
+def measures(values: dict[str, float], prefix: str = "") -> str:
+    return ", ".join(f"{name} {values[prefix + name]:.4f}" for name in ("loss", "accuracy", "uar"))
