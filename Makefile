@@ -15,12 +15,12 @@ test: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # Here a test that cannot run is a failure: the packages are installed, the browser has to be there.
 test-extras: $(VENV)/ready
 	$(INSTALL) -r requirements-extras.txt -c requirements.lock
-	REQUIRE_EXTRAS=1 $(BIN)/python -m pytest -m extra
+	REQUIRE_EXTRAS=1 $(BIN)/python -m pytest -m extra -n auto --maxprocesses 2 --dist worksteal
 
 app: $(VENV)/ready
 	$(INSTALL) -r requirements-app.txt -c requirements.lock

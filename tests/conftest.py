@@ -26,6 +26,7 @@ QUIET = {
 }
 os.environ.update(QUIET)  # before torch is imported
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and what nohup starts ignores this
 
 
 def run_script(name: str, *args: object, env: dict | None = None, timeout: float = 120):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import signal
 import stat
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ROOT
@@ -173,19 +171,23 @@ def test_a_name_that_stands_twice_in_json_is_told(tmp_path):
         read_json(tmp_path / "a.json")
 
 
+HOLDER = """
+import os, signal, sys, time
+from pathlib import Path
+from utils.files import lock_folder
+
+there, begun = os.pipe()
+with lock_folder(Path(sys.argv[1])):
+    if os.fork():
+        os.read(there, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.write(begun, b".")
+    time.sleep(30)
+"""
+
+
 def test_what_a_holder_forks_does_not_keep_its_lock(tmp_path):
-    held, end = multiprocessing.get_context("fork").Event(), time.sleep
-    context = multiprocessing.get_context("fork")
-
-    def hold() -> None:
-        with lock_folder(tmp_path):
-            context.Process(target=end, args=(30,)).start()
-            held.set()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    holder = context.Process(target=hold)
-    holder.start()
-    assert held.wait(20)
-    holder.join()
+    ended = subprocess.run([sys.executable, "-c", HOLDER, tmp_path], cwd=ROOT)
+    assert ended.returncode == -signal.SIGKILL
     with lock_folder(tmp_path):
         pass

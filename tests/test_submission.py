@@ -306,7 +306,7 @@ def test_the_power_makes_scores_and_no_probabilities(submit, members, features, 
     believed = np.mean([softmax(z) for z in logits], axis=0)
     np.testing.assert_allclose(probabilities(tmp_path), believed, atol=1e-6)
     np.testing.assert_allclose(probabilities(tmp_path).sum(1), 1, atol=1e-9)
-    assert believed.max(1).mean() > 2 * scores.max(1).mean()
+    assert believed.max(1).mean() > 1.5 * scores.max(1).mean()
     assert probabilities(tmp_path, name="temperature") == 0.1
     csv = (tmp_path / "out" / "test1_submission.csv").read_text().splitlines()[1:]
     assert [line.split(",")[1] for line in csv] == [CLASSES[k] for k in scores.argmax(1)]
