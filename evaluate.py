@@ -18,7 +18,7 @@ from typing import Any
 
 from utils.config import Flags, device_name, ranged
 from utils.errors import UsageError, run_script
-from utils.files import check_place, write_json
+from utils.files import check_place, keep_as_it_is, write_json
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "timm", "efficientnet-pytorch")
 COLUMNS = dict(
@@ -52,11 +52,8 @@ def main() -> int:
     if not (args.checkpoints or args.certify):
         raise UsageError("give --checkpoints, or --certify with a certificate that names some")
 
-    from evaluation.certificate import certificate, check_seeds, compare, describe, read_certificate
+    from evaluation.certificate import check_seeds, read_certificate
     from evaluation.ensemble import group_checkpoints
-    from evaluation.report import write_report
-    from evaluation.runs import evaluate_runs, pool
-    from training.features import Features
 
     args.device = device_name(args.device)
     published = read_certificate(args.certify) if args.certify else {}
@@ -64,8 +61,21 @@ def main() -> int:
     if args.certificate:
         check_seeds(group_checkpoints(args.checkpoints))
     args.split = args.split or published.get("split")
-    features = Features.open(args.features_dir or published.get("features_dir", "features"))
+    args.features_dir = args.features_dir or Path(published.get("features_dir", "features"))
+    with keep_as_it_is(args.features_dir):
+        return evaluate(args, published)
+
+
+def evaluate(args: argparse.Namespace, published: dict[str, Any]) -> int:
+    """Write the report and print the table; the exit code. `published`: a certificate, or {}."""
+    from evaluation.certificate import certificate, compare, describe
+    from evaluation.report import write_report
+    from evaluation.runs import evaluate_runs, pool
+    from training.features import Features
+
+    features = Features.open(args.features_dir)
     runs = evaluate_runs(args.checkpoints, features, args)
+    features.check_unchanged()
     systems = [*runs, pool(f"ensemble of {len(runs)}", runs)] if len(runs) > 1 else runs
     report = report_of(args, features, runs, systems)
     report["certified"] = None

@@ -20,7 +20,7 @@ from typing import Any
 
 from utils.config import Flags, device_name, ranged
 from utils.errors import IntegrityError, UsageError, listed, one_of, run_script
-from utils.files import check_place, write_atomic, write_bytes
+from utils.files import check_place, keep_as_it_is, write_atomic, write_bytes
 from utils.sheet import Sheet
 
 SHEETS = ("test1.csv", "test2.csv", "test3.csv")
@@ -54,7 +54,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     check_place(args.out)
+    with keep_as_it_is(args.features_dir):
+        submit(args)
 
+
+def submit(args: argparse.Namespace) -> None:
     from training.features import Features
 
     device = device_name(args.device)
@@ -71,6 +75,7 @@ def main() -> None:
     for member, (_, scores) in zip(members, votes, strict=True):
         print(f"{member.path}: {accuracy(member, rows, scores, features)}")
     probabilities, scores = (combine_all(members, list(each)) for each in zip(*votes, strict=True))
+    features.check_unchanged()
     place = {key: index for index, key in enumerate(rows)}
     for sheet, each in zip(sheets, found, strict=True):
         index = [place[row["split"], row["clip_id"]] for row in each.values()]

@@ -25,7 +25,7 @@ from training.tasks import ALL_SETTINGS, TASKS, recipe
 from utils.config import Flags, device_name, ranged
 from utils.distributed import hold_run_folder, is_main_process
 from utils.errors import IntegrityError, UsageError, run_script
-from utils.files import check_place, read_json, write_json
+from utils.files import check_place, keep_as_it_is, read_json, write_json
 from utils.parallel import set_memory, use_tensor_cores
 
 STARTS = {name: f"{name}_load_weights" for name in MODES}  # modality -> the flag's name
@@ -123,7 +123,8 @@ def main() -> None:
     check_place(folder)
     config = start_config(args.mode)
     config |= {name: value for name, value in vars(args).items() if name in config}
-    with contextlib.nullcontext() if args.dry_run else hold_run_folder(folder):
+    run_folder = contextlib.nullcontext() if args.dry_run else hold_run_folder(folder)
+    with run_folder, keep_as_it_is(args.features_dir):
         train(args, config, folder)
 
 

@@ -120,7 +120,7 @@ class Predictor:
 
     def work_in(self, folder: Path) -> None:
         """Put the features of the next clips there."""
-        self.features = replace(self.features, folder=folder, checked=set())
+        self.features = replace(self.features, folder=folder, seen={}, checked=set())
         self.job = replace(self.job, features_dir=folder)
         self.origin, self.unknown = None, ""
 

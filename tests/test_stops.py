@@ -268,7 +268,7 @@ def test_a_file_that_is_damaged_while_training(start, tmp_path, monkeypatch, wor
 
     monkeypatch.setattr(training.run.Run, "targets", third_step)
     run = start("cut", "--num_workers", workers, folder=folder)
-    assert run.code == 4 and f"{path} is missing or damaged" in run.err, run.err
+    assert run.code == 4 and f"{path} was changed meanwhile" in run.err, run.err
     assert "Traceback" not in run.err and "saved in" in run.err.splitlines()[-1]
     path.write_bytes(content)
     monkeypatch.undo()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 import zlib
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 from zipfile import BadZipFile
 
@@ -25,7 +27,10 @@ from utils.parallel import available_cores
 COLUMNS = ("clip_id", "split", "emotion", "speech_emotion", "face_emotion", "fold")
 BAR = {"file": sys.stderr, "unit": "clip", "leave": False, "delay": 2}
 NUMBERS = {"f": "float", "u": "uint8"}  # kinds of numpy's dtypes; others are any numbers
+TABLES = ("settings.json", "manifest.csv")
+MOST_BYTES = 64 << 20  # of the words of a clip
 Stages = dict[str, dict[str, Any]]  # folder -> what preprocess.py says of its file
+Stamp = tuple[int, int, int]  # of a file: which one it is, its size, and its time of change
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,17 @@ class Features:
     """Settings, one manifest row per usable clip, and the files.
 
     A file is compared with the digest in its clip's record when this process first reads it: so
-    a start costs no look at the bytes, and nothing damaged is learnt from.
+    a start costs no look at the bytes, and nothing damaged is learnt from. Later reads see by size
+    and time that it is still that file, `check_unchanged` that the tables are: a run knows one
+    version of the features.
     """
 
     folder: Path
     settings: dict[str, Any]
     manifest: pd.DataFrame
     shapes: dict[str, Shape] = field(default_factory=dict)  # of a custom feature's first clip
-    checked: set[Path] = field(default_factory=set)  # files that are as they were written
+    seen: dict[Path, Stamp] = field(default_factory=dict)  # files as they were at first sight
+    checked: set[Path] = field(default_factory=set)  # those that fit the other clips' files
     records: dict[str, dict[str, Stages]] = field(default_factory=dict)  # of the splits in use
 
     @classmethod
@@ -50,13 +58,8 @@ class Features:
         manifest = folder / "manifest.csv"
         if not manifest.is_file():
             raise UsageError(f"no {manifest}: run preprocess.py first, or give --features_dir")
-        settings = read_json(folder / "settings.json")
-        wanted = {"classes": list, "modalities": list, "features": dict}
-        values = settings if isinstance(settings, dict) else {}
-        lacking = [name for name, kind in wanted.items() if not isinstance(values.get(name), kind)]
-        if lacking:
-            reason = f"{folder / 'settings.json'} lacks {', '.join(lacking)}"
-            raise UsageError(f"{reason}: run preprocess.py again")
+        stamps = {folder / name: stamp(folder / name) for name in TABLES}
+        settings = read_settings(folder)
         try:
             table = pd.read_csv(manifest, dtype=str, keep_default_na=False, index_col=False)
         except (ValueError, OSError) as error:
@@ -65,7 +68,19 @@ class Features:
         if lacking or table.duplicated(["split", "clip_id"]).any():
             reason = f"lacks {', '.join(lacking)}" if lacking else "lists a clip twice"
             raise UsageError(f"{manifest} {reason}: run preprocess.py again")
-        return cls(folder, settings, table)
+        for name in {*table["split"], *table["clip_id"]}:
+            if Path(name).name != name or "\0" in name:  # would lead to another folder
+                raise IntegrityError(f"{manifest} is damaged, or not ours: it has the id {name!r}")
+        return cls(folder, settings, table, seen=stamps)
+
+    def check_unchanged(self) -> None:
+        """IntegrityError when the tables are no longer those that were opened."""
+        for path in (self.folder / name for name in TABLES):
+            now = None
+            with contextlib.suppress(OSError):
+                now = stamp(path)
+            if path in self.seen and self.seen[path] != now:
+                raise IntegrityError(f"{path} was changed or removed meanwhile: start anew")
 
     @property
     def classes(self) -> list[str]:
@@ -137,39 +152,43 @@ class Features:
         """Tells a clip's file from another one: the sha256 in its record, else of what `ends`
         reads."""
         stage = (self.record(row) or {}).get(modality(name).folder, {})
-        return stage.get("sha256") or digest(ends(self.path(row, name)))
+        if "sha256" in stage:
+            return stage["sha256"]
+        path = self.path(row, name)
+        self.seen[path] = stamp(path)
+        return digest(ends(path))
 
     def load(self, row: dict, name: str) -> np.ndarray:
         """A clip's feature; IntegrityError names the file when it is missing, damaged or does not
         fit."""
         path = self.path(row, name)
-        first = path not in self.checked
         try:
-            if first:
+            now = stamp(path)
+            if self.seen.get(path) != now:
                 self.check_digest(row, name)
+                self.seen[path] = now
             if path.suffix == ".npz":  # read at once: zipfile reads from the disk in small pieces
-                with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-                    feature = archive["word_embed"]
+                feature = read_words(path)
             else:
                 feature = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
             made = modality(name).made_by_preprocess
             maker = "preprocess.py --verify makes it anew" if made else "make it again"
             raise IntegrityError(f"{path} is missing or damaged ({error}); {maker}") from error
-        if first:
+        if path not in self.checked:
             self.check_layout(row, name, feature)
             self.checked.add(path)
         return feature
 
     def check_digest(self, row: dict, name: str) -> None:
         """IntegrityError for a file that is not as its clip's record says."""
-        record = self.record(row)
-        if record is None:
+        path, record = self.path(row, name), self.record(row)
+        stage = (record or {}).get(modality(name).folder)
+        if record is None or (stage is None and not modality(name).made_by_preprocess):
+            if path in self.seen:  # nobody wrote down what it was
+                what = "put back what was there and --resume, or start anew"
+                raise IntegrityError(f"{path} was changed meanwhile: {what}")
             return
-        path, folder = self.path(row, name), modality(name).folder
-        stage = record.get(folder)
-        if stage is None and not modality(name).made_by_preprocess:
-            return  # a custom feature beside what preprocess.py made
         if not isinstance(stage, dict) or stage.get("sha256") != sha256(path):
             raise IntegrityError(
                 f"{path} is not as preprocess.py wrote it; preprocess.py --verify makes it anew"
@@ -235,6 +254,41 @@ class Features:
         with ThreadPool(available_cores()) as pool:  # hashing leaves the interpreter free
             for _ in tqdm(pool.imap(read, rows), "verifying", len(rows), **BAR):
                 pass
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """settings.json; UsageError when something that all commands need is not in it."""
+    path = folder / "settings.json"
+    settings = read_json(path)
+    values = settings if isinstance(settings, dict) else {}
+    wanted = {"classes": list, "modalities": list, "features": dict}
+    lacking = [name for name, kind in wanted.items() if not isinstance(values.get(name), kind)]
+    if lacking:
+        raise UsageError(f"{path} lacks {', '.join(lacking)}: run preprocess.py again")
+    for name in ("classes", "modalities"):
+        if odd := [each for each in values[name] if not isinstance(each, str)]:
+            raise UsageError(f"{path}: {odd[0]!r} among its {name}: run preprocess.py again")
+    for name in values["modalities"]:
+        if not isinstance(values["features"].get(name), dict):
+            raise UsageError(f"{path} has no settings for {name}: run preprocess.py again")
+    return values
+
+
+def read_words(path: Path) -> np.ndarray:
+    """The words (L, D) of an .npz; ValueError where it would unpack to more than words take."""
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+        size = archive.zip.getinfo("word_embed.npy").file_size
+        if size > MOST_BYTES:
+            raise ValueError(f"{size} bytes of words, at most {MOST_BYTES}")
+        return archive["word_embed"]
+
+
+def stamp(path: Path) -> Stamp:
+    """Tells a file from another one. IntegrityError for a pipe: opening one would wait for ever."""
+    status = path.stat()
+    if not S_ISREG(status.st_mode):
+        raise IntegrityError(f"{path} is no regular file")
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def ends(path: Path, length: int = 4096) -> list[Any]:

@@ -24,7 +24,7 @@ from training.tasks import Task
 from training.views import face_flags
 from utils.distributed import SingleProcess
 from utils.errors import IntegrityError, UsageError, one_of
-from utils.files import digest, read_known
+from utils.files import digest, read_json
 
 CHOICES: dict[str, dict[str, Any]] = {
     "optim": OPTIMIZERS,
@@ -99,9 +99,17 @@ def check_learnt(train_set: ClipDataset) -> None:
     for name in train_set.task.inputs:
         if name in MODALITIES:
             continue
-        about = read_known(train_set.features.folder / f"{name}.json")
-        without = about.get("learnt_without_fold")
-        if "learnt_without_fold" in about and (without != config["fold"] or config["val_fold"]):
+        path = train_set.features.folder / f"{name}.json"
+        if not path.exists():
+            continue
+        about = read_json(path)
+        if not isinstance(about, dict) or "learnt_without_fold" not in about:
+            raise IntegrityError(
+                f"{path} does not say what {name} was learnt from: make the feature anew, or "
+                "delete that file where no labels were used"
+            )
+        without = about["learnt_without_fold"]
+        if without != config["fold"] or config["val_fold"]:
             apart = f"fold {without}" if without is not None else "the split val"
             raise IntegrityError(
                 f"{name} was learnt from the labels of all clips but those of {apart}: a run with "

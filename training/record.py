@@ -14,7 +14,7 @@ from training.run import Run
 from training.stopping import StopSignal
 from utils.distributed import Silent, launched_by_torchrun
 from utils.errors import IntegrityError, Interrupted
-from utils.files import write_json
+from utils.files import check_held, write_json
 from utils.plots import plot_confusion
 from utils.run_log import RunLog
 
@@ -62,13 +62,21 @@ class Record(RunLog):
 
     def save_last(self, state: dict[str, Any]) -> None:
         run = self.run
+        self.check_ground()
         checkpoint = run.checkpoint(state["weights"], len(run.rows)) | state
         save_last(self.folder, checkpoint, keep=self.last_is_sound)
         self.last_is_sound = True
         keep_best(self.folder, run.best)
         self.saved_at = time.monotonic()
 
+    def check_ground(self) -> None:
+        """IntegrityError before anything is saved that was learnt from two versions of the
+        features, or into a folder that is not this run's any more."""
+        self.run.features.check_unchanged()
+        check_held(self.folder)
+
     def save_best(self, confusion: Any, epoch: int) -> None:
+        self.check_ground()
         weights = self.run.mean_weights.model.state_dict()
         checkpoint = self.run.checkpoint(weights, epoch)
         save_best(self.folder, checkpoint)

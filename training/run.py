@@ -65,6 +65,7 @@ class Run:
         check_choices(config)
         check_folder(folder, options, config["eval_step"])
         self.folder, self.config, self.options = folder, config, options
+        self.features = features
         self.resumed = None if options.overwrite else load_last(folder)
         self.dist, self.device = init_distributed(device)
         self.task = task = task_of(config)

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from utils.errors import IntegrityError, LockedError, UsageError
 SEAL, SEAL_LENGTH = b"sha256:", 7 + 64  # and 64 hex digits end a sealed file
 PART = ".part"  # unfinished files are named .<random>.part, so no glob for *.npy ever meets one
 _unfinished: set[Path] = set()  # of this process
-_locks: set[Any] = set()  # open files that this process holds locked
+_locks: dict[Path, Any] = {}  # folders that this process holds, and their open lock files
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -176,43 +177,84 @@ def digest(value: Any) -> str:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; LockedError names the holder. The kernel frees dead locks."""
+    """Hold `folder` for this process alone, to write in it; LockedError names the holder.
+
+    The kernel frees the locks of dead processes.
+    """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         file = open(Path(folder) / ".lock", "a+")
     except OSError as error:
         raise UsageError(f"cannot write in {folder}: {error.strerror}") from error
-    with file, _not_inherited(file):
+    with file, _not_inherited(folder, file):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            time.sleep(0.1)  # who has just taken it still writes its name
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise LockedError(f"{folder} is in use by {holder}: wait for it or stop it") from error
+            _lock(folder, file, fcntl.LOCK_EX)
         except OSError as error:
             raise UsageError(f"{folder} cannot be locked there: {error.strerror}") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        _sign(file, "")
         _sweep(folder)  # what a run that was killed has left
         yield
         _sweep(folder)  # and what a worker that was killed has left
 
 
 @contextlib.contextmanager
-def _not_inherited(file: Any) -> Iterator[None]:
+def keep_as_it_is(folder: Path) -> Iterator[None]:
+    """Keep others from writing in `folder` while this process reads it, as others may, too.
+
+    LockedError names who writes in it. Where nothing can be written or locked nobody is kept out.
+    """
+    try:
+        file = open(Path(folder) / ".lock", "a+")
+    except OSError:  # read-only, or no such folder: whoever reads in it says so
+        yield
+        return
+    with file, _not_inherited(folder, file):
+        with contextlib.suppress(OSError):
+            _lock(folder, file, fcntl.LOCK_SH)
+            _sign(file, f", {Path(sys.argv[0]).name} reads it; perhaps others do, too")
+        yield
+
+
+def _lock(folder: Path, file: Any, kind: int) -> None:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        time.sleep(0.1)  # who has just taken it still writes its name
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise LockedError(f"{folder} is in use by {holder}: wait for it or stop it") from error
+
+
+def _sign(file: Any, what: str) -> None:
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}{what}")
+    file.flush()
+
+
+def check_held(folder: Path) -> None:
+    """IntegrityError where a folder that this process holds was removed, or is another one now."""
+    file = _locks.get(Path(folder))
+    if file is None:
+        return
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(file.fileno()), (Path(folder) / ".lock").stat()):
+            return
+    raise IntegrityError(f"{folder} was removed or replaced meanwhile: nothing is written there")
+
+
+@contextlib.contextmanager
+def _not_inherited(folder: Path, file: Any) -> Iterator[None]:
     """Processes that are forked meanwhile let go of the lock: they can outlive its holder."""
-    _locks.add(file)
+    _locks[Path(folder)] = file
     try:
         yield
     finally:
-        _locks.discard(file)
+        _locks.pop(Path(folder), None)
 
 
 def _let_go() -> None:
     while _locks:
-        _locks.pop().close()
+        _locks.popitem()[1].close()
 
 
 os.register_at_fork(after_in_child=_let_go)
