@@ -28,6 +28,8 @@ from utils.files import digest, sha256, write_atomic
 Rows = Iterator[tuple[bytes, np.ndarray]]  # word, (D,)
 STORE = "word_vectors.npz"  # below features/: the vectors of the corpus' words, and their origin
 MAX_VALUES, MAX_WORD_BYTES = 10_000, 1000  # of one word
+MAX_LINE = 1 << 18  # bytes: 10,000 values take less
+MAX_WORDS = 50_000_000  # in an .npz; the largest published files have 3 million
 ROWS = 10_000  # of an .npz that are read at once
 
 
@@ -109,7 +111,7 @@ def _rows(path: Path, wanted: set[bytes]) -> Rows:
         count, size, start = _read_first_line(file)
         file.seek(start)
         # without the first line that word2vec writes it is GloVe's text
-        is_text = count is None or len(file.readline(1 << 18).split()) == size + 1
+        is_text = count is None or len(file.readline(MAX_LINE).split()) == size + 1
         file.seek(start)
         if count is None or is_text:
             yield from _text_rows(file, wanted, count, size)
@@ -119,7 +121,7 @@ def _rows(path: Path, wanted: set[bytes]) -> Rows:
 
 def _read_first_line(file: Any) -> tuple[int | None, int, int]:
     """How many words there are, if it is told; values per word; where the first word stands."""
-    fields = file.readline(1 << 18).split()
+    fields = file.readline(MAX_LINE).split()
     count, size, start = None, len(fields) - 1, 0
     if len(fields) == 2 and all(field.isdigit() for field in fields):
         count, size, start = int(fields[0]), int(fields[1]), file.tell()
@@ -130,7 +132,9 @@ def _read_first_line(file: Any) -> tuple[int | None, int, int]:
 
 def _text_rows(file: Any, wanted: set[bytes], count: int | None, size: int) -> Rows:
     lines = 0
-    for line in file:
+    while line := file.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise ValueError(f"its line {lines + 1} is longer than {MAX_LINE} bytes")
         lines += 1
         first = line.split(None, 1)[:1]
         if first and first[0] in wanted:
@@ -185,7 +189,10 @@ def _read_header(file: Any, name: str, axes: int, kinds: str) -> tuple[tuple, np
     version = np.lib.format.read_magic(file)
     header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
     shape, by_column, dtype = header(file)
-    if len(shape) != axes or dtype.kind not in kinds or 0 in shape:
+    fits = len(shape) == axes and 0 < shape[0] <= MAX_WORDS and 0 < shape[-1] <= MAX_WORDS
+    if axes == 2:
+        fits = fits and shape[1] <= MAX_VALUES
+    if not fits or dtype.kind not in kinds or dtype.itemsize > 4 * MAX_WORD_BYTES:
         raise ValueError(f"its {name} are {dtype} of shape {shape}")
     return shape, dtype, by_column and axes > 1
 

@@ -14,7 +14,7 @@ from extract.media import open_media
 from inference.figure import CAUTION, GREY, class_name, part_name
 from inference.prediction import ClipPrediction
 from utils.errors import ClipError
-from utils.plots import INK, blank_figure, png
+from utils.plots import INK, blank_figure, literal, png
 
 COLORS = ("#e8b93c", "#c8553d", "#6a9a4f", "#7d5ba6", "#4a78b5", "#b9bec6", "#e58a35", "#4fb3a5")
 
@@ -115,5 +115,5 @@ def overlay(prediction: ClipPrediction, width: int) -> np.ndarray:
     axis.tick_params(length=0)
     axis.invert_yaxis()
     axis.spines[:].set_visible(False)
-    figure.canvas.draw()
+    literal(figure).canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba()).copy()

@@ -129,7 +129,10 @@ def _read_weights(backbone: Backbone, source: str) -> tuple[str, dict[str, Tenso
         name = backbone.name.removeprefix("timm:")
         return f"timm hub {name}", timm.create_model(name, pretrained=True).state_dict()
     url = url_map[backbone.name]
-    return url, torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
+    # the name ends with the first digits of the file's sha256
+    return url, torch.hub.load_state_dict_from_url(
+        url, map_location="cpu", weights_only=True, check_hash=True
+    )
 
 
 def set_batchnorm_momentum(model: nn.Module, momentum: float) -> None:

@@ -27,6 +27,7 @@ from training.features import Features
 from training.inference import infer
 from training.tasks import TASKS
 from utils.errors import IntegrityError, UsageError
+from utils.plots import plot_confusion
 
 SAID = "a good day"
 
@@ -236,6 +237,23 @@ def test_a_clip_that_nothing_can_answer_is_listed_and_the_others_are_answered(in
     )
     assert [clip["answer"] is None for clip in done.clips] == [True, True, False]
     assert "E_OPEN: cannot open junk.mp4" in done.out and "2 of 3 have no answer" in done.err
+
+
+@pytest.mark.parametrize("name", [b"c$\\frac{$.mp4", b"bad\xff.mp4", b"$5 and $10.mp4"])
+def test_any_words_and_names_can_be_drawn(place, ask, tmp_path, name):
+    (tmp_path / "clips").mkdir()
+    clip = tmp_path / "clips" / os.fsdecode(name)
+    shutil.copy(place / "clips" / "anna.mp4", clip)
+    done = ask(clip, "--text", r"we $\frac{ cheerful $ more", checkpoints=["face.pth"])
+    (picture,) = done.folder.glob("*.png")
+    assert picture.stat().st_size > 20_000
+
+
+def test_class_names_are_no_formulas(tmp_path):
+    classes = [r"$\frac{$", "a$b$c"]
+    plot_confusion(tmp_path / "a.png", np.eye(2, dtype=int), classes, r"run $\frac{ \udcff")
+    plot_confusion(tmp_path / "b.png", np.eye(2, dtype=int), ["x", "abc"], "run")
+    assert (tmp_path / "a.png").stat().st_size > 5000
 
 
 def test_pictures_and_tables(place, inputs, ask):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import shutil
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -248,6 +250,46 @@ def test_text_without_vectors_or_transcripts_is_refused_at_once(spoken, tmp_path
     done = preprocess(spoken, text(tmp_path))
     assert done.code == 2 and "no clip of csv has a transcript" in done.err
     assert not (spoken / "features").exists()
+
+
+def header_of(dtype: str, shape: tuple) -> bytes:
+    """An .npy that claims to be that, and 3 MB of zeros."""
+    file = io.BytesIO()
+    about = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, about)
+    return file.getvalue() + bytes(3_000_000)
+
+
+def archive_of(path: Path, words: tuple, values: tuple) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("words.npy", header_of(*words))
+        archive.writestr("vectors.npy", header_of(*values))
+
+
+def one_line(path: Path) -> None:
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(500):
+            file.write(b"the 0.5 " * 100_000)
+
+
+BOMBS = {  # a name -> what writes a small file that claims, or unpacks to, gigabytes
+    "long.npz": lambda path: archive_of(path, ("<U500000000", (1,)), ("<f4", (1, 2))),
+    "many.npz": lambda path: archive_of(path, ("<U3", (10**9,)), ("<f4", (10**9, 2))),
+    "wide.npz": lambda path: archive_of(path, ("<U3", (1,)), ("<f4", (1, 5 * 10**8))),
+    "line.txt.gz": one_line,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_small_file_cannot_ask_for_gigabytes(tmp_path, name):
+    BOMBS[name](tmp_path / name)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match=f"--word_vectors .*{name}"):
+            vectors.read_vectors(tmp_path / name, {"the"})
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_real_vectors_read_alike():

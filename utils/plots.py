@@ -116,9 +116,20 @@ def blank_figure(size: tuple[float, float], **options: Any) -> Any:
     return figure
 
 
+def literal(figure: Any) -> Any:
+    """The figure with its words as they are: dollars make no formula, and what is no UTF-8 in a
+    file's name stands for itself."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.set_text(text.get_text().encode(errors="backslashreplace").decode())
+    return figure
+
+
 def png(figure: Any) -> bytes:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
+    literal(figure).savefig(picture, format="png", dpi=150)
     return picture.getvalue()
 
 
