@@ -42,6 +42,8 @@ def parse_args() -> argparse.Namespace:
     add("--longest", default=15.0, type=ranged(float, 1), help="seconds until a clip is cut")
     add("--no_pictures", action="store_true", help="tables only")
     add("--annotate", action="store_true", help="also the video with the answer drawn in")
+    deadline = "of a step of a clip, and as much again per 10 MB"
+    add("--clip_seconds", default=120.0, type=ranged(float, 1), help=deadline)
     add("--times", action="store_true", help="where the seconds go: decode, detect, mel, network")
     add("--device", default="auto", help="auto, cpu, cuda")
     return flags.parse_args()
@@ -72,7 +74,6 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
 
     from evaluation.ensemble import label_note
     from inference.predictor import Predictor
-    from inference.windows import cut_long
 
     predictor = Predictor(
         args.checkpoints,
@@ -80,12 +81,13 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
         tta=args.tta,
         temperature=args.temperature,
         word_vectors=args.word_vectors,
+        longest=args.longest,
         warm=args.times,
+        clip_seconds=0 if args.times else args.clip_seconds,
     )
     if note := label_note(predictor.members):
         print(note, file=sys.stderr)
-    folder = predictor.features.folder
-    parts = [part for source in sources for part in cut_long(source, args.longest, folder)]
+    parts = [part for source in sources for part in predictor.cut(source)]
     predictor.look_up([part.clip.transcript for part in parts])
     print(header(predictor.classes), flush=True)
     predictions = []

@@ -238,12 +238,17 @@ def _supervised(function: Callable, name: str, clip: Clip, job: Job, *args: Any)
     """`function(name, clip, job, *args)` for a stage; in a process of its own if asked."""
     if not job.clip_seconds:
         return function(name, clip, job, *args)
+    return guarded(
+        function, name, clip, job, *args, limits=limits_for(STAGES[name].source(clip), job)
+    )
+
+
+def limits_for(source: Path | str | None, job: Job) -> Limits:
+    """What reading a clip's file may use in a process of its own."""
     libraries = [library for stage in job.modalities for library in STAGES[stage].libraries]
-    source = STAGES[name].source(clip)
     stamp = _stamp(source) if isinstance(source, Path) else None
     megabytes = stamp[1] / 1e6 if stamp else 0
-    limits = Limits(job.clip_seconds * (1 + megabytes / 10), job.memory_mb, tuple(libraries))
-    return guarded(function, name, clip, job, *args, limits=limits)
+    return Limits(job.clip_seconds * (1 + megabytes / 10), job.memory_mb, tuple(libraries))
 
 
 def _write(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:

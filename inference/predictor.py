@@ -29,7 +29,7 @@ from evaluation.ensemble import (
     mean_over_views,
 )
 from extract import audio, detector, vectors, words
-from extract.clip import SETTINGS, Job, facts_of, manifest_row, process_clip
+from extract.clip import SETTINGS, Job, facts_of, limits_for, manifest_row, process_clip
 from inference.prediction import ENSEMBLE, FUSED, MEAN, ClipPrediction, Seen
 from inference.sources import Source, find_sources
 from inference.windows import cut_long
@@ -41,7 +41,8 @@ from training.inference import infer
 from training.modalities import MODALITIES, modality
 from utils import stopwatch
 from utils.config import device_name
-from utils.errors import IntegrityError, UsageError
+from utils.errors import ClipError, IntegrityError, UsageError
+from utils.guard import guarded
 from utils.parallel import available_cores
 
 Logits = dict[str, Tensor]  # head -> (1, K)
@@ -54,10 +55,11 @@ class Predictor:
     on each view's probabilities; only with 1 the results are probabilities. `word_vectors`: the
     file that words are looked up in, as in the training. `folder`: where the features of the clips
     go; without one they are gone with the predictor. `warm`: load now what else the first clip
-    would load, so that its times are those of any clip.
+    would load, so that its times are those of any clip. `longest`: seconds; a longer recording is
+    cut into utterances. `clip_seconds`: clips are read in a process of its own, which may crash, or
+    take this long for a step and 10 MB; 0: in this process.
     """
 
-    longest = 15.0  # seconds: a longer recording is cut into utterances
     no_words = "no words: give --text, or a .txt, .srt or .npz beside the clip"
 
     def __init__(
@@ -70,6 +72,8 @@ class Predictor:
         temperature: float = 1.0,
         word_vectors: Path | None = None,
         warm: bool = False,
+        longest: float = 15.0,
+        clip_seconds: float = 0,
     ):
         self.temporary = tempfile.TemporaryDirectory(prefix="predict-") if folder is None else None
         folder = Path(self.temporary.name) if self.temporary else Path(folder or "")
@@ -95,7 +99,16 @@ class Predictor:
             if name in member.task.inputs
         ]
         word_dim = max(dims, default=None)
-        self.job = Job(folder, (), settings["features"], word_dim, self.device, available_cores())
+        self.job = Job(
+            folder,
+            tuple(settings["features"]),
+            settings["features"],
+            word_dim,
+            self.device,
+            available_cores(),
+            clip_seconds=clip_seconds,
+        )
+        self.longest = longest
         self.origin: str | None = None  # of the word vectors that words are looked up in
         self.unknown = ""  # why none of them can be
         if warm:
@@ -114,9 +127,19 @@ class Predictor:
     def recording(self, clip: str | Path, text: str | None = None) -> list[ClipPrediction]:
         """A long recording, utterance by utterance; a clip of up to `longest` seconds as it is."""
         (source,) = find_sources([Path(clip)], text)
-        parts = cut_long(source, self.longest, self.features.folder)
+        parts = self.cut(source)
         self.look_up([part.clip.transcript for part in parts])
         return [self.predict(part) for part in parts]
+
+    def cut(self, source: Source) -> list[Source]:
+        """The source itself, or the utterances of a long recording."""
+        call = (cut_long, source, self.longest, self.features.folder)
+        if not self.job.clip_seconds:
+            return call[0](*call[1:])
+        try:
+            return guarded(*call, limits=limits_for(source.clip.media, self.job))
+        except ClipError:  # the prediction says why
+            return [source]
 
     def work_in(self, folder: Path) -> None:
         """Put the features of the next clips there."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from conftest import CLASSES, QUIET, ROOT, digests, make_clip, save_untrained, t
 from inside import run_main
 
 from evaluation.ensemble import load_members, make_dataset
+from extract import audio
 from inference.figure import token_edges
 from inference.prediction import FUSED, ClipPrediction, Seen
 from inference.predictor import Predictor
@@ -26,6 +29,7 @@ from training.data import ClipDataset, make_loader
 from training.features import Features
 from training.inference import infer
 from training.tasks import TASKS
+from utils import guard
 from utils.errors import IntegrityError, UsageError
 from utils.plots import plot_confusion
 
@@ -247,6 +251,24 @@ def test_any_words_and_names_can_be_drawn(place, ask, tmp_path, name):
     done = ask(clip, "--text", r"we $\frac{ cheerful $ more", checkpoints=["face.pth"])
     (picture,) = done.folder.glob("*.png")
     assert picture.stat().st_size > 20_000
+
+
+def test_a_clip_that_kills_its_reader_costs_no_other(place, ask, tmp_path, monkeypatch):
+    def deadly(path, *args):
+        if path.name == "deadly.mp4":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(path, *args)
+
+    read = audio.read_mono
+    monkeypatch.setattr(audio, "read_mono", deadly)
+    monkeypatch.setattr(guard, "START", "fork")  # so that the child knows it, too
+    monkeypatch.setattr(guard, "_here", threading.local())
+    (tmp_path / "clips").mkdir()
+    for name in ("anna", "deadly"):
+        shutil.copy(place / "clips" / "anna.mp4", tmp_path / "clips" / f"{name}.mp4")
+    done = ask(tmp_path / "clips", "--no_pictures", checkpoints=["speech.pth"], code=3)
+    assert [clip["answer"] is None for clip in done.clips] == [False, True]
+    assert "SIGKILL" in done.out and "1 of 2 have no answer" in done.err, done.out + done.err
 
 
 def test_class_names_are_no_formulas(tmp_path):
