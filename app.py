@@ -11,12 +11,16 @@ Recognising displayed emotion is not knowing what someone feels.
 from __future__ import annotations
 
 import argparse
+import signal
+import threading
 from pathlib import Path
+from typing import Any
 
 from utils.config import Flags, device_name, ranged
-from utils.errors import UsageError, run_script
+from utils.errors import Interrupted, UsageError, run_script
+from utils.scratch import sweep
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+STOPS = (signal.SIGTERM, signal.SIGHUP)  # and Ctrl-C, which Python makes a KeyboardInterrupt
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,8 +30,9 @@ def parse_args() -> argparse.Namespace:
     add("--checkpoints", nargs="+", type=Path, help="these instead of all runs of --logs_dir")
     add("--word_vectors", type=Path, help="file that sentences are looked up in")
     add("--examples", type=Path, help="folder of clips to try")
-    add("--host", default=LOOPBACK[0], help="0.0.0.0 opens it to the network: no passwords!")
+    add("--host", default="127.0.0.1", help="0.0.0.0 opens it to the network: no passwords!")
     add("--port", default=7860, type=ranged(int, 1, 65_535), help="of the page")
+    add("--trust", nargs="+", help="other names and addresses that lead to this page")
     add("--max_mb", default=64.0, type=ranged(float, 0.1), help="size of an upload")
     add("--max_seconds", default=60.0, type=ranged(float, 2), help="length of an upload")
     add("--patience", default=120.0, type=ranged(float, 1), help="seconds for one answer")
@@ -39,12 +44,14 @@ def main() -> None:
     args = parse_args()
     try:
         import flask  # noqa: F401
-        import waitress
+        import waitress  # noqa: F401
     except ImportError as error:
         need = "pip install -r requirements-app.txt"
         raise UsageError(f"the page needs one more package, {error.name}: {need}") from error
 
-    from inference.page import Service, create_page
+    from inference.door import create_server, open_door
+    from inference.page import UPLOADS, create_page
+    from inference.service import Service
 
     service = Service(
         models=find_models(args),
@@ -55,14 +62,40 @@ def main() -> None:
         seconds=args.max_seconds,
         patience=args.patience,
     )
-    app = create_page(service, list(LOOPBACK) if args.host in LOOPBACK else None)
+    host = args.host.strip("[]")
+    door = open_door(host, args.trust or (), args.max_mb)
+    server = create_server(create_page(service, door), door, host, args.port)
+    sweep(UPLOADS)
+    place = f"[{host}]" if ":" in host else host
+    print(f"open http://{place}:{args.port}/ (models: {len(service.models)})", flush=True)
+    serve(server, service)
+
+
+def serve(server: Any, service: Any) -> None:
+    """Until a signal ends it; then nothing of an upload is left.
+
+    The server has a thread of its own: waitress' loop swallows the exceptions of signal handlers.
+    """
+    for signum in STOPS:
+        if signal.getsignal(signum) != signal.SIG_IGN:  # nohup
+            signal.signal(signum, end)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
     try:
-        server = waitress.create_server(app, host=args.host, port=args.port, ident=None)
-    except OSError as error:
-        place = f"port {args.port} of {args.host}"
-        raise UsageError(f"{place}: {error.strerror}; try --port") from error
-    print(f"open http://{args.host}:{args.port} (models: {len(service.models)})", flush=True)
-    server.run()
+        thread.join()
+    finally:
+        for signum in (*STOPS, signal.SIGINT):  # a second one must not come between
+            signal.signal(signum, signal.SIG_IGN)
+        service.close()
+
+
+def end(signum: int, frame: object) -> None:
+    if signum == signal.SIGHUP:
+        from training.stopping import leave_terminal
+
+        leave_terminal()
+    name = signal.Signals(signum).name
+    raise Interrupted(signum, f"ended by {name}; all uploads are deleted")
 
 
 def find_models(args: argparse.Namespace) -> dict[str, Path]:

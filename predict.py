@@ -12,6 +12,7 @@ someone feels.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 from utils.config import Flags, ranged
 from utils.errors import run_script
 from utils.files import check_place, write_bytes, write_csv, write_json
+from utils.scratch import sweep
 
 REJECTED = 3  # exit code: finished, but some clips have no answer
 
@@ -53,8 +55,11 @@ def main() -> int:
     args = parse_args()
     check_place(args.out)
 
-    from inference.sources import find_sources
+    from inference.sources import SCRATCH, find_sources
 
+    # temporary files, faces among them, are deleted also then; what was killed left its own
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    sweep(SCRATCH)
     sources = find_sources(args.clips, args.text)
     predictions = predict_all(args, sources)
     write_tables(args, predictions)

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from extract.media import FORMATS, check_complete, mp3_seconds, open_media, packets_of
+from extract.media import (
+    FORMATS,
+    check_complete,
+    check_decoder,
+    mp3_seconds,
+    open_media,
+    packets_of,
+)
 from utils.errors import ClipError
 from utils.stopwatch import timed
 
@@ -97,6 +104,7 @@ def read_mono(path: Path, settings: dict = SPEECH_SETTINGS) -> Sound:
         if not container.streams.audio:
             raise ClipError("E_NOAUDIO", f"{path.name} has no sound track")
         stream = container.streams.audio[0]
+        check_decoder(stream, path)
         track = stream.index  # behind the block it is gone
         timeline = Timeline(settings["sample_rate"])
         for packet in packets_of(container, stream, path):

@@ -233,10 +233,19 @@ def scan_pictures(path: Path) -> Pictures:
     return Pictures(extent.start, extent.end, extent.hides, keyframes)
 
 
+def check_decoder(stream: Any, path: Path) -> None:
+    """ClipError for a track in a format that this FFmpeg has no decoder for."""
+    if stream.codec_context is None:
+        tracks = {"audio": "sound", "video": "picture"}
+        what = f"nothing here decodes the format of its {tracks[stream.type]}"
+        raise ClipError("E_CODEC", f"{path.name}: {what}; convert it, for example to H.264 and AAC")
+
+
 def video_stream(container: Any, path: Path) -> Any:
     if not container.streams.video:
         raise ClipError("E_NOVIDEO", f"{path.name} has no video track")
     stream = container.streams.video[0]
+    check_decoder(stream, path)
     if stream.width * stream.height > MAX_PIXELS:
         size = f"{stream.width} x {stream.height} pixels"
         raise ClipError("E_LIMIT", f"{path.name} has {size}, the limit is {MAX_PIXELS}")

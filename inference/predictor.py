@@ -7,7 +7,6 @@ the training's own dataset.
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -31,7 +30,7 @@ from evaluation.ensemble import (
 from extract import audio, detector, vectors, words
 from extract.clip import SETTINGS, Job, facts_of, limits_for, manifest_row, process_clip
 from inference.prediction import ENSEMBLE, FUSED, MEAN, ClipPrediction, Seen
-from inference.sources import Source, find_sources
+from inference.sources import SCRATCH, Source, find_sources
 from inference.windows import cut_long
 from models.fusion import Tokens
 from training.checkpoint import load_checkpoint
@@ -44,6 +43,7 @@ from utils.config import device_name
 from utils.errors import ClipError, IntegrityError, UsageError
 from utils.guard import guarded
 from utils.parallel import available_cores
+from utils.scratch import scratch_folder
 
 Logits = dict[str, Tensor]  # head -> (1, K)
 
@@ -75,8 +75,8 @@ class Predictor:
         longest: float = 15.0,
         clip_seconds: float = 0,
     ):
-        self.temporary = tempfile.TemporaryDirectory(prefix="predict-") if folder is None else None
-        folder = Path(self.temporary.name) if self.temporary else Path(folder or "")
+        self.temporary = scratch_folder(SCRATCH) if folder is None else None
+        folder = self.temporary.path if self.temporary else Path(folder or "")
         paths = [Path(path) for path in checkpoints]
         settings = settings_of(
             [file for files in group_checkpoints(paths).values() for file in files]

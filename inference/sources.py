@@ -11,6 +11,7 @@ from extract.media import FORMATS
 from utils.errors import UsageError
 
 TEXTS = (".txt", ".srt", ".npz")  # given alone: words without a clip
+SCRATCH = "predict-"  # how temporary folders with parts of clips are called
 SPLIT = "clips"  # the one split of what is predicted
 TIME = r"(\d+):(\d\d):(\d\d)[,.](\d+)"
 TIMES = re.compile(rf"{TIME} *--> *{TIME}.*")  # the line of a subtitle that says when

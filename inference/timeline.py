@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -13,8 +12,10 @@ import numpy as np
 from extract.media import open_media
 from inference.figure import CAUTION, GREY, class_name, part_name
 from inference.prediction import ClipPrediction
+from inference.sources import SCRATCH
 from utils.errors import ClipError
 from utils.plots import INK, blank_figure, literal, png
+from utils.scratch import scratch_folder
 
 COLORS = ("#e8b93c", "#c8553d", "#6a9a4f", "#7d5ba6", "#4a78b5", "#b9bec6", "#e58a35", "#4fb3a5")
 
@@ -80,7 +81,7 @@ def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes | None:
     with (
         warnings.catch_warnings(action="ignore"),  # one for every frame that a cut file lacks
         VideoFileClip(str(path)) as video,
-        tempfile.TemporaryDirectory() as folder,
+        scratch_folder(SCRATCH) as folder,
     ):
         video = video.cropped(width=video.w // 2 * 2, height=video.h // 2 * 2)  # H.264: even
         drawn = [
@@ -92,7 +93,7 @@ def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes | None:
             if prediction.parts
         ]
         whole = CompositeVideoClip([video, *drawn])
-        file = Path(folder) / "annotated.mp4"
+        file = folder.path / "annotated.mp4"
         whole.write_videofile(str(file), codec="libx264", audio_codec="aac", logger=None)
         return file.read_bytes()
 

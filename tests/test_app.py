@@ -1,32 +1,54 @@
-"""app.py: answers and friendly errors, in a test client; tests/test_browser.py has a browser."""
+"""app.py: answers and friendly errors, who is let in, and a page under attack.
+
+tests/test_browser.py has a browser.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import multiprocessing
 import os
+import re
+import signal
 import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from conftest import QUIET, ROOT, make_clip, tone
 from extras import need
 from inside import run_main
 
-from inference import page
+import app
+from inference import door, page, service, windows
+from utils.errors import ClipError, UsageError
 
 pytestmark = pytest.mark.extra
 need("flask", "waitress")
 
 
 @pytest.fixture
-def service(place):
+def behind(place):
+    """The service behind the page."""
     models = {"any": place / "any.pth"}
     examples = {"anna.mp4": place / "clips" / "anna.mp4"}
-    return page.Service(models, examples, None, "cpu", megabytes=1, seconds=20, patience=100)
+    return service.Service(models, examples, None, "cpu", megabytes=1, seconds=20, patience=100)
 
 
 @pytest.fixture
-def client(service):
-    return page.create_page(service, ["localhost"]).test_client()
+def client(behind):
+    return client_of(behind)
+
+
+def client_of(behind, host="127.0.0.1", trusted=()):
+    return page.create_page(behind, door.open_door(host, trusted, behind.megabytes)).test_client()
 
 
 def post(client, name="", content=b"", **form):
@@ -49,13 +71,107 @@ def test_refused_before_anything_is_read(client, message):
     assert response.status_code in (400, 413) and message in response.json["error"]
 
 
-def test_other_sites_and_other_names_are_refused(client):
-    assert client.get("/", headers={"Host": "evil.example"}).status_code == 400
-    response = client.post("/answer", headers={"Sec-Fetch-Site": "cross-site"})
-    assert response.status_code == 403
+def test_too_much_text_is_told_as_what_it_is(client):
+    for length in (2001, 600_000):
+        response = post(client, text="x" * length)
+        assert response.status_code in (400, 413) and "limit is 2000" in response.json["error"]
+        assert "MB" not in response.json["error"]
+
+
+def test_the_limit_of_seconds_is_told_in_true_numbers(monkeypatch, tmp_path):
+    for end, told in ((60.04, "60.04 s; the limit is 60 s"), (60.4, "60.4 s; the limit is 60 s")):
+        monkeypatch.setattr(windows, "whole", lambda _, end=end: (0.0, end))
+        with pytest.raises(UsageError, match=f"lasts {re.escape(told)}"):
+            service.check_length(tmp_path, 60.0)
+    monkeypatch.setattr(windows, "whole", lambda _: (0.0, 60.001))
+    service.check_length(tmp_path, 60.0)  # "60 s" is within 60 s
+
+
+def test_no_message_tells_where_files_are(behind, monkeypatch, tmp_path):
+    (tmp_path / "of somebody").mkdir()
+    behind.word_vectors = tmp_path / "of somebody" / "words.txt"
+    upload = f"{tempfile.gettempdir()}/upload-1/files/c.mp4"
+    secret = f"{behind.word_vectors} and /srv/x/y.pth ({upload}): 3/4 of a/b"
+
+    def fails(*_, **__):
+        raise UsageError(secret)
+
+    def rejects(*_, **__):
+        raise ClipError("E_READ", secret)
+
+    told = "words.txt and y.pth (c.mp4): 3/4 of a/b"
+    for failing in (fails, rejects):
+        monkeypatch.setattr(service, "guarded", failing)
+        assert post(client_of(behind), text="x").json["error"].rstrip(".") == told
+    monkeypatch.setattr(service, "guarded", lambda *_, **__: {"head": "a", "remarks": [secret]})
+    assert post(client_of(behind), text="x").json == {"head": "a", "remarks": [told]}
+
+
+# Who is let in
+
+STRANGERS = ["evil.com", "localhost.evil.com", "127.0.0.1.evil.com", "evil.com:7860", "[::2]"]
+STRANGERS += ["localhost, evil.com", "me@localhost", "localhost:x", "192.0.2.1", " ", "localhost/"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "0.0.0.0"])
+def test_other_names_are_refused(behind, host):
+    client = client_of(behind, host)
+    for name in STRANGERS:
+        response = client.get("/about", headers={"Host": name})
+        assert response.status_code == 400, name
+        assert "does not answer to this name" in response.text
+    response = client.get("/", headers={"Host": "evil.com:7860"})
+    assert "start app.py with --trust evil.com." in response.text
+    for name in ("localhost:7860", "127.0.0.1:80", "[::1]:7860", "LocalHost"):
+        assert client.get("/about", headers={"Host": name}).status_code == 200, name
+
+
+def test_on_a_network_it_answers_to_this_machine_and_to_trusted_names(behind):
+    client = client_of(behind, "0.0.0.0", ["My.Host.org", "2001:db8::7", "10.9.8.7:80"])
+    own = [socket.gethostname(), socket.gethostname() + ":7860", "127.0.0.2:7860", "0.0.0.0:7860"]
+    for name in [*own, "my.host.org", "MY.HOST.ORG:443", "[2001:db8::7]:7860", "10.9.8.7"]:
+        assert client.get("/about", headers={"Host": name}).status_code == 200, name
+    assert client.get("/about", headers={"Host": "host.org"}).status_code == 400
+    with pytest.raises(UsageError, match="--trust a/b: expected a name"):
+        door.open_door("0.0.0.0", ["a/b"], 1)
+
+
+FOREIGN = ["http://evil.com", "http://localhost:81", "null", "http://localhost.evil.com", "x"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_pages_of_others_are_refused(behind, host):
+    client = client_of(behind, host)
+    for origin in FOREIGN:
+        response = client.post("/answer", headers={"Origin": origin, "Host": "localhost:80"})
+        assert response.status_code == 403 and "Open this page itself" in response.text, origin
+    for site in ("cross-site", "same-site", "none"):
+        assert client.post("/answer", headers={"Sec-Fetch-Site": site}).status_code == 403
+    for origin in ("http://localhost:80", "https://LOCALHOST:80"):
+        response = client.post("/answer", headers={"Origin": origin, "Host": "localhost:80"})
+        assert response.json == {"error": "Choose a model."}, origin
     assert client.get("/example/..%2fanna.npz").status_code == 404
-    about = client.get("/about")
-    assert about.json["models"] == ["any"] and "default-src 'self'" in str(about.headers)
+    assert client.get("/about").json["models"] == ["any"]
+
+
+def check_headers(text: str) -> None:
+    for wanted in (
+        "X-Content-Type-Options: nosniff",
+        "Cross-Origin-Resource-Policy: same-origin",
+        "default-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    ):
+        assert wanted in text, (wanted, text)
+
+
+def test_every_answer_has_the_headers(client):
+    for path in ("/", "/page.js", "/about", "/example/anna.mp4", "/absent"):
+        check_headers(str(client.get(path).headers))
+    check_headers(str(client.get("/", headers={"Host": "evil.com"}).headers))
+    check_headers(str(client.put("/answer").headers))
+    check_headers(str(post(client, name="x.mp4", content=bytes(2_100_000)).headers))
 
 
 def test_the_page_asks_nothing_of_the_internet():
@@ -77,14 +193,27 @@ def answers(*_):
 
 
 @pytest.mark.parametrize(("bad", "patience"), [(dies, 60), (hangs, 3)])
-def test_a_process_that_dies_or_hangs_costs_one_answer(service, monkeypatch, bad, patience):
-    service.patience = patience
-    monkeypatch.setattr(page, "answer_one", bad)
-    client = page.create_page(service, None).test_client()
+def test_a_process_that_dies_or_hangs_costs_one_answer(behind, monkeypatch, bad, patience):
+    behind.patience = patience
+    monkeypatch.setattr(service, "answer_one", bad)
+    client = client_of(behind)
     assert "could not be read" in post(client, text="x").json["error"]
-    monkeypatch.setattr(page, "answer_one", answers)
-    service.patience = 60
-    assert post(client, text="x").json == {"head": "still here"}
+    monkeypatch.setattr(service, "answer_one", answers)
+    behind.patience = 60
+    assert post(client, text="x").json["head"] == "still here"
+
+
+def test_an_answer_that_leaves_nothing_behind(behind, place, monkeypatch, tmp_path):
+    """A real one; its process is killed afterwards, as one that hangs would be."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    clip = (place / "clips" / "anna.mp4").read_bytes()
+    found = post(client_of(behind), "anna.mp4", clip)
+    assert "%" in found.json["head"] and found.json["picture"], found.json
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+        assert list(Path("/dev/shm").glob(f"*{child.pid}-*")) == []
+    assert not list(tmp_path.glob("upload-*"))
 
 
 def test_a_busy_port_is_one_line(place):
@@ -92,3 +221,347 @@ def test_a_busy_port_is_one_line(place):
         port = taken.getsockname()[1]
         done = run_main("app", "--checkpoints", place / "any.pth", "--port", port)
     assert done.code == 2 and f"port {port}" in done.err and "--port" in done.err
+
+
+# A server that is attacked
+
+
+@pytest.fixture
+def live(behind):
+    """The page behind waitress, in this process: `port`, and `answer` to be replaced."""
+    yield serve(behind, "127.0.0.1")
+
+
+def serve(behind, host):
+    guard = door.open_door(host, (), behind.megabytes)
+    server = door.create_server(page.create_page(behind, guard), guard, host, 0)
+    threading.Thread(target=server.run, daemon=True).start()
+    return SimpleNamespace(port=int(server.effective_port), behind=behind, guard=guard)
+
+
+def head(port, length="", path="/answer", **headers) -> bytes:
+    """The first lines of an upload."""
+    lines = [f"POST {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Content-Type: text/plain"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    lines += [f"Content-Length: {length}"] if length else []
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def connect(port, data=b"", host="127.0.0.1") -> socket.socket:
+    line = socket.create_connection((host, port), 10)
+    line.sendall(data)
+    return line
+
+
+def read_all(line: socket.socket) -> str:
+    text = b""
+    with line, contextlib.suppress(ConnectionResetError):
+        while part := line.recv(65_536):
+            text += part
+    return text.decode()
+
+
+LIMITED = {  # what of an upload is sent, without any byte of its body
+    "413 ": dict(length=5_000_000),
+    "413  waits for a go-ahead": dict(length=5_000_000, Expect="100-continue"),
+    "411 ": dict(Transfer_Encoding="chunked"),
+    "411  waits for a go-ahead": dict(Transfer_Encoding="chunked", Expect="100-continue"),
+    "403 ": dict(length=900_000, Sec_Fetch_Site="cross-site"),
+    "403  by its origin": dict(length=900_000, Origin="http://evil.com"),
+    "400 ": dict(length=900_000, Host="evil.com"),
+    "400  without a number": dict(length="x"),
+    "501 ": dict(Transfer_Encoding="gzip"),
+}
+
+
+@pytest.mark.parametrize("why", LIMITED)
+def test_a_body_is_refused_before_its_first_byte(live, why):
+    answer = read_all(connect(live.port, head(live.port, **LIMITED[why])))
+    assert answer.startswith(f"HTTP/1.1 {why[:4]}"), answer
+    assert "100 Continue" not in answer and "waitress" not in answer
+    check_headers(answer)
+    assert get_about(live.port) < 5
+
+
+def test_slow_headers_and_silence_are_ended(live, monkeypatch):
+    monkeypatch.setattr(door, "IDLE", 0.5)
+    line = connect(live.port, b"GET /about HTTP/1.1\r\nX: ")
+    time.sleep(0.8)
+    line.sendall(b"x")
+    assert read_all(line).startswith("HTTP/1.0 408 ")
+
+
+def test_a_slow_upload_has_its_time(live, monkeypatch):
+    monkeypatch.setattr(door, "IDLE", 0.5)
+    line = connect(live.port, head(live.port, length=3))
+    for _ in range(3):
+        time.sleep(0.4)
+        line.sendall(b"x")
+    assert line.recv(100).startswith(b"HTTP/1.1 400 ")  # it chose no model
+    line.close()
+
+
+def test_all_uploads_together_have_a_limit(live, monkeypatch):
+    monkeypatch.setattr(door, "BODIES", 1)
+    first = connect(live.port, head(live.port, length=1_900_000) + bytes(1_500_000))
+    wait_until(lambda: sum(each.body_bytes_received for each in live.guard.reading) >= 1_500_000)
+    second = connect(live.port, head(live.port, length=1_900_000))
+    with contextlib.suppress(OSError):
+        second.sendall(bytes(1_800_000))
+    assert read_all(second).startswith("HTTP/1.1 503 ")
+    first.sendall(bytes(400_000))
+    assert first.recv(100).startswith(b"HTTP/1.1 400 ")
+    first.close()
+
+
+def get_about(port, host="127.0.0.1") -> float:
+    """Seconds until a visitor has /about."""
+    began = time.perf_counter()
+    name = f"[{host}]" if ":" in host else host
+    line = connect(port, f"GET /about HTTP/1.0\r\nHost: {name}:{port}\r\n\r\n".encode(), host)
+    answer = read_all(line)
+    assert answer.startswith("HTTP/1.0 200 ") and '"models"' in answer, answer
+    return time.perf_counter() - began
+
+
+def ask(port, content=bytes(1000), seconds=60, name="x.mp4", model="any") -> int:
+    """Upload a clip; the code of the answer."""
+    edge, begin = "7d3f", 'Content-Disposition: form-data; name="'
+    form = (
+        f'--{edge}\r\n{begin}model"\r\n\r\n{model}\r\n--{edge}\r\n{begin}clip"; filename="{name}"'
+    )
+    body = f"{form}\r\n\r\n".encode() + content + f"\r\n--{edge}--\r\n".encode()
+    lines = f"POST /answer HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {len(body)}\r\n"
+    lines += f"Content-Type: multipart/form-data; boundary={edge}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), seconds) as line:
+        line.sendall(lines.encode() + body)
+        return int(read_all(line).split()[1])
+
+
+def test_a_busy_page_says_so_at_once(live, monkeypatch):
+    go_on = threading.Event()
+
+    def waits(*_, **__):
+        assert go_on.wait(30)
+        return {"head": "done"}
+
+    monkeypatch.setattr(service, "guarded", waits)
+    codes: list[int] = []
+    threads = [threading.Thread(target=lambda: codes.append(ask(live.port))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(codes) == 5)
+    assert codes == [503] * 5 and get_about(live.port) < 5
+    assert "Others are being answered" in client_of(live.behind).get("/about").json["busy"]
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(codes) == [200] * 3 + [503] * 5
+    assert client_of(live.behind).get("/about").json["busy"] == ""
+
+
+def wait_until(what, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"waited {seconds} s"
+        time.sleep(0.02)
+
+
+class Attack:
+    """So many uploads at a time, and so many connections that send a byte of a header a second."""
+
+    def __init__(self, port: int, uploads: int, slow: int, content: bytes, **options):
+        self.port, self.content, self.options = port, content, options
+        self.over = threading.Event()
+        self.codes: list[int] = []
+        self.threads = [threading.Thread(target=self.upload) for _ in range(uploads)]
+        self.threads.append(threading.Thread(target=self.drip, args=(slow,)))
+
+    def upload(self):
+        while not self.over.is_set():
+            with contextlib.suppress(ConnectionError):
+                self.codes.append(ask(self.port, self.content, 300, **self.options))
+
+    def drip(self, count: int):
+        start = b"GET / HTTP/1.1\r\nX: "
+        lines = [connect(self.port, start) for _ in range(count)]
+        while not self.over.wait(1):
+            for place, line in enumerate(lines):
+                try:
+                    line.sendall(b"x")
+                except ConnectionError:  # it was ended, and comes again
+                    line.close()
+                    lines[place] = connect(self.port, start)
+        for line in lines:
+            line.close()
+
+    def measure(self, seconds: float) -> list[float]:
+        for thread in self.threads:
+            thread.start()
+        try:
+            time.sleep(1)
+            until, times = time.monotonic() + seconds, []
+            while time.monotonic() < until:
+                times.append(get_about(self.port))
+                time.sleep(0.02)
+        finally:
+            self.over.set()
+            for thread in self.threads:
+                thread.join()
+        return times
+
+
+def test_the_page_answers_under_attack(live, monkeypatch):
+    def works(*_, **__):
+        time.sleep(0.3)
+        return {"head": "done"}
+
+    monkeypatch.setattr(service, "guarded", works)
+    attack = Attack(live.port, uploads=20, slow=120, content=bytes(300_000))
+    times = attack.measure(4)
+    print(f"/about: worst {max(times):.3f} s, median {statistics.median(times):.3f} s")
+    assert len(times) > 5 and max(times) < 3, times
+    assert set(attack.codes) == {200, 503}
+
+
+# The whole program
+
+
+STUB = """
+import time
+from pathlib import Path
+import inference.service
+
+def slow(checkpoint, clip, text, folder, *_):
+    (folder / "made.npy").write_bytes(b"features of a face")
+    time.sleep(600)
+
+inference.service.answer_one = slow
+if __name__ == "__main__":
+    import app
+    from utils.errors import run_script
+    run_script(app.main)
+"""
+
+
+def start_app(place, folder, script="app.py", **options):
+    """app.py as a process of its own, whose temporary files go to `folder`; it has said its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flags = ["--checkpoints", place / "any.pth", "--port", port, "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, str(script), *map(str, flags)],
+        cwd=ROOT,
+        env={**os.environ, **QUIET, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    said = process.stdout.readline()
+    if f"open http://127.0.0.1:{port}/ " not in said:
+        process.kill()
+        raise AssertionError(said + process.communicate()[1])
+    process.port, process.model = port, f"{place.name}/any.pth"
+    return process
+
+
+def kept(folder) -> list:
+    return list(folder.glob("upload-*"))
+
+
+def answering(server, folder) -> None:
+    """A visitor whose clip is being answered, and two who wait: their uploads are there."""
+
+    def visit():
+        with contextlib.suppress(OSError, IndexError):
+            ask(server.port, bytes(100_000), model=server.model)
+
+    for _ in range(3):
+        threading.Thread(target=visit, daemon=True).start()
+    wait_until(lambda: len([*folder.rglob("x.mp4")]) == 3 and [*folder.rglob("made.npy")])
+
+
+@pytest.fixture
+def busy(place, tmp_path):
+    """A function that starts app.py on the same temporary folder and makes it answer for ever."""
+    (tmp_path / "stub.py").write_text(STUB)
+    folder, started = tmp_path / "temporary", []
+    folder.mkdir()
+
+    def start():
+        started.append(start_app(place, folder, tmp_path / "stub.py"))
+        assert kept(folder) == []
+        answering(started[-1], folder)
+        return started[-1], folder
+
+    yield start
+    for server in started:
+        server.kill()
+        server.communicate()
+
+
+CTRL_C_AND_CLOSED_TERMINAL = [signal.SIGINT, signal.SIGHUP]
+
+
+@pytest.mark.parametrize(
+    "signum",
+    [
+        signal.SIGTERM,
+        *(pytest.param(x, marks=pytest.mark.slow) for x in CTRL_C_AND_CLOSED_TERMINAL),
+    ],
+)
+def test_no_upload_outlives_a_signal(busy, signum):
+    server, folder = busy()
+    began = time.monotonic()
+    server.send_signal(signum)
+    _, err = server.communicate(timeout=30)
+    assert server.returncode == 128 + signum and kept(folder) == [], err
+    assert len(err.splitlines()) == 1 and time.monotonic() - began < 8, err
+
+
+def test_the_next_start_sweeps_what_a_kill_leaves(busy):
+    server, folder = busy()
+    server.kill()
+    server.communicate()
+    assert len(kept(folder)) == 3
+    busy()  # which looks before it answers
+
+
+def test_the_urls_that_are_printed(place, monkeypatch):
+    monkeypatch.setattr(app, "serve", lambda *_: None)
+    for host, told in {"::1": "[::1]", "[::1]": "[::1]", "localhost": "localhost"}.items():
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        flags = ["--checkpoints", place / "any.pth", "--device", "cpu", "--port", port]
+        done = run_main("app", *flags, "--host", host)
+        assert done.code == 0 and f"open http://{told}:{port}/ " in done.out, done
+    done = run_main("app", *flags, "--host", "192.0.2.1")
+    assert done.code == 2 and len(done.err.splitlines()) == 1, done.err
+
+
+def test_a_page_at_an_ipv6_address(behind):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    assert get_about(serve(behind, "::1").port, "::1") < 5
+
+
+@pytest.mark.slow
+def test_the_whole_program_answers_under_attack(place, tmp_path):
+    """With real answers, to clips of which each is some seconds of work."""
+    clip = make_clip(tmp_path / "clip.wav", sound=tone(50), sound_codec="pcm_s16le").read_bytes()
+    server = start_app(place, tmp_path, stdin=subprocess.DEVNULL)
+    try:
+        attack = Attack(
+            server.port, uploads=20, slow=120, content=clip, name="x.wav", model=server.model
+        )
+        times = attack.measure(30)
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+    print(f"/about: worst {max(times):.3f} s, median {statistics.median(times):.3f} s")
+    counts = {code: attack.codes.count(code) for code in set(attack.codes)}
+    print(f"answers to {len(attack.codes)} uploads: {counts}")
+    assert max(times) < 5 and set(attack.codes) == {200, 503}, (max(times), counts)

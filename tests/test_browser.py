@@ -7,11 +7,16 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
 from conftest import QUIET, ROOT
 from extras import need, unavailable
+
+from inference.door import create_server, open_door
+from inference.page import create_page
+from inference.service import Service
 
 pytestmark = pytest.mark.extra
 need("flask", "waitress", "selenium")
@@ -116,3 +121,15 @@ def test_nothing_stays_on_disk(server, browser, place):
     assert "%" in visit.ask()
     assert not list(server.folder.glob("upload-*"))
     assert not [path for path in server.folder.rglob("*") if path.suffix in (".mp4", ".npy")]
+
+
+def test_a_visitor_of_a_busy_page_is_told_before_the_upload(browser, place):
+    models = {"any": place / "any.pth"}
+    full = Service(models, {}, None, "cpu", megabytes=1, seconds=20, patience=20, places=0)
+    guard = open_door("127.0.0.1", (), 1)
+    waitress = create_server(create_page(full, guard), guard, "127.0.0.1", 0)
+    threading.Thread(target=waitress.run, daemon=True).start()
+    visit = Visit(browser, f"http://127.0.0.1:{waitress.effective_port}", 1280)
+    visit.upload(place / "clips" / "anna.mp4")
+    assert "please try again" in visit.ask()
+    assert visit.complaints() == []  # a refused upload would be one

@@ -19,7 +19,7 @@ from training.features import Features
 from training.inference import infer
 
 EXAMPLE = "import sys, runpy; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
-EXAMPLE += "runpy.run_path(sys.argv[0])"
+EXAMPLE += "runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 @pytest.fixture(scope="module")

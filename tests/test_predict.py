@@ -8,13 +8,24 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, QUIET, ROOT, digests, make_clip, save_untrained, tone, voice
+from conftest import (
+    CLASSES,
+    QUIET,
+    ROOT,
+    digests,
+    make_clip,
+    run_script,
+    save_untrained,
+    tone,
+    voice,
+)
 from inside import run_main
 
 from evaluation.ensemble import load_members, make_dataset
@@ -528,3 +539,16 @@ def test_names_that_differ_by_a_number_stay_apart(tmp_path):
         (tmp_path / name).touch()
     sources = find_sources([tmp_path / name for name in names], None)
     assert len({source.clip.clip_id for source in sources}) == 3
+
+
+def test_what_a_killed_call_left_is_swept(place, ask, tmp_path, monkeypatch):
+    """Faces and voices are in there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import os; from utils.scratch import scratch_folder; made = scratch_folder('predict-')\n"
+    )
+    code += "(made.path / 'a.npy').write_bytes(b'a'); os.kill(os.getpid(), 9)"
+    killed = run_script("-c", code, env={"TMPDIR": str(tmp_path)})
+    assert killed.returncode == -9 and list(tmp_path.glob("predict-*/files/a.npy"))
+    ask("--text", "good", checkpoints=["plain.pth"], code=3)
+    assert not list(tmp_path.glob("predict-*"))

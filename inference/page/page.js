@@ -79,6 +79,8 @@ async function answer(event) {
   get("go").disabled = true;
   get("go").textContent = "Looking and listening …";
   try {
+    const { busy } = await (await fetch("about")).json();
+    if (busy) { fail(busy); return; }
     const response = await fetch("answer", { method: "POST", body: form });
     const kind = response.headers.get("Content-Type") || "";
     const found = kind.includes("json") ? await response.json() : { error: await response.text() };

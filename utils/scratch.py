@@ -1,0 +1,118 @@
+"""Temporary folders that nobody forgets: deleted at the end, or after a kill by the next start."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+from utils.errors import UsageError
+
+LOCK, FILES = ".scratch.lock", "files"  # the folder holds these two; a user sees `files` alone
+TRIES = 20  # to delete a folder into which somebody still writes
+_locks: set[int] = set()  # descriptors that this process holds locked
+
+
+class Scratch:
+    """A folder for this process, `path`: gone with `close`, this object or the interpreter.
+
+    A process that is killed leaves it behind, and `sweep` of a later one deletes it.
+    """
+
+    def __init__(self, folder: Path, lock: int):
+        self.path = folder / FILES
+        self._end = weakref.finalize(self, _delete, folder, lock, os.getpid())
+
+    def close(self) -> None:
+        self._end()
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def scratch_folder(prefix: str) -> Scratch:
+    """A new folder where the system keeps temporary files; UsageError where there can be none."""
+    folder = None
+    try:
+        while True:
+            folder = Path(tempfile.mkdtemp(prefix=prefix))
+            lock = _lock(folder, os.O_CREAT)
+            if lock is not None:  # else a sweep came between the two lines
+                (folder / FILES).mkdir(mode=0o700)
+                return Scratch(folder, lock)
+    except OSError as error:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        place = f"in {tempfile.gettempdir()} (TMPDIR)"
+        raise UsageError(f"cannot make a temporary folder {place}: {error.strerror}") from error
+
+
+def sweep(prefix: str) -> int:
+    """Delete the folders of this prefix whose processes are gone; how many there were.
+
+    A folder of another user, one without our lock, and a link are left alone: not ours to judge.
+    """
+    swept = 0
+    with os.scandir(tempfile.gettempdir()) as entries:
+        found = [entry for entry in entries if entry.name.startswith(prefix)]
+    for entry in found:
+        with contextlib.suppress(OSError):
+            real = entry.is_dir(follow_symlinks=False)
+            if real and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                swept += _sweep_one(Path(entry.path))
+    return swept
+
+
+def _sweep_one(folder: Path) -> bool:
+    lock = _lock(folder)
+    if lock is None:
+        return False
+    _delete(folder, lock, os.getpid())
+    return not folder.exists()
+
+
+def _lock(folder: Path, create: int = 0) -> int | None:
+    """The folder's lock, held; None where another process holds it or deletes the folder."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | create
+    lock = os.open(folder / LOCK, flags, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), os.lstat(folder / LOCK)):
+            _locks.add(lock)
+            return lock
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(lock)
+        raise
+    os.close(lock)
+    return None
+
+
+def _delete(folder: Path, lock: int, owner: int) -> None:
+    """The lock goes last: what a kill leaves of a half deleted folder can still be swept."""
+    if os.getpid() != owner:  # forked from the owner, which still uses it
+        return
+    for _ in range(TRIES):
+        shutil.rmtree(folder / FILES, ignore_errors=True)
+        if not (folder / FILES).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            break
+    _locks.discard(lock)
+    os.close(lock)
+
+
+def _let_go() -> None:
+    """A forked process can outlive the owner: it must not keep the lock."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
