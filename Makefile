@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(shell command -v uv >/dev/null && echo uv pip install --python $(BIN)/python \
   || echo $(BIN)/python -m pip install --disable-pip-version-check)
 
-.PHONY: demo test test-extras app clean
+.PHONY: demo test test-extras audit app clean
 demo: $(VENV)/ready
 	$(BIN)/python demo.py
 
@@ -21,6 +21,11 @@ test: $(VENV)/ready
 test-extras: $(VENV)/ready
 	$(INSTALL) -r requirements-extras.txt -c requirements.lock
 	REQUIRE_EXTRAS=1 $(BIN)/python -m pytest -m extra -n auto --maxprocesses 2 --dist worksteal
+
+# Known vulnerabilities of the locked versions; asks the advisory database on the internet.
+audit: $(VENV)/ready
+	$(INSTALL) pip-audit
+	$(BIN)/pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 app: $(VENV)/ready
 	$(INSTALL) -r requirements-app.txt -c requirements.lock

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 import resource
 import time
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from conftest import save_untrained, write_features
@@ -30,6 +32,14 @@ def nested(levels: int) -> list:
     value: list = []
     for _ in range(levels):
         value = [value, value]
+    return value
+
+
+def laughs(depth: int) -> list:
+    """A few bytes, 100 ** depth values."""
+    value = [1] * 100
+    for _ in range(depth - 1):
+        value = [value] * 100
     return value
 
 
@@ -59,6 +69,10 @@ FORGED = {  # path within the checkpoint, value
     "settings of settings": ("features_config", {"speech": {"n_fft": nested(28)}}),
     "no settings": ("config", None),
     "an unknown mode": ("config.mode", "smell"),
+    "words for a number of words": ("config.max_words", "x"),
+    "fewer than no words": ("config.max_words", -1),
+    "a list for a seed": ("config.seed", [1]),
+    "lists of lists of lists": ("config.seed", laughs(7)),
     "words for numbers": ("val", {"loss": "low"}),
     "weights of another type": ("weights.heads.speech.linear.bias", torch.zeros(7).double()),
     "complex weights": ("weights.heads.speech.linear.bias", torch.zeros(7, dtype=torch.cfloat)),
@@ -106,6 +120,53 @@ def test_packed_archives_are_not_unpacked(sound, tmp_path, member):
     assert time.monotonic() - start < 5
     most = 3 * bomb.stat().st_size / 1024 + (50 << 10)  # its own bytes, and 50 MB
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < most
+
+
+PICKLES = {  # a name in the message -> a pickle that calls it, in the place of the checkpoint's
+    "builtins.bytearray": b"\x80\x02cbuiltins\nbytearray\nJ\x00\x2f\x68\x59\x85R.",
+    "os.system": b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.",
+    "torch.hub.load": b"\x80\x02ctorch.hub\nload\nX\x01\x00\x00\x00a\x85R.",
+    "a name made while it is read": b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_what_a_pickle_would_call_is_known_before(sound, tmp_path, name):
+    """torch allows `bytearray`, which takes as much memory as it is told."""
+    buffer, path = io.BytesIO(), tmp_path / "forged.pth"
+    torch.save(sound, buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w") as new:
+        for info in old.infolist():
+            is_pickle = info.filename.endswith("/data.pkl")
+            new.writestr(info.filename, PICKLES[name] if is_pickle else old.read(info))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(IntegrityError, match=f"calls {re.escape(name)}"):
+        load_checkpoint(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+
+
+@pytest.mark.slow
+def test_mutated_checkpoints_load_or_are_refused(sound, tmp_path):
+    """2,000 of them, without the digest at the end that would find every one."""
+    buffer, path, rng = io.BytesIO(), tmp_path / "mutated.pth", np.random.default_rng(0)
+    torch.save(sound, buffer)
+    whole, refused = buffer.getvalue(), 0
+    with zipfile.ZipFile(buffer) as archive:
+        (pickled,) = (each for each in archive.infolist() if each.filename.endswith("data.pkl"))
+    for _ in range(2000):
+        data = bytearray(whole)
+        # half of them within what describes the tensors
+        low, high = (0, len(data)) if rng.random() < 0.5 else (pickled.header_offset, None)
+        high = high or pickled.header_offset + pickled.compress_size
+        for place in rng.integers(low, high, rng.integers(1, 6)):
+            data[place] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            restore_model(load_checkpoint(path), path)
+        except IntegrityError as error:
+            refused += 1
+            assert "mutated.pth" in str(error) and "\n" not in str(error)
+    assert refused > 500
 
 
 def test_older_settings_get_their_default_and_other_files_are_named(sound, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickletools
 import re
 import sys
 import zipfile
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from models import build_model
 from models.classifier import EmotionClassifier
-from training.tasks import TASKS, recipe
-from utils.errors import IntegrityError, UsageError
+from training.tasks import ALL_SETTINGS, TASKS, recipe
+from utils.errors import IntegrityError, UsageError, listed
 from utils.files import read_sealed, write_sealed
 
 FORMAT = 2  # raise it when older checkpoints cannot be read any more
@@ -28,6 +29,10 @@ KEYS = ("arch", "weights", "classes", "features_config", "config", "epoch", "val
 RESUME = ("step", "sums", "optimizer", "scaler", "ema", "rows", "best", "clips", "leaks")
 NO_CLIPS = dict.fromkeys(("training", "validation"), torch.empty(0, dtype=torch.int64))
 PLAIN = (str, int, float, bool, type(None))
+DEPTH, MOST_VALUES = 8, 100_000  # of settings within settings
+CALLED = re.compile(
+    r"collections\.OrderedDict|torch\._utils\._rebuild_tensor_v2|torch\.[A-Za-z0-9]+Storage"
+)
 BEST = re.compile(r"(\d+)_best_(\d+\.\d+)\.pth")
 LAST, PREVIOUS = "last.pth", "previous.pth"
 
@@ -141,12 +146,31 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def _check_archive(data: bytes, path: Path) -> None:
     """IntegrityError for what is no zip of torch.save, or unpacks to more than its own bytes."""
     try:
-        members = zipfile.ZipFile(io.BytesIO(data)).infolist()
-    except (zipfile.BadZipFile, ValueError, RuntimeError) as error:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        members = archive.infolist()
+        packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if packed or sum(member.file_size for member in members) > len(data):
+            what = "would unpack to more than it holds; torch.save packs nothing"
+            raise IntegrityError(f"{path} {what}")
+        (pickled,) = (member for member in members if member.filename.endswith("/data.pkl"))
+        called = names_in(archive.read(pickled))
+    except (zipfile.BadZipFile, ValueError, RuntimeError, OSError, EOFError) as error:
         raise IntegrityError(f"{path} is no zip file as torch.save writes it: {error}") from error
-    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-    if packed or sum(member.file_size for member in members) > len(data):
-        raise IntegrityError(f"{path} would unpack to more than it holds; torch.save packs nothing")
+    if foreign := [name for name in called if not CALLED.fullmatch(name)]:
+        what = f"calls {listed(sorted(foreign))}, which no checkpoint of ours does"
+        raise IntegrityError(f"{path} {what}; it was not loaded")
+
+
+def names_in(pickled: bytes) -> set[str]:
+    """What a pickle would call, read without calling any of it. torch allows more than a checkpoint
+    needs: `bytearray(3_000_000_000)` takes that much memory. ValueError for what is no pickle."""
+    names = set()
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name in ("GLOBAL", "INST"):
+            names.add(str(argument).replace(" ", "."))
+        elif opcode.name == "STACK_GLOBAL":  # of later protocols than torch.save writes
+            names.add("a name made while it is read")
+    return names
 
 
 def _check_content(checkpoint: Any, path: Path) -> None:
@@ -180,21 +204,31 @@ def _check_content(checkpoint: Any, path: Path) -> None:
     for key, good in fits.items():
         if not good:
             raise IntegrityError(f"{path} is no checkpoint of train.py: its {key} is none of ours")
+    for name, setting in ALL_SETTINGS.items():
+        if name in config and not setting.allows(config[name]):
+            raise IntegrityError(f"{path} is no checkpoint of train.py: {name} {config[name]!r}")
     outputs = parts["arch"].get("n_classes")
     if outputs != len(classes):
         raise IntegrityError(f"{path}: {outputs} outputs for the {len(classes)} classes {classes}")
     checkpoint["config"] = recipe(config["mode"]) | {"fold": None, "val_fold": None} | config
 
 
-def _is_plain(value: Any, depth: int = 6) -> bool:
-    """Scalars, and lists and dictionaries of them."""
-    if isinstance(value, PLAIN):
-        return True
-    if depth and isinstance(value, list | tuple):
-        return all(_is_plain(each, depth - 1) for each in value)
-    if depth and isinstance(value, dict):
-        return all(isinstance(k, str) and _is_plain(v, depth - 1) for k, v in value.items())
-    return False
+def _is_plain(value: Any) -> bool:
+    """Scalars, and lists and dictionaries of them: few, for lists can hold one another."""
+    level = [value]
+    for _ in range(DEPTH):
+        below: list[Any] = []
+        for each in level:
+            if isinstance(each, dict) and all(isinstance(key, str) for key in each):
+                below += each.values()
+            elif isinstance(each, list | tuple):
+                below += each
+            elif not isinstance(each, PLAIN):
+                return False
+            if len(below) > MOST_VALUES:
+                return False
+        level = below
+    return not level
 
 
 def _is_tensors(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from typing import Any, NamedTuple
 
 from utils.config import boolean, ranged
@@ -15,6 +16,18 @@ class Setting(NamedTuple):
     kind: Any
     help: str
     group: str
+
+    def allows(self, value: Any) -> bool:
+        """Whether this can be its value in a run: as a flag gives it, or its default."""
+        if value is None or value == self.default:
+            return True
+        if isinstance(self.kind, tuple):
+            return value in self.kind
+        try:
+            read = self.kind(str(value))
+            return read == value and isinstance(read, bool) == isinstance(value, bool)
+        except (ValueError, ArgumentTypeError):
+            return False
 
 
 def grouped(tables: dict[str, dict[str, tuple]]) -> dict[str, Setting]:
