@@ -10,11 +10,11 @@ features=${FEATURES_DIR:-features/meld}
 python preprocess.py --corpus meld --data_dir "$data" --word_vectors "$vectors" \
   --features_dir "$features" --modalities text || [ $? = 3 ]
 python examples/ngrams.py --features_dir "$features"
-for seed in 1 2 3; do
+for seed in 1 2 3 4 5; do
   python train.py --mode multimodal --inputs ngrams --allow_leaks --resume \
     --optim adamw --learning_rate 1e-3 --weight_decay 0.05 --schedule cosine --batch_size 64 \
     --n_epoch 8 --eval_step 8 --mixup_prob 0 --class_weights sqrt --num_workers 0 \
     --features_dir "$features" --exp_name "meld-text-$seed" --seed "$seed"
 done
 python evaluate.py --features_dir "$features" --split test --out report/meld_text \
-  --checkpoints logs/multimodal/meld-text-{1,2,3}
+  --checkpoints logs/multimodal/meld-text-{1,2,3,4,5}
