@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import QUIET, ROOT, write_features
+from conftest import QUIET, ROOT, run_script, write_features
 from inside import run_main
 from trainings import TINY, BehindAStep, add_feature, leaves, make_run, one_step, remains
 
@@ -25,7 +25,7 @@ import training.data
 import training.losses
 import training.modalities
 import training.run
-from training.checkpoint import load_checkpoint
+from training.checkpoint import best_checkpoint, load_checkpoint
 from training.loader import LoaderError
 from training.loop import fit, validate
 from training.stopping import StepInterrupted
@@ -499,3 +499,34 @@ def alive(process: Path) -> bool:
         return "Z" not in (process / "stat").read_text().rpartition(")")[2][:3]
     except OSError:
         return False
+
+
+# Odd surroundings
+
+
+TRAIN = "train.py --mode text --exp_name a"
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&- <&-"])
+def test_closed_streams_end_nothing(features, tmp_path, closed):
+    flags = f"{' '.join(TINY)} --features_dir {features} --logs_dir {tmp_path}"
+    command = f"exec {sys.executable} {TRAIN} {flags} {closed}"
+    ended = subprocess.run(command, shell=True, cwd=ROOT, env=os.environ | QUIET, check=False)
+    assert ended.returncode == 0 and best_checkpoint(tmp_path / "text" / "a")
+
+
+def test_a_terminal_without_unicode_gets_escapes():
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    code = "from utils.errors import run_script; run_script(lambda: print('0.5 \\xb1 0.1'))"
+    run = run_script("-c", code, env=plain)
+    assert run.returncode == 0 and run.stdout == "0.5 \\xb1 0.1\n", run
+
+
+def test_too_few_open_files_is_one_line(features, tmp_path):
+    flags = f"{' '.join(TINY)} --num_workers 2 --features_dir {features} --logs_dir {tmp_path}"
+    command = f"ulimit -n 24; exec {sys.executable} {TRAIN} {flags}"
+    ended = subprocess.run(
+        command, shell=True, cwd=ROOT, env=os.environ | QUIET, capture_output=True, text=True
+    )
+    assert ended.returncode == 2 and "ulimit -n" in ended.stderr, ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -56,6 +56,9 @@ class Loader(DataLoader):
             if isinstance(error, UsageError):  # of a worker: behind its traceback
                 reason = str(error).rpartition(f"{type(error).__name__}: ")[2].splitlines()[0]
                 raise LoaderError(reason, error.exit_code) from error
+            if str(error).startswith("Too many open files"):
+                what = "raise the limit, `ulimit -n 1024`, or take fewer --num_workers"
+                raise LoaderError(f"too many open files: {what}") from error
             # torch saw the death, or its batch was just being handed over
             handing_over = isinstance(error, (ConnectionError, EOFError))
             if handing_over or str(error).startswith(("DataLoader worker", "Pin memory thread")):

@@ -73,6 +73,7 @@ class ClipError(Exception):
 
 def run_script(main: Callable[[], int | None]) -> None:
     """Run a script's main; one line and an exit code for what a user can mend, a traceback else."""
+    make_streams_usable()
     script = Path(sys.argv[0]).name
     # Waiting threads of torch spin only briefly before they sleep: a training takes an eighth less
     # time than with sleep alone; beside other work a step takes two thirds of what long spins cost.
@@ -94,12 +95,25 @@ def run_script(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)  # as the shell has it: what is not done is no success
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            print(f"{script}: {error.strerror}: raise the limit, `ulimit -n 1024`", file=sys.stderr)
+            sys.exit(UsageError.exit_code)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         with contextlib.suppress(OSError):
             print(f"{script}: cannot write its output: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(UsageError.exit_code)
+
+
+def make_streams_usable() -> None:
+    """Output may be closed (`2>&-`), or unable to write a name or a sign: neither ends a run."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def one_of(kind: str, value: str, known: dict | tuple | list) -> None:
