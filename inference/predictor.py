@@ -150,6 +150,8 @@ class Predictor:
     def predict(self, source: Source) -> ClipPrediction:
         """The prediction for one clip; it has no parts when nothing in the clip can be used."""
         stopwatch.seconds.clear()
+        self.features.seen.clear()  # a clip of the same name is made anew
+        self.features.checked.clear()
         start = time.perf_counter()
         row, missing = self.extract(source.clip, source.problem)
         extracted = time.perf_counter()

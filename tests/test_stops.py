@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -233,7 +234,7 @@ def test_a_killed_reader_costs_nothing(start, tmp_path, monkeypatch):
     ids = {f"{number:05d}" for number in range(14)}
     # the last batch of an epoch has 4, if the reader had not handed it over
     named = said.split(", ")
-    assert set(named) <= ids and len(named) in (4, 8) and others in ("", "4 more", "8 more"), said
+    assert set(named) <= ids and len(named) in (4, 8) and re.fullmatch(r"(\d more)?", others), said
     monkeypatch.undo()
     assert start("cut", "--seed", 7, "--resume").code == 0
     assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")

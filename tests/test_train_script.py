@@ -738,7 +738,7 @@ def test_what_the_weights_of_an_earlier_run_have_seen_is_seen(features, start, t
 def test_clips_are_known_by_recording_or_by_name_and_words():
     def numbers(clip_id, transcript="", **shas):
         stages = {name: {"source_sha256": sha} for name, sha in shas.items()}
-        features = SimpleNamespace(stages=lambda row: stages)
+        features = SimpleNamespace(record=lambda row: stages)
         return fingerprints(features, [{"clip_id": clip_id, "transcript": transcript}])
 
     seen = numbers("a", "hello", speech="1", text="2").ravel()
