@@ -24,7 +24,7 @@ from utils.files import write_atomic, write_text
 SPEECH, FACE = "--speech_coeff 0 --speech_frames 96", "--face_coeff 0 --face_frames 6"
 QUICK = "--optim adamw --augment False --num_workers 0"
 TRAINING = {  # the recipes made small; augmentation would need more steps
-    "speech": f"{SPEECH} {QUICK} --learning_rate 2e-3 --n_epoch 20 --batch_size 16 --mixup_prob 0",
+    "speech": f"{SPEECH} {QUICK} --learning_rate 1e-3 --n_epoch 32 --batch_size 16 --mixup_prob 0",
     "face": f"{FACE} {QUICK} --learning_rate 1e-3 --n_epoch 8 --batch_size 8 --cutmix_prob 0",
     "text": f"{QUICK} --learning_rate 1e-3 --text_layers 4 --n_epoch 6 --batch_size 16",
     "multimodal": f"{SPEECH} {FACE} --text_layers 4 --n_epoch 3 --mixup_prob 0 "

@@ -33,7 +33,7 @@ LEAKS = ("speaker", "dialogue", "duplicate")  # kinds of findings that make a sc
 COMPARED = {  # what clips are compared by -> why a clip cannot be
     "speakers": "unknown",
     "dialogues": "unknown",
-    "files": "no record",
+    "files": "none known",
     "sound": "no speech features",
 }
 Link = tuple[int, int, str]  # rows of two clips, and what they share

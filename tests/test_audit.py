@@ -190,26 +190,26 @@ def test_a_leak_depends_on_what_is_held_out(tmp_path):
             "nothing could be compared, so leaks are unknown; "
             "speakers: unknown for 4 of 4 clips, not compared; "
             "dialogues: unknown for 4 of 4 clips, not compared; "
-            "files: no record for 4 of 4 clips, not compared; "
+            "files: none known for 4 of 4 clips, not compared; "
             "sound: no speech features for 4 of 4 clips, not compared",
         ),
         (
             {"speaker": ["a", "", "c", ""], "dialogue": list("1234")},
             "0 leaks across 3 splits; compared: speakers, dialogues; "
             "speakers: unknown for 2 of 4 clips (all of val), the others compared; "
-            "files: no record for 4 of 4 clips, not compared; "
+            "files: none known for 4 of 4 clips, not compared; "
             "sound: no speech features for 4 of 4 clips, not compared",
         ),
         (
             {"speaker": list("abcd"), "dialogue": list("1234"), "fold": ["0", "1", "", "0"]},
             "0 leaks across 3 splits, 0 leaks across 2 folds; compared: speakers, dialogues; "
-            "files: no record for 4 of 4 clips, not compared; "
+            "files: none known for 4 of 4 clips, not compared; "
             "sound: no speech features for 4 of 4 clips, not compared",
         ),
         (
             {"split": ["train"] * 4, "speaker": list("aaaa"), "dialogue": list("1111")},
             "one split without folds, so nothing can leak; compared: speakers, dialogues; "
-            "files: no record for 4 of 4 clips, not compared; "
+            "files: none known for 4 of 4 clips, not compared; "
             "sound: no speech features for 4 of 4 clips, not compared",
         ),
     ],
