@@ -139,13 +139,14 @@ class Features:
         """
         split = row["split"]
         if split not in self.records:
-            found = self.records[split] = {}
+            found: dict[str, Stages] = {}
             clips = self.manifest["clip_id"][self.manifest["split"] == split]
             for clip_id in tqdm(clips, f"records of {split}", **BAR):
                 path = self.folder / split / "records" / f"{clip_id}.json"
                 stages = read_known(path).get("stages", {})
                 if stages or path.is_file():
                     found[clip_id] = stages if isinstance(stages, dict) else {}
+            self.records[split] = found  # when it is whole: `verify` reads in several threads
         return self.records[split].get(row["clip_id"])
 
     def digest_of(self, row: dict, name: str) -> str:
