@@ -238,9 +238,8 @@ def _supervised(function: Callable, name: str, clip: Clip, job: Job, *args: Any)
     """`function(name, clip, job, *args)` for a stage; in a process of its own if asked."""
     if not job.clip_seconds:
         return function(name, clip, job, *args)
-    return guarded(
-        function, name, clip, job, *args, limits=limits_for(STAGES[name].source(clip), job)
-    )
+    limits = limits_for(STAGES[name].source(clip), job)
+    return guarded(function, name, clip, job, *args, limits=limits)
 
 
 def limits_for(source: Path | str | None, job: Job) -> Limits:

@@ -194,7 +194,7 @@ def _read_header(file: Any, name: str, axes: int, kinds: str) -> tuple[tuple, np
     version = np.lib.format.read_magic(file)
     header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
     shape, by_column, dtype = header(file)
-    fits = len(shape) == axes and 0 < shape[0] <= MAX_WORDS and 0 < shape[-1] <= MAX_WORDS
+    fits = len(shape) == axes and 0 not in shape and shape[0] <= MAX_WORDS
     if axes == 2:
         fits = fits and shape[1] <= MAX_VALUES
     if not fits or dtype.kind not in kinds or dtype.itemsize > 4 * MAX_WORD_BYTES:

@@ -133,11 +133,12 @@ class Predictor:
 
     def cut(self, source: Source) -> list[Source]:
         """The source itself, or the utterances of a long recording."""
-        call = (cut_long, source, self.longest, self.features.folder)
+        folder = self.features.folder
         if not self.job.clip_seconds:
-            return call[0](*call[1:])
+            return cut_long(source, self.longest, folder)
+        limits = limits_for(source.clip.media, self.job)
         try:
-            return guarded(*call, limits=limits_for(source.clip.media, self.job))
+            return guarded(cut_long, source, self.longest, folder, limits=limits)
         except ClipError:  # the prediction says why
             return [source]
 

@@ -23,7 +23,7 @@ MEMORY_MB = 6000  # that the answering process may hold beyond its libraries
 IN_LINE = 3  # one is answered, two wait
 CLOSING = {"error": "The page is being closed."}
 BEFORE = r"(?<![\w.~:/-])"  # no part of a longer word or address
-FOLDERS = re.compile(BEFORE + r"~?/[^\s'\",;:()]*/(?=[^\s/])")  # /home/me/ of /home/me/x.pth
+FOLDERS = re.compile(BEFORE + r"~?/[^\s'\",;:()]*/(?=[^\s/])")  # the folders of a path
 
 
 @dataclass
