@@ -512,7 +512,7 @@ TRAIN = "train.py --mode text --exp_name a"
 def test_closed_streams_end_nothing(features, tmp_path, closed):
     flags = f"{' '.join(TINY)} --features_dir {features} --logs_dir {tmp_path}"
     command = f"exec {sys.executable} {TRAIN} {flags} {closed}"
-    ended = subprocess.run(command, shell=True, cwd=ROOT, env=os.environ | QUIET, check=False)
+    ended = subprocess.run(["sh", "-c", command], cwd=ROOT, env=os.environ | QUIET, check=False)
     assert ended.returncode == 0 and best_checkpoint(tmp_path / "text" / "a")
 
 
@@ -527,7 +527,7 @@ def test_too_few_open_files_is_one_line(features, tmp_path):
     flags = f"{' '.join(TINY)} --num_workers 2 --features_dir {features} --logs_dir {tmp_path}"
     command = f"ulimit -n 24; exec {sys.executable} {TRAIN} {flags}"
     ended = subprocess.run(
-        command, shell=True, cwd=ROOT, env=os.environ | QUIET, capture_output=True, text=True
+        ["sh", "-c", command], cwd=ROOT, env=os.environ | QUIET, capture_output=True, text=True
     )
     assert ended.returncode == 2 and "ulimit -n" in ended.stderr, ended.stderr
     assert "Traceback" not in ended.stderr
