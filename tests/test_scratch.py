@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from utils import scratch
+from utils import files
 from utils.errors import UsageError
 from utils.scratch import LOCK, scratch_folder, sweep
 
@@ -149,7 +149,7 @@ def test_sweeps_never_meet_a_folder_in_the_making(temporary):
         done.set()
         thread.join()
     sweep("upload-")
-    assert list(temporary.iterdir()) == [] and not scratch._locks
+    assert list(temporary.iterdir()) == [] and not files.held_locks
 
 
 def test_no_place_is_one_line(temporary, monkeypatch):

@@ -23,7 +23,7 @@ from utils.errors import IntegrityError, LockedError, UsageError
 SEAL, SEAL_LENGTH = b"sha256:", 7 + 64  # and 64 hex digits end a sealed file
 PART = ".part"  # unfinished files are named .<random>.part, so no glob for *.npy ever meets one
 _unfinished: set[Path] = set()  # of this process
-_locks: dict[Path, Any] = {}  # folders that this process holds, and their open lock files
+held_locks: dict[Path, Any] = {}  # folders that this process holds, and their open lock files
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -233,7 +233,7 @@ def _sign(file: Any, what: str) -> None:
 
 def check_held(folder: Path) -> None:
     """IntegrityError where a folder that this process holds was removed, or is another one now."""
-    file = _locks.get(Path(folder))
+    file = held_locks.get(Path(folder))
     if file is None:
         return
     with contextlib.suppress(OSError):
@@ -245,16 +245,16 @@ def check_held(folder: Path) -> None:
 @contextlib.contextmanager
 def _not_inherited(folder: Path, file: Any) -> Iterator[None]:
     """Processes that are forked meanwhile let go of the lock: they can outlive its holder."""
-    _locks[Path(folder)] = file
+    held_locks[Path(folder)] = file
     try:
         yield
     finally:
-        _locks.pop(Path(folder), None)
+        held_locks.pop(Path(folder), None)
 
 
 def _let_go() -> None:
-    while _locks:
-        _locks.popitem()[1].close()
+    while held_locks:
+        held_locks.popitem()[1].close()
 
 
 os.register_at_fork(after_in_child=_let_go)

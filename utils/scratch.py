@@ -9,12 +9,13 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.errors import UsageError
+from utils.files import held_locks
 
 LOCK, FILES = ".scratch.lock", "files"  # the folder holds these two; a user sees `files` alone
 TRIES = 20  # to delete a folder into which somebody still writes
-_locks: set[int] = set()  # descriptors that this process holds locked
 
 
 class Scratch:
@@ -23,7 +24,7 @@ class Scratch:
     A process that is killed leaves it behind, and `sweep` of a later one deletes it.
     """
 
-    def __init__(self, folder: Path, lock: int):
+    def __init__(self, folder: Path, lock: BinaryIO):
         self.path = folder / FILES
         self._end = weakref.finalize(self, _delete, folder, lock, os.getpid())
 
@@ -78,25 +79,28 @@ def _sweep_one(folder: Path) -> bool:
     return not folder.exists()
 
 
-def _lock(folder: Path, create: int = 0) -> int | None:
-    """The folder's lock, held; None where another process holds it or deletes the folder."""
+def _lock(folder: Path, create: int = 0) -> BinaryIO | None:
+    """The folder's lock, held; None where another process holds it or deletes the folder.
+
+    Not `lock_folder`, which follows links: others may write where temporary files are.
+    """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | create
-    lock = os.open(folder / LOCK, flags, 0o600)
+    lock = os.fdopen(os.open(folder / LOCK, flags, 0o600), "rb")
+    is_held = False
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock), os.lstat(folder / LOCK)):
-            _locks.add(lock)
-            return lock
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException:
-        os.close(lock)
-        raise
-    os.close(lock)
-    return None
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):  # it is another's, or gone
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_held = os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).lstat())
+    finally:
+        if not is_held:
+            lock.close()
+    if not is_held:
+        return None
+    held_locks[folder] = lock
+    return lock
 
 
-def _delete(folder: Path, lock: int, owner: int) -> None:
+def _delete(folder: Path, lock: BinaryIO, owner: int) -> None:
     """The lock goes last: what a kill leaves of a half deleted folder can still be swept."""
     if os.getpid() != owner:  # forked from the owner, which still uses it
         return
@@ -105,14 +109,5 @@ def _delete(folder: Path, lock: int, owner: int) -> None:
         if not (folder / FILES).exists():
             shutil.rmtree(folder, ignore_errors=True)
             break
-    _locks.discard(lock)
-    os.close(lock)
-
-
-def _let_go() -> None:
-    """A forked process can outlive the owner: it must not keep the lock."""
-    while _locks:
-        os.close(_locks.pop())
-
-
-os.register_at_fork(after_in_child=_let_go)
+    held_locks.pop(folder, None)
+    lock.close()
