@@ -20,7 +20,7 @@ test: $(VENV)/ready
 # Here a test that cannot run is a failure: the packages are installed, the browser has to be there.
 test-extras: $(VENV)/ready
 	$(INSTALL) -r requirements-extras.txt -c requirements.lock
-	REQUIRE_EXTRAS=1 $(BIN)/python -m pytest -m extra -n auto --maxprocesses 2 --dist worksteal
+	REQUIRE_EXTRAS=1 $(BIN)/python -m pytest -m extra
 
 # Known vulnerabilities of the locked versions; asks the advisory database on the internet.
 audit: $(VENV)/ready
