@@ -12,6 +12,7 @@ demo: $(VENV)/ready
 	$(BIN)/python demo.py
 
 test: $(VENV)/ready
+	$(INSTALL) -r requirements-encoders.txt -c requirements.lock
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -33,6 +33,13 @@ def parse_args() -> argparse.Namespace:
     add("--checkpoints", nargs="+", type=Path, required=True, help=".pth files or run folders")
     add("--text", help="the words of the one clip, or alone")
     add("--word_vectors", type=Path, help="file that words are looked up in, as in the training")
+    add(
+        "--encoder",
+        action="append",
+        default=[],
+        metavar="NAME=PLACE",
+        help="where a pretrained encoder of the model is now: folder, file or name of the hub",
+    )
     add("--out", default=Path("predictions"), type=Path, help="folder of tables and pictures")
     add("--tta", default=1, type=int, choices=(12, 6, 1), help="views of the face per clip")
     add(
@@ -78,7 +85,7 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
     from tqdm import tqdm
 
     from evaluation.ensemble import label_note
-    from inference.predictor import Predictor
+    from inference.predictor import Predictor, encoder_places
 
     predictor = Predictor(
         args.checkpoints,
@@ -89,6 +96,7 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
         longest=args.longest,
         warm=args.times,
         clip_seconds=0 if args.times else args.clip_seconds,
+        encoders=encoder_places(args.encoder),
     )
     if note := label_note(predictor.members):
         print(note, file=sys.stderr)
@@ -148,7 +156,8 @@ def write_tables(args: argparse.Namespace, predictions: list) -> None:
     import pandas as pd
 
     rows = [row for prediction in predictions for row in prediction.rows()]
-    write_csv(args.out / "predictions.csv", pd.DataFrame(rows))
+    table = pd.DataFrame(rows, dtype=object)  # strings of pyarrow cannot hold every file name
+    write_csv(args.out / "predictions.csv", table)
     about = {"checkpoints": [str(path) for path in args.checkpoints], "tta": args.tta}
     clips = [prediction.as_dict() for prediction in predictions]
     write_json(args.out / "predictions.json", {**about, "clips": clips})

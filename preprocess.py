@@ -52,7 +52,14 @@ def parse_args() -> argparse.Namespace:
     add("--face_size", default=160, type=ranged(int, 16, 1024), help="pixels, side of a face crop")
     add("--face_align", action="store_true", help="turn crops upright by eyes, nose and mouth")
     add("--video_embedding", action="store_true", help="also a FaceNet vector per face crop")
-    add("--device", default="auto", help="auto, cpu, cuda: where faces are detected")
+    add(
+        "--encoder",
+        action="append",
+        default=[],
+        metavar="NAME=INPUT:LIBRARY:SOURCE",
+        help="a pretrained encoder's features, as often as wanted: docs/encoders.md",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda: of face detection and encoders")
     deadline = "deadline for each modality of a clip, and as much again per 10 MB of its file"
     add("--clip_seconds", default=60.0, type=ranged(float, 0.1, 1e6), help=deadline)
     memory = ranged(int, 0, 1 << 24)
@@ -109,14 +116,17 @@ def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, 
         wanted = [name.strip() for name in args.modalities.split(",")]
     elif args.word_vectors and "text" not in wanted:
         wanted.append("text")
-    known = [name for name in STAGES if name != "video_embedding"]  # it has a flag of its own
-    if not wanted or not set(wanted).issubset(known):
+    elif args.encoder and not (args.word_vectors or any(clip.words for clip in listing.clips)):
+        wanted = [name for name in wanted if name != "text"]  # an encoder may read the words
+    known = [name for name in STAGES if name not in ("video_embedding", "wave")]  # of other flags
+    if not (wanted or args.encoder) or not set(wanted).issubset(known):
         names = ",".join(known)
         raise UsageError(f"--modalities {args.modalities}: expected {names} or some of it")
     if args.video_embedding:
         if "video" not in wanted:
             raise UsageError("--video_embedding needs the modality video")
         wanted.append("video_embedding")
+    wanted += encoder_inputs(args, wanted, listing)
     if "text" in wanted and args.word_vectors:
         if not any(clip.transcript for clip in listing.clips):
             raise UsageError(f"--word_vectors: no clip of {args.corpus} has a transcript")
@@ -125,6 +135,22 @@ def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, 
     elif "text" in wanted and listing.clips and not any(clip.words for clip in listing.clips):
         raise UsageError(f"the text of {args.corpus} needs --word_vectors FILE, see --help")
     return tuple(dict.fromkeys(wanted))
+
+
+def encoder_inputs(args: argparse.Namespace, wanted: list[str], listing: Listing) -> list[str]:
+    """Read --encoder; the stages that make what the encoders see, where no flag names them."""
+    from extract import encoders
+    from extract.clip import STAGES
+
+    args.encoder = encoders.parse_all(args.encoder, {*STAGES, *encoders.INPUTS, "records"})
+    for name, settings in args.encoder.items():
+        needed = {"speech": "speech", "face": "video"}.get(settings["input"])
+        if needed and needed not in wanted:
+            what = f"--encoder {name} reads the {settings['input']}"
+            raise UsageError(f"{what}, which needs {needed} in --modalities {','.join(wanted)}")
+        if not needed and not any(clip.transcript for clip in listing.clips):
+            raise UsageError(f"--encoder {name}: no clip of {args.corpus} has a transcript")
+    return ["wave"] if any(each["input"] == "speech" for each in args.encoder.values()) else []
 
 
 def describe(args: argparse.Namespace, listing: Listing) -> list[str]:
@@ -137,7 +163,8 @@ def describe(args: argparse.Namespace, listing: Listing) -> list[str]:
         f"in {args.features_dir}, {args.workers} workers"
     ]
     lines += [f"left out: {note}" for note in listing.notes]
-    if "text" not in args.modalities and any(clip.transcript for clip in listing.clips):
+    used = ["text" in args.modalities, *(e["input"] == "text" for e in args.encoder.values())]
+    if not any(used) and any(clip.transcript for clip in listing.clips):
         lines.append("transcripts are not used: --word_vectors FILE makes text of them")
     odd = {name for name in splits if name.lower() in TRAINING_NAMES} - {*LABELLED_SPLITS}
     if odd:
@@ -163,6 +190,7 @@ def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path
     """The clips' records by split and id, and the files that --verify found changed."""
     from tqdm import tqdm
 
+    from extract import encoders
     from extract.clip import SETTINGS, Job
     from extract.faces import embedder
 
@@ -171,6 +199,11 @@ def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path
         embedder(device_name(device))  # missing weights are known before any work
     settings = {name: dict(each) for name, each in SETTINGS.items()}
     settings["video"] |= {name: getattr(args, name) for name in FACE_FLAGS}
+    settings |= earlier_encoders(args.features_dir)
+    for name, given in args.encoder.items():  # weights that are not there are known now, too
+        settings[name] = encoders.known(given, device_name(device))
+        if len(args.encoder) > 1:
+            encoders.load.cache_clear()  # the memory holds one at a time
     if args.word_vectors and "text" in args.modalities:
         settings["text"] |= looked_up(args, listing)
     job = Job(
@@ -185,8 +218,9 @@ def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path
         clip_seconds=args.clip_seconds,
         memory_mb=args.memory_mb,
     )
-    begin_tree(args, listing, job)
-    work = [(clip, job) for clip in listing.clips]
+    whole = replace(job, modalities=(*job.modalities, *args.encoder))
+    begin_tree(args, listing, whole)
+    work = [(clip, job, whole) for clip in listing.clips]
     results = parallel_map(work_on, work, max(1, min(args.workers, len(work))), args.backend)
     progress = tqdm(results, "loading libraries", len(work), unit="clip", smoothing=0.05)
     records, changed = {}, []
@@ -194,14 +228,44 @@ def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path
         progress.set_description("extracting", refresh=False)
         records[name] = record
         changed += files
+    for name in args.encoder:
+        job = replace(job, modalities=(*job.modalities, name))
+        encode_clips(name, listing, job, records)
     return records, changed
+
+
+def encode_clips(name: str, listing: Listing, job: Any, records: dict) -> None:
+    """Make one encoder's features of all usable clips, in this process: the encoder is loaded once.
+    Renews `records`."""
+    from tqdm import tqdm
+
+    from extract import encoders
+    from extract.clip import process_clip
+
+    usable = [clip for clip in listing.clips if not records[clip.split, clip.clip_id]["failure"]]
+    for clip in tqdm(usable, f"encoding {name}", unit="clip", smoothing=0.05):
+        records[clip.split, clip.clip_id] = process_clip(clip, job)
+    encoders.load.cache_clear()
+
+
+def earlier_encoders(features_dir: Path) -> dict[str, dict]:
+    """Settings of encoders that an earlier run had: what they made is kept for a later one."""
+    from extract.clip import STAGES
+
+    features = read_known(features_dir / "settings.json").get("features")
+    found = features.items() if isinstance(features, dict) else ()
+    return {
+        name: settings
+        for name, settings in found
+        if name not in STAGES and isinstance(settings, dict) and "library" in settings
+    }
 
 
 def work_on(item: tuple) -> tuple[tuple[str, str], dict, list[Path]]:
     from extract.clip import process_clip, remove_changed
 
-    clip, job = item
-    changed = remove_changed(clip, job) if job.verify else []
+    clip, job, whole = item
+    changed = remove_changed(clip, whole) if job.verify else []
     return (clip.split, clip.clip_id), process_clip(clip, job), changed
 
 
@@ -243,8 +307,8 @@ def begin_tree(args: argparse.Namespace, listing: Listing, job: Any) -> None:
         "schema": SCHEMA,
         "corpus": args.corpus,
         "classes": list(listing.classes),
-        "modalities": list(args.modalities),
-        "features": {name: job.settings[name] for name in args.modalities},
+        "modalities": list(job.modalities),
+        "features": {name: job.settings[name] for name in job.modalities},
         "versions": {library: version(library) for library in libraries},
     }
     before = read_known(args.features_dir / "settings.json")
@@ -274,7 +338,8 @@ def write_tables(args: argparse.Namespace, listing: Listing, records: dict) -> t
             rows.append(manifest_row(clip, facts_of(record, args.modalities), args.data_dir))
     failures = [replace(each, media=relative(each.media, args.data_dir)) for each in failures]
     failures.sort(key=lambda failure: (str(failure.media), failure.clip_id))
-    failed = pd.DataFrame(failures, columns=[each.name for each in fields(Failure)])
+    columns = [each.name for each in fields(Failure)]
+    failed = pd.DataFrame(failures, columns=columns, dtype=object)  # pyarrow takes no odd names
     write_csv(args.features_dir / "failed.csv", failed)
     manifest = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
     write_csv(args.features_dir / "manifest.csv", manifest)

@@ -26,7 +26,7 @@ from training.checkpoint import (
     weights_digest,
 )
 from training.data import ClipDataset, make_loader
-from training.features import Features
+from training.features import Features, comparable
 from training.inference import Views, infer
 from training.modalities import MODALITIES
 from training.tasks import Task, task_of
@@ -118,7 +118,8 @@ def load_member(path: Path, run: Path, features: Features) -> Member:
     inputs = member.task.inputs
     features.require(inputs)
     check_match(path, "classes", checkpoint["classes"], features.classes)
-    check_match(path, "features", checkpoint["features_config"], features.config_for(inputs))
+    made = comparable(checkpoint["features_config"])
+    check_match(path, "features", made, comparable(features.config_for(inputs)))
     return member
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from corpora.manifest import Clip, relative
-from extract import audio, faces, vectors, words
+from extract import audio, encoders, faces, vectors, words
 from extract.media import scan_pictures
 from utils.config import device_name
 from utils.errors import ClipError
@@ -56,6 +56,7 @@ class Stage(NamedTuple):
     ending: str
     needs: tuple[str, ...] = ()  # stages whose facts or files it reads, where the job has them
     libraries: tuple[str, ...] = ()
+    supervised: bool = True  # it reads foreign files: in a process of its own that may die
 
 
 def make_speech(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
@@ -106,16 +107,57 @@ def make_video_embedding(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> d
     return {}
 
 
+def make_wave(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
+    start, end = facts["speech_start"], facts["speech_end"]
+    wave = audio.read_between(clip.media, start, end, job.settings["speech"])
+    np.save(file, wave.astype(job.settings["wave"]["dtype"]))
+    return {}
+
+
+def make_encoding(name: str, clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
+    """What a pretrained encoder makes of the wave, the crops with a face, or the transcript."""
+    settings = job.settings[name]
+    if settings["reads"] == "transcript":
+        seen: Any = clip.transcript
+        if not seen.strip():
+            raise ClipError("E_SHORT", "no words: its transcript is empty")
+    else:
+        path = feature_path(job.features_dir, clip, settings["reads"])
+        seen = np.load(path, allow_pickle=False)
+        if settings["reads"] == "video":
+            seen = seen[[flag == "1" for flag in facts["face_valid"]]]
+        else:
+            seen = seen.astype(np.float32)
+    np.save(file, encoders.encode(settings, device_name(job.device), seen))
+    return {}
+
+
+def stage_named(name: str, job: Job) -> Stage:
+    """A stage of ours, or the one that an encoder of the job makes."""
+    if name in STAGES:
+        return STAGES[name]
+    reads = job.settings[name]["reads"]
+    return Stage(
+        partial(make_encoding, name),
+        lambda clip: clip.transcript if reads == "transcript" else None,
+        ".npy",
+        (reads,),
+        supervised=False,  # it reads our own files, and its weights are loaded once
+    )
+
+
 SOUND = ("librosa.feature.spectral", "scipy.signal", "av")
 PICTURE = ("torch", "facenet_pytorch", "cv2", "av")
 STAGES = {
     "speech": Stage(make_speech, lambda clip: clip.media, ".npy", libraries=SOUND),
+    "wave": Stage(make_wave, lambda clip: clip.media, ".npy", ("speech",), SOUND),
     "video": Stage(make_video, lambda clip: clip.media, ".npy", ("speech",), PICTURE),
     "text": Stage(make_text, lambda clip: clip.words or clip.transcript, ".npz"),
     "video_embedding": Stage(make_video_embedding, lambda clip: None, ".npy", ("video",), PICTURE),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "speech": audio.SPEECH_SETTINGS,
+    "wave": audio.WAVE_SETTINGS,
     "video": faces.FACE_SETTINGS,
     "text": words.TEXT_SETTINGS,
     "video_embedding": faces.EMBEDDING_SETTINGS,
@@ -123,7 +165,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def feature_path(features_dir: Path, clip: Clip, stage: str) -> Path:
-    return features_dir / clip.split / stage / f"{clip.clip_id}{STAGES[stage].ending}"
+    ending = STAGES[stage].ending if stage in STAGES else ".npy"
+    return features_dir / clip.split / stage / f"{clip.clip_id}{ending}"
 
 
 def record_path(features_dir: Path, clip: Clip) -> Path:
@@ -146,7 +189,7 @@ def process_clip(clip: Clip, job: Job) -> dict:
     facts: dict[str, Any] = {}
     keys: dict[str, str] = {}
     kept: dict[str, str] = {}  # of stages that this run does not ask for: the next one may
-    for name in STAGES:
+    for name in [*STAGES, *(name for name in job.settings if name not in STAGES)]:
         old = before["stages"].get(name)
         if name not in job.modalities:
             if old and name in job.settings and _is_there(job, clip, name):
@@ -222,7 +265,7 @@ def remove_changed(clip: Clip, job: Job) -> list[Path]:
     if unknown and any(place.is_file() for place in places):
         changed.append(path)
     for name in {*record["stages"]}.intersection(job.modalities):
-        stage, source = record["stages"][name], STAGES[name].source(clip)
+        stage, source = record["stages"][name], stage_named(name, job).source(clip)
         same = has_sha256(feature_path(job.features_dir, clip, name), stage["sha256"])
         if same and "source_sha256" in stage and isinstance(source, Path) and is_file(source):
             with contextlib.suppress(OSError):  # a file that cannot be read now costs nothing made
@@ -236,15 +279,16 @@ def remove_changed(clip: Clip, job: Job) -> list[Path]:
 
 def _supervised(function: Callable, name: str, clip: Clip, job: Job, *args: Any) -> Any:
     """`function(name, clip, job, *args)` for a stage; in a process of its own if asked."""
-    if not job.clip_seconds:
+    stage = stage_named(name, job)
+    if not (job.clip_seconds and stage.supervised):
         return function(name, clip, job, *args)
-    limits = limits_for(STAGES[name].source(clip), job)
+    limits = limits_for(stage.source(clip), job)
     return guarded(function, name, clip, job, *args, limits=limits)
 
 
 def limits_for(source: Path | str | None, job: Job) -> Limits:
     """What reading a clip's file may use in a process of its own."""
-    libraries = [library for stage in job.modalities for library in STAGES[stage].libraries]
+    libraries = [lib for name in job.modalities for lib in stage_named(name, job).libraries]
     stamp = _stamp(source) if isinstance(source, Path) else None
     megabytes = stamp[1] / 1e6 if stamp else 0
     return Limits(job.clip_seconds * (1 + megabytes / 10), job.memory_mb, tuple(libraries))
@@ -252,7 +296,7 @@ def limits_for(source: Path | str | None, job: Job) -> Limits:
 
 def _write(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
     """Make one stage's file; what the record says of it."""
-    stage, path = STAGES[name], feature_path(job.features_dir, clip, name)
+    stage, path = stage_named(name, job), feature_path(job.features_dir, clip, name)
     if stage.libraries:
         _limit_threads(job.threads)
     if stage.libraries == PICTURE and device_name(job.device) != "cpu":
@@ -273,13 +317,16 @@ def _digest_of(source: Path, stamp: tuple | None) -> str:
 
 def _stage_key(name: str, clip: Clip, job: Job, keys: dict[str, str]) -> str:
     """Names everything the stage's result depends on, so that a change of any of it is seen."""
-    stage = STAGES[name]
+    stage = stage_named(name, job)
     upstream = [keys[need] for need in stage.needs if need in keys]
     word_dim = job.word_dim if name == "text" else None
     source: Any = stage.source(clip)
     if isinstance(source, Path):
         source = _stamp(source)
-    return digest([SCHEMA, job.settings[name], source, upstream, word_dim])
+    settings = job.settings[name]
+    if name not in STAGES:
+        settings = encoders.identity(settings)
+    return digest([SCHEMA, settings, source, upstream, word_dim])
 
 
 def _stamp(path: Path) -> tuple[str, int, int] | None:

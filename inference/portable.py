@@ -57,6 +57,8 @@ def example_view(member: Member, name: str, options: dict, steps: int) -> tuple[
     kind, rng, row = modality(name), np.random.default_rng(0), {"face_valid": "1" * steps}
     made = member.checkpoint["features_config"].get(kind.folder) or {}
     shape: Shape = (SAME,) if options["type"] == "VectorEncoder" else (None, SAME)
+    if layers := options.get("layers"):
+        shape = (layers, 1 if len(shape) == 1 else None, SAME)
     if kind.layout:
         _, shape = kind.layout(made, row)
     sizes = {None: steps, SAME: options.get("dim")}

@@ -27,7 +27,7 @@ from evaluation.ensemble import (
     load_members,
     mean_over_views,
 )
-from extract import audio, detector, vectors, words
+from extract import audio, detector, encoders, vectors, words
 from extract.clip import SETTINGS, Job, facts_of, limits_for, manifest_row, process_clip
 from inference.prediction import ENSEMBLE, FUSED, MEAN, ClipPrediction, Seen
 from inference.sources import SCRATCH, Source, find_sources
@@ -57,7 +57,8 @@ class Predictor:
     go; without one they are gone with the predictor. `warm`: load now what else the first clip
     would load, so that its times are those of any clip. `longest`: seconds; a longer recording is
     cut into utterances. `clip_seconds`: clips are read in a process of its own, which may crash, or
-    take this long for a step and 10 MB; 0: in this process.
+    take this long for a step and 10 MB; 0: in this process. `encoders`: {name: folder, file or name
+    of the hub}, where a pretrained encoder is to be found now; a Python file must be named here.
     """
 
     no_words = "no words: give --text, or a .txt, .srt or .npz beside the clip"
@@ -74,6 +75,7 @@ class Predictor:
         warm: bool = False,
         longest: float = 15.0,
         clip_seconds: float = 0,
+        encoders: dict[str, str] | None = None,
     ):
         self.temporary = scratch_folder(SCRATCH) if folder is None else None
         folder = self.temporary.path if self.temporary else Path(folder or "")
@@ -81,6 +83,7 @@ class Predictor:
         settings = settings_of(
             [file for files in group_checkpoints(paths).values() for file in files]
         )
+        self.encoders = found_again(settings["features"], encoders or {}, device_name(device))
         self.features = Features(folder, settings, pd.DataFrame(columns=["split", "clip_id"]))
         self.members = load_members(paths, self.features)
         self.device, self.temperature, self.word_vectors = (
@@ -92,6 +95,7 @@ class Predictor:
         self.wanted = {name: modality(name).folder for m in self.members for name in m.task.inputs}
         self.helpers = set(settings["features"]) - {*self.wanted.values()}  # no model reads them
         self.words = [name for name in self.wanted if modality(name).source == "words"]
+        self.sentences = [n for n, made in self.encoders.items() if made["reads"] == "transcript"]
         dims = [
             member.checkpoint["arch"]["encoders"][name]["dim"]
             for member in self.members
@@ -255,9 +259,12 @@ class Predictor:
         never had it: the face of a clip without sound is looked for in the whole of it.
         """
         missing = self.why_no_words(clip, problem) if self.words else {}
+        if not clip.transcript:
+            why = problem or f"E_MISSING: {self.no_words}"
+            missing |= dict.fromkeys(self.sentences, why)
         helpers = self.helpers
         if clip.media == Path():
-            media = [name for name in self.wanted if name not in self.words]
+            media = [name for name in self.wanted if name not in self.words + self.sentences]
             missing |= dict.fromkeys(media, "E_MISSING: no clip was given")
             helpers = set()
         while True:
@@ -267,11 +274,18 @@ class Predictor:
             if not failure:
                 facts = facts_of(record, job.modalities)
                 return manifest_row(clip, facts, job.features_dir), missing
-            if failure["stage"] in helpers:
-                helpers = helpers - {failure["stage"]}
-                continue
-            name = next(name for name, stage in self.wanted.items() if stage == failure["stage"])
-            missing[name] = f"{failure['code']}: {failure['reason']}"
+            stage, why = failure["stage"], f"{failure['code']}: {failure['reason']}"
+            blind = [name for name, made in self.encoders.items() if stage in shown_to(made)]
+            lost = [name for name, own in self.wanted.items() if own == stage]
+            missing |= dict.fromkeys([*lost, *blind], why)
+            seen = {
+                each
+                for name in self.encoders
+                if name not in missing
+                for each in shown_to(self.encoders[name])
+            }
+            behind = {each for made in self.encoders.values() for each in shown_to(made)}
+            helpers = helpers - {stage} - (behind - seen)
 
     def word_settings(self) -> dict[str, Any]:
         """The extraction settings of the modality that is made of words; empty without one."""
@@ -342,6 +356,44 @@ def attention_weights(model: Any, tokens: dict[str, Tokens]) -> dict[str, np.nda
     return found
 
 
+def encoder_places(given: list[str]) -> dict[str, str]:
+    """NAME=PLACE of each --encoder -> {name: place}."""
+    pairs = [text.partition("=") for text in given]
+    for text, (name, _, place) in zip(given, pairs, strict=True):
+        if not (name and place):
+            raise UsageError(f"--encoder {text}: expected NAME=PLACE, a folder, file or hub name")
+    return {name: place for name, _, place in pairs}
+
+
+def shown_to(settings: dict[str, str]) -> set[str]:
+    """The stages that make what an encoder sees."""
+    return {modality(settings["input"]).folder, settings["reads"]} - {"transcript"}
+
+
+def found_again(features: dict[str, dict], places: dict[str, str], device: str) -> dict[str, dict]:
+    """The settings of the encoders among these, loaded, each from where it is now.
+
+    A Python file is run only where `places` names it: a checkpoint alone runs no code.
+    UsageError for one that cannot be loaded; IntegrityError for other weights than the training's.
+    """
+    own = {name: made for name, made in features.items() if "library" in made}
+    if unknown := set(places) - set(own):
+        have = ", ".join(own) or "none"
+        raise UsageError(f"--encoder {sorted(unknown)[0]}: the encoders of this model are: {have}")
+    for name, made in own.items():
+        if made["library"] == "file" and name not in places:
+            file = made["source"]
+            what = f"{name} is made by the Python file {file}, which is run only if you say so"
+            raise UsageError(f"{what}: --encoder {name}={file}")
+        made = made | {"source": places.get(name, made["source"])}
+        loaded = encoders.known(made, device)
+        if loaded["weights"] != made["weights"]:
+            what = f"the encoder {name} from {made['source']} has other weights than"
+            raise IntegrityError(f"{what} the one that the checkpoint was trained with")
+        own[name] = features[name] = made
+    return own
+
+
 def settings_of(paths: list[Path]) -> dict[str, Any]:
     """Classes and extraction settings of checkpoints, as preprocess.py writes them.
 
@@ -350,11 +402,14 @@ def settings_of(paths: list[Path]) -> dict[str, Any]:
     features: dict[str, dict] = {}
     for path in paths:
         checkpoint = load_checkpoint(path)
+        made = checkpoint["features_config"]
         own = set(checkpoint["arch"]["encoders"]) - set(MODALITIES)
-        if own:
+        if own := {name for name in own if "library" not in (made.get(name) or {})}:
             raise UsageError(f"{path} reads {', '.join(own)}: features that no clip alone gives")
-        features = checkpoint["features_config"] | features
-        for stage, settings in checkpoint["features_config"].items():
+        features = made | features
+        for stage, settings in made.items():
+            if encoders.is_whole(settings):
+                continue
             if stage not in SETTINGS or not settings:
                 raise IntegrityError(f"{path} reads {stage}, of which no settings are known")
             unknown = set(SETTINGS[stage]) - set(settings)

@@ -1,4 +1,8 @@
-"""Encoders of custom features: vectors (B, D) and sequences (B, T, D) -> tokens."""
+"""Encoders of custom features and of pretrained encoders' features -> tokens.
+
+Vectors (B, D) and sequences (B, T, D); of several layers of a pretrained encoder (B, L, D) and
+(B, L, T, D), of which a learnt mix is read.
+"""
 
 from __future__ import annotations
 
@@ -8,36 +12,65 @@ from torch import Tensor, nn
 from models.pooling import POOLINGS
 
 
+class LayerMix(nn.Module):
+    """The layers of a pretrained encoder, each brought to one scale, in learnt shares: s3prl's
+    weighted sum (Yang et al. 2021, SUPERB, arXiv 2105.01051). (B, L, ..., D) -> (B, ..., D)."""
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(layers))
+
+    @property
+    def shares(self) -> Tensor:
+        """(L,), adding up to 1."""
+        return self.weight.softmax(dim=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.layer_norm(x, x.shape[-1:])
+        return torch.einsum("l,bl...->b...", self.shares.to(x.dtype), x)
+
+
 class VectorEncoder(nn.Module):
     """One vector per clip through a small perceptron: (B, D) -> one token (B, 1, hidden).
 
-    Batch norm first: features such as openSMILE's differ in scale by orders of magnitude.
+    Batch norm first: features such as openSMILE's differ in scale by orders of magnitude. With
+    `layers` (B, L, D) comes in.
     """
 
-    def __init__(self, dim: int, hidden: int = 256, dropout: float = 0.2, pooling: str = "mean"):
+    def __init__(
+        self,
+        dim: int,
+        hidden: int = 256,
+        dropout: float = 0.2,
+        pooling: str = "mean",
+        layers: int = 0,
+    ):
         super().__init__()
+        self.mix = LayerMix(layers) if layers else nn.Identity()
         self.norm = nn.BatchNorm1d(dim)
         self.hidden = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, hidden), nn.GELU())
         self.token_dim = hidden
         self.pooling = POOLINGS[pooling](hidden)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.hidden(self.norm(x)).unsqueeze(1)  # (B, 1, hidden)
+        x = self.hidden(self.norm(self.mix(x))).unsqueeze(1)  # (B, 1, hidden)
         return x, x.new_ones(x.shape[:2], dtype=torch.bool)
 
 
 class SequenceEncoder(nn.Module):
-    """A sequence through a BiLSTM: (B, T, D) -> tokens (B, T, 2 hidden)."""
+    """A sequence through a BiLSTM: (B, T, D) -> tokens (B, T, 2 hidden). With `layers`
+    (B, L, T, D) comes in."""
 
-    def __init__(self, dim: int, hidden: int = 128, pooling: str = "attention"):
+    def __init__(self, dim: int, hidden: int = 128, pooling: str = "attention", layers: int = 0):
         super().__init__()
+        self.mix = LayerMix(layers) if layers else nn.Identity()
         self.norm = nn.BatchNorm1d(dim)
         self.lstm = nn.LSTM(dim, hidden, batch_first=True, bidirectional=True)
         self.token_dim = 2 * hidden
         self.pooling = POOLINGS[pooling](self.token_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        x = self.norm(self.mix(x).transpose(1, 2)).transpose(1, 2)
         if torch.is_autocast_enabled(x.device.type):  # a CPU's LSTM fails on float32 there
             x = x.to(torch.get_autocast_dtype(x.device.type))
         x, _ = self.lstm(x)  # (B, T, 2 hidden)

@@ -150,7 +150,7 @@ def test_the_guards_see_what_they_forbid():
 
 IMPORT_ALL = """
 import importlib, random, signal, sys
-import numpy, torch
+import numpy, sklearn.model_selection, torch  # rich, which sklearn loads if it is there, draws
 def state():
     threads, handlers = torch.get_num_threads(), [signal.getsignal(s) for s in (2, 15)]
     numbers = [repr(numpy.random.get_state()), torch.get_rng_state().tolist(), random.getstate()]

@@ -92,13 +92,18 @@ class Features:
         Among them those of what an input follows: a face that was looked for while somebody spoke
         is another one than that of the whole clip.
         """
-        folders = []
+        made, folders = self.settings["features"], []
         for name in inputs:
             folders.append(modality(name).folder)
+            settings = made.get(name) or {}
+            if "library" in settings:  # of a pretrained encoder: what it was shown
+                shown = (modality(settings["input"]).folder, settings["reads"])
+                folders += [folder for folder in shown if folder in made]
+                name = settings["input"]
             while name := modality(name).follows:
                 if modality(name).folder in self.settings["modalities"]:
                     folders.append(modality(name).folder)
-        return {folder: self.settings["features"].get(folder) for folder in folders}
+        return {folder: made.get(folder) for folder in folders}
 
     def require(self, inputs: tuple[str, ...]) -> None:
         """UsageError when these features lack a modality that a model reads."""
@@ -214,9 +219,9 @@ class Features:
         made = self.settings["features"].get(kind.folder)
         if kind.layout and made:
             kinds, shape = kind.layout(made, row)
-        else:  # a custom feature: (D,) or (T, D)
-            axes = len(first) if first else min(2, max(1, feature.ndim))
-            kinds, shape = "fiu", ((None, SAME) if axes == 2 else (SAME,))
+        else:  # a custom feature: (D,), (T, D) or (layers, T, D)
+            like = first or feature.shape[:3]
+            kinds, shape = "fiu", (*like[:-2], *([None] if len(like) > 1 else []), SAME)
         width = first[-1] if first else None
         return kinds, tuple(width if size == SAME else size for size in shape)
 
@@ -255,6 +260,17 @@ class Features:
         with ThreadPool(available_cores()) as pool:  # hashing leaves the interpreter free
             for _ in tqdm(pool.imap(read, rows), "verifying", len(rows), **BAR):
                 pass
+
+
+def comparable(features_config: dict[str, Any]) -> dict[str, Any]:
+    """Extraction settings without the place that an encoder's weights came from: the digest of the
+    weights tells whether they are others."""
+    return {
+        stage: {key: value for key, value in made.items() if key not in ("source", "revision")}
+        if isinstance(made, dict)
+        else made
+        for stage, made in features_config.items()
+    }
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -69,9 +69,12 @@ def text_encoder(config: dict, shape: Shape) -> dict[str, Any]:
 
 
 def custom_encoder(config: dict, shape: Shape) -> dict[str, Any]:
-    if len(shape) == 1 or config["feature_frames"] == 1:
-        return {"type": "VectorEncoder", "dim": shape[-1]}
-    return {"type": "SequenceEncoder", "dim": shape[-1], "pooling": config["pooling"]}
+    size = {"dim": shape[-1]}
+    if len(shape) == 3:
+        size["layers"] = shape[0]
+    if len(shape) == 1 or config["feature_frames"] == 1 or shape[-2] == 1:
+        return {"type": "VectorEncoder", **size}
+    return {"type": "SequenceEncoder", **size, "pooling": config["pooling"]}
 
 
 def speech_layout(made: dict, row: dict) -> tuple[str, Shape]:

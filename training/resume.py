@@ -14,6 +14,7 @@ from training.checkpoint import (
     best_name,
     load_checkpoint,
 )
+from training.features import comparable
 from utils.errors import IntegrityError, UsageError
 
 
@@ -61,7 +62,7 @@ def check_same(state: Checkpoint, identity: dict[str, Any], path: Path) -> None:
             **part["config"],
             **part.get("data", {}),
             "classes": part["classes"],
-            "features": part["features_config"],
+            "features": comparable(part["features_config"]),
         }
         for part in (state, identity)
     )

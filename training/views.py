@@ -88,8 +88,15 @@ def custom_view(
 
     With --feature_frames 1 it becomes a vector, (T, D) -> (D,): a random row in training, the mean
     of all rows else. So the rows may be the same clip made in several ways (faster, noisier).
+
+    Of several layers of an encoder (L, T, D) -> (L, T', D), or their means (L, D); a single row
+    stands for the clip as a whole, (L, 1, D) -> (L, D).
     """
     frames = config["feature_frames"]
+    if feature.ndim == 3:
+        if frames == 1 or feature.shape[1] == 1:
+            return (np.asarray(feature, np.float32).mean(axis=1),)
+        feature = feature[:, choose_frames(feature.shape[1], frames, rng, augment)]
     if feature.ndim == 2 and frames == 1:
         feature = feature[rng.integers(len(feature))] if augment else feature.mean(axis=0)
     elif feature.ndim == 2:

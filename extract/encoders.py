@@ -1,0 +1,271 @@
+"""Pretrained encoders by name: the voice, the face crops or the words of a clip -> numbers.
+
+    wavlm=speech:hf:microsoft/wavlm-base-plus,layers=all,pool=mean
+
+means: call it wavlm, give it the voice, take it from the hub of transformers under that name (or
+from a folder), keep all of its layers, each as its mean over time. docs/encoders.md shows more.
+An encoder sees one clip at a time: in a batch the answer for a clip would change with the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import ClipError, UsageError
+from utils.files import digest, sha256
+
+INPUTS = {"speech": "wave", "face": "video", "text": "transcript"}  # what it sees -> what it reads
+RATE = 16_000  # Hz, of the wave
+NAME = re.compile(r"[A-Za-z0-9_]{1,40}")
+LAYERS = re.compile(r"all|last|last[1-9]\d?|\d{1,3}(-\d{1,3})?")
+POOL = re.compile(r"frames|mean|stats|[1-9]\d{0,3}")
+DEFAULTS = {"layers": "all", "pool": "mean", "dtype": "float16"}
+DEFAULTS_OF = {  # where they differ
+    "timm": {"layers": "last"},
+    "opensmile": {"layers": "last", "dtype": "float32"},  # Hz, dB and shares side by side
+    "file": {"layers": "last"},
+}
+KEYS = ("input", "reads", "library", "source", "revision", "weights", *DEFAULTS)  # of the settings
+FORM = "NAME=INPUT:LIBRARY:SOURCE[,layers=all|last|last4|9-12][,pool=mean|stats|frames|N]"
+Encode = Callable[[Any], np.ndarray]  # what it sees of one clip -> (layers, T, D) or (T, D)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """`encode` and what tells these weights from others: the hub's revision, and their digest."""
+
+    encode: Encode
+    revision: str
+    weights: str
+
+
+def parse(text: str) -> tuple[str, dict[str, str]]:
+    """An --encoder as typed -> its name and settings, without revision and weights."""
+    name, equals, rest = text.partition("=")
+    parts = rest.split(":", 2)
+    if not equals or len(parts) < 3 or not parts[2] or not NAME.fullmatch(name):
+        raise UsageError(f"--encoder {text}: expected {FORM}")
+    seen, library, source = parts
+    options = DEFAULTS | DEFAULTS_OF.get(library, {})
+    while (option := re.search(r",(layers|pool|dtype)=([^,]*)$", source)) is not None:
+        options[option[1]] = option[2]
+        source = source[: option.start()]
+    allowed = {
+        "INPUT": (seen, [*INPUTS]),
+        "LIBRARY": (library, [*LIBRARIES]),
+        "dtype": (options["dtype"], ["float16", "float32"]),
+    }
+    for what, (value, choices) in allowed.items():
+        if value not in choices:
+            expected = ", ".join(choices)
+            raise UsageError(f"--encoder {text}: {what} {value!r} is none of {expected}")
+    for what, rule in (("layers", LAYERS), ("pool", POOL)):
+        if not rule.fullmatch(options[what]) or (library != "hf" and options["layers"] != "last"):
+            raise UsageError(f"--encoder {text}: {what}={options[what]}: expected {FORM}")
+    if seen not in SEES[library]:
+        expected = " or ".join(SEES[library])
+        raise UsageError(f"--encoder {text}: {library} reads {expected}, not {seen}")
+    place = {"input": seen, "reads": INPUTS[seen]}
+    return name, {**place, "library": library, "source": source, **options}
+
+
+def parse_all(texts: list[str], taken: set[str]) -> dict[str, dict[str, str]]:
+    """{name: settings} of several; UsageError for a name that is `taken`, or given twice."""
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        name, settings = parse(text)
+        if name in taken or name in found:
+            raise UsageError(f"--encoder {text}: the name {name} is taken, choose another one")
+        found[name] = settings
+    return found
+
+
+def is_whole(settings: Any) -> bool:
+    """Whether these are an encoder's settings, from a checkpoint of this version."""
+    return (
+        isinstance(settings, dict)
+        and set(settings) == set(KEYS)
+        and all(isinstance(value, str) for value in settings.values())
+        and settings["library"] in LIBRARIES
+        and INPUTS.get(settings["input"]) == settings["reads"]
+    )
+
+
+def known(settings: dict[str, str], device: str) -> dict[str, str]:
+    """The settings with the revision and the digest of the weights, which are loaded for that."""
+    encoder = load(given(settings), device)
+    return settings | {"revision": encoder.revision, "weights": encoder.weights}
+
+
+def given(settings: dict[str, str]) -> str:
+    """What the user said of an encoder, as `load` takes it."""
+    return json.dumps({k: v for k, v in settings.items() if k not in ("revision", "weights")})
+
+
+def identity(settings: dict[str, str]) -> dict[str, str]:
+    """What features depend on: the place of the weights is not among it, their digest is."""
+    return {key: value for key, value in settings.items() if key not in ("source", "revision")}
+
+
+def encode(settings: dict[str, str], device: str, seen: Any) -> np.ndarray:
+    """What one clip becomes: (layers, T, D), (T, D) or, of one layer in one piece, (D,).
+
+    `seen`: the wave (N,) float32 at RATE, face crops (T, S, S, 3) uint8, or the words as a string.
+    ClipError E_NONFINITE for values that are not numbers, or too large for dtype=float16.
+    """
+    values = np.asarray(load(given(settings), device).encode(seen), np.float32)
+    pooled = pool(values, settings["pool"])
+    with np.errstate(over="ignore"):
+        small = pooled.astype(settings["dtype"])
+    if not np.isfinite(small).all():
+        large = np.isfinite(pooled).all()
+        reason = f"{settings['source']} gives {'values over 65504' if large else 'no numbers'}"
+        raise ClipError("E_NONFINITE", reason + (": use dtype=float32" if large else ""))
+    return small
+
+
+def pool(values: np.ndarray, how: str) -> np.ndarray:
+    """(..., T, D) -> over time: its mean; mean and deviation (2 D); the mean of each N rows."""
+    if values.ndim == 1:  # numbers of the clip as a whole
+        return values
+    if how == "frames":
+        return as_sequence(values)
+    if how == "mean":
+        pooled = values.mean(axis=-2, keepdims=True)
+    elif how == "stats":
+        both = values.mean(axis=-2, keepdims=True), values.std(axis=-2, keepdims=True)
+        pooled = np.concatenate(both, axis=-1)
+    else:
+        places = range(int(how), values.shape[-2], int(how))
+        parts = np.split(values, places, axis=-2)
+        return as_sequence(np.stack([part.mean(axis=-2) for part in parts], axis=-2))
+    return pooled if pooled.ndim == 3 else pooled[0]
+
+
+def as_sequence(values: np.ndarray) -> np.ndarray:
+    """(layers, T, D) of two rows or more: a single one stands for the mean of a clip."""
+    return values.repeat(2, axis=1) if values.ndim == 3 and values.shape[1] == 1 else values
+
+
+@cache
+def load(settings: str, device: str) -> Encoder:
+    """The encoder of these settings (JSON). UsageError where a package or its weights lack."""
+    options = json.loads(settings)
+    library, source = options["library"], options["source"]
+    package = PACKAGES.get(library)
+    if package and not importlib.util.find_spec(package):
+        need = "pip install -r requirements-encoders.txt"
+        raise UsageError(f"the encoder {library}:{source} needs the package {package}: {need}")
+    try:
+        return LIBRARIES[library](options, device)
+    except UsageError:
+        raise
+    except Exception as error:  # no internet, no such name, no weights, foreign bytes, no memory
+        reason = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise UsageError(f"cannot load the encoder {library}:{source}: {reason}{HELP}") from error
+
+
+HELP = " (it is looked for in a folder of that name, in HF_HOME, then on the hub)"
+
+
+def open_timm(settings: dict[str, str], device: str) -> Encoder:
+    """Any model of timm by its name, or timm's own local-dir:FOLDER, on each face crop."""
+    import timm
+    import torch
+
+    model = timm.create_model(settings["source"], pretrained=True, num_classes=0)
+    model = model.eval().to(device)
+    data = timm.data.resolve_model_data_config(model)
+    mean, std = (torch.tensor(data[name]).view(3, 1, 1) for name in ("mean", "std"))
+
+    def encode(crops: np.ndarray) -> np.ndarray:
+        found = []
+        for images in in_blocks(crops):  # (B, S, S, 3)
+            x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+            size = data["input_size"][1:]
+            x = torch.nn.functional.interpolate(x, size, mode="bicubic", antialias=True)
+            with torch.inference_mode():
+                found.append(model(((x - mean) / std).to(device)).float().cpu().numpy())
+        return np.concatenate(found)  # (T, D)
+
+    seen = {name: data[name] for name in ("mean", "std", "input_size")}
+    return Encoder(encode, "", weights_of(model, seen))
+
+
+def open_smile(settings: dict[str, str], device: str) -> Encoder:
+    """openSMILE's functionals of the whole wave: eGeMAPSv02, ComParE_2016 and the others."""
+    import opensmile
+
+    source = settings["source"]
+    if source not in opensmile.FeatureSet.__members__:
+        names = ", ".join(opensmile.FeatureSet.__members__)
+        raise UsageError(f"opensmile has no set {source}; it has {names}")
+    smile = opensmile.Smile(opensmile.FeatureSet[source], opensmile.FeatureLevel.Functionals)
+
+    def encode(wave: np.ndarray) -> np.ndarray:
+        return smile.process_signal(wave, RATE).to_numpy()[0]  # (D,)
+
+    version = getattr(opensmile, "__version__", "")
+    return Encoder(encode, version, digest([source, version, smile.feature_names]))
+
+
+def open_file(settings: dict[str, str], device: str) -> Encoder:
+    """A Python file of the user's, with `load(settings, device)`: it returns the function that
+    makes (D,), (T, D) or (layers, T, D) of what one clip shows."""
+    path = Path(settings["source"])
+    if not path.is_file():
+        raise UsageError(f"no file {path} for --encoder")
+    spec = importlib.util.spec_from_file_location(f"encoder_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "load", None)):
+        raise UsageError(f"{path} has no function load(settings, device)")
+    made = module.load(dict(settings), device)
+    if not callable(made):
+        raise UsageError(f"load of {path} returned no function of one clip")
+    return Encoder(made, "", sha256(path))
+
+
+def open_hub(settings: dict[str, str], device: str) -> Encoder:
+    from extract.hub import open_model
+
+    return open_model(settings, device)
+
+
+LIBRARIES: dict[str, Callable[[dict[str, str], str], Encoder]] = {
+    "hf": open_hub,
+    "timm": open_timm,
+    "opensmile": open_smile,
+    "file": open_file,
+}
+SEES = {"hf": [*INPUTS], "timm": ["face"], "opensmile": ["speech"], "file": [*INPUTS]}
+PACKAGES = {"hf": "transformers", "opensmile": "opensmile"}
+BLOCK = 16  # pictures at once
+
+
+def in_blocks(crops: np.ndarray) -> list[np.ndarray]:
+    return [crops[first : first + BLOCK] for first in range(0, len(crops), BLOCK)]
+
+
+def weights_of(model: Any, about: Any) -> str:
+    """sha256 of a model's weights by name, and of what else decides what it sees."""
+    import torch
+
+    hasher = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        hasher.update(name.encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        hasher.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return hasher.hexdigest()

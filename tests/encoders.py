@@ -1,0 +1,123 @@
+"""Small random models of every kind of encoder, saved as the hub saves them, to load offline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test asks the internet
+transformers = pytest.importorskip("transformers")  # `make test` installs it
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+SMALL |= {"intermediate_size": 37}
+SOUND = {"conv_dim": (16,) * 7, "num_feat_extract_layers": 7, "num_conv_pos_embeddings": 16}
+SOUND |= {"num_conv_pos_embedding_groups": 2}
+IMAGE = {"image_size": 32, "patch_size": 8}
+WORDS = {"vocab_size": 40, "max_position_embeddings": 66}
+TOKENS = ("[PAD]", "[UNK]", "a", "good", "day", "no", "안녕", "나쁘지", "않아", "नमस्ते", "今日")
+
+
+def a_voice(config: type, **changes: object) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        model = transformers.AutoModel.from_config(config(**SMALL, **SOUND, **changes))
+        model.save_pretrained(folder)
+        transformers.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
+
+    return make
+
+
+def whisper(folder: Path) -> None:
+    size = dict(encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=37, d_model=32)
+    size |= dict(decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=37, vocab_size=60)
+    special = dict.fromkeys(("pad", "bos", "eos", "decoder_start"), 1)
+    config = transformers.WhisperConfig(
+        **size, **{f"{name}_token_id": value for name, value in special.items()}
+    )
+    transformers.WhisperModel(config).save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+
+
+def a_picture(config: type, **changes: object) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        model = transformers.AutoModel.from_config(config(**SMALL, **IMAGE, **changes))
+        model.save_pretrained(folder)
+        square = {"height": 32, "width": 32}
+        transformers.ViTImageProcessor(size=square).save_pretrained(folder)
+
+    return make
+
+
+def both(config: type) -> Callable[[Path], None]:
+    """A model of pictures and words, of which faces see the first half."""
+
+    def make(folder: Path) -> None:
+        words = SMALL | {"vocab_size": 40}
+        parts = {"vision_config": SMALL | IMAGE, "text_config": words}
+        model = transformers.AutoModel.from_config(config(**parts))
+        model.save_pretrained(folder)
+        square = {"height": 32, "width": 32}
+        transformers.ViTImageProcessor(size=square).save_pretrained(folder)
+
+    return make
+
+
+def videomae(folder: Path) -> None:
+    config = transformers.VideoMAEConfig(**SMALL, **IMAGE, num_frames=16)
+    transformers.VideoMAEModel(config).save_pretrained(folder)
+    size = {"shortest_edge": 32}
+    processor = transformers.VideoMAEImageProcessor(
+        size=size, crop_size={"height": 32, "width": 32}
+    )
+    processor.save_pretrained(folder)
+
+
+def some_words(config: type) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        model = transformers.AutoModel.from_config(config(**SMALL, **WORDS, pad_token_id=0))
+        model.save_pretrained(folder)
+        numbers = {token: number for number, token in enumerate(TOKENS)}
+        tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+        ).save_pretrained(folder)
+
+    return make
+
+
+VOICES = {
+    "wav2vec2": a_voice(transformers.Wav2Vec2Config),
+    "hubert": a_voice(transformers.HubertConfig),
+    "wavlm": a_voice(transformers.WavLMConfig),
+    "data2vec": a_voice(transformers.Data2VecAudioConfig, conv_pos_kernel_size=3),
+    "whisper": whisper,
+}
+FACES = {
+    "vit": a_picture(transformers.ViTConfig),
+    "dinov2": a_picture(transformers.Dinov2Config),
+    "clip": both(transformers.CLIPConfig),
+    "siglip": both(transformers.SiglipConfig),
+    "videomae": videomae,
+}
+TEXTS = {
+    "bert": some_words(transformers.BertConfig),
+    "xlm_r": some_words(transformers.XLMRobertaConfig),
+}
+
+
+def make_models(folder: Path, *names: str) -> dict[str, Path]:
+    """{kind: folder} of these kinds, of all without names."""
+    import torch
+
+    makers = VOICES | FACES | TEXTS
+    for name in names or makers:
+        torch.manual_seed(0)
+        makers[name](folder / name)
+    return {name: folder / name for name in names or makers}

@@ -1,0 +1,401 @@
+"""Pretrained encoders by name, from the raw clip to the answer; small random models, offline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, digests, make_clip, voice
+from encoders import FACES, TEXTS, VOICES, make_models
+from inside import run_main
+
+from extract import encoders
+from inference.predictor import Predictor
+from models.features import LayerMix, SequenceEncoder, VectorEncoder
+from training import loop
+from training.checkpoint import best_checkpoint, load_checkpoint
+from utils.errors import UsageError
+
+SAID = ("a good day", "안녕 나쁘지 않아", "नमस्ते", "今日")
+OWN_FILE = """
+import numpy as np
+
+def load(settings, device):
+    return lambda wave: np.array([np.abs(wave).mean(), wave.std(), len(wave) / 16000])
+"""
+SEEN = {
+    "speech": np.random.default_rng(0).normal(0, 0.1, 24_000).astype("f4"),
+    "face": np.random.default_rng(0).integers(0, 255, (20, 48, 48, 3)).astype("u1"),
+    "text": "안녕 a good day",
+}
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, models, face_image):
+    """A corpus of eight clips, its features of four encoders, and a run that read them."""
+    folder = tmp_path_factory.mktemp("world")
+    rows = ["media,split,emotion,speaker,transcript"]
+    for index in range(8):
+        name, label = f"{index}.mp4", CLASSES[index % 2]
+        sound = np.r_[np.zeros(1600), voice(0.9, index), np.zeros(1600)].astype("f4")
+        picture = (face_image * (1 - index / 20)).astype(np.uint8)  # no clip shows the same
+        make_clip(folder / "clips" / name, np.stack([picture] * 8), sound, fps=8)
+        split = "train" if index < 5 else "val"
+        rows.append(f"{name},{split},{label},{split}{index % 2},{SAID[index % 4]}")
+    (folder / "clips" / "manifest.csv").write_text("\n".join([*rows, ""]))
+    (folder / "own.py").write_text(OWN_FILE)
+    given = [
+        f"wavlm=speech:hf:{models['wavlm']}",
+        f"clip=face:hf:{models['clip']},layers=last2,pool=frames",
+        f"bert=text:hf:{models['bert']},pool=frames",
+        f"own=speech:file:{folder / 'own.py'}",
+    ]
+    world = {"folder": folder, "clips": folder / "clips", "features": folder / "features"}
+    world["flags"] = [part for each in given for part in ("--encoder", each)]
+    done = preprocess(world)
+    assert done.code == 0, done.err
+    done = run_main("train", *train_flags(world, "wavlm,clip,bert,own"), "--exp_name", "first")
+    assert done.code == 0, done.err
+    return world | {"run": folder / "logs" / "multimodal" / "first"}
+
+
+def preprocess(world, *args, flags=None):
+    place = ("--data_dir", world["clips"], "--features_dir", world["features"], "--workers", 1)
+    made = ("--modalities", "speech,video", "--face_size", 48, "--device", "cpu")
+    flags = world["flags"] if flags is None else flags
+    return run_main("preprocess", "--corpus", "csv", *place, *made, *flags, *args)
+
+
+def train_flags(world, inputs, *args):
+    place = ("--features_dir", world["features"], "--logs_dir", world["folder"] / "logs")
+    size = ("--n_epoch", 2, "--batch_size", 5, "--num_workers", 0, "--modality_dropout", 0.3)
+    return "--mode", "multimodal", "--inputs", inputs, *place, *size, "--device", "cpu", *args
+
+
+def feature(world, name, clip="train/0"):
+    split, clip_id = clip.split("/")
+    return np.load(world["features"] / split / name / f"{clip_id}.npy", allow_pickle=False)
+
+
+# Encoders themselves
+
+
+@pytest.mark.parametrize("kind", [*VOICES, *FACES, *TEXTS])
+def test_every_kind_gives_its_layers_over_time(models, kind):
+    seen = next(
+        name
+        for name, group in (("speech", VOICES), ("face", FACES), ("text", TEXTS))
+        if kind in group
+    )
+
+    def made(options):
+        _, settings = encoders.parse(f"x={seen}:hf:{models[kind]}{options}")
+        return encoders.encode(settings, "cpu", SEEN[seen])
+
+    frames, layers = made(",pool=frames"), 3 if kind == "whisper" else 4
+    steps = {"whisper": 75, "videomae": 8, "bert": 4, "xlm_r": 4}
+    assert frames.dtype == np.float16
+    assert frames.shape == (layers, steps.get(kind, 20 if seen == "face" else 74), 32)
+    np.testing.assert_allclose(made("")[:, 0], frames.mean(axis=1), atol=2e-3)
+    np.testing.assert_allclose(made(",layers=last,pool=frames"), frames[-1], atol=1e-3)
+    two = frames[1:3].mean(axis=0)
+    np.testing.assert_allclose(made(",layers=1-2,pool=frames"), two, atol=2e-3)
+    stats = np.concatenate([two.mean(axis=0), two.astype("f4").std(axis=0)])
+    np.testing.assert_allclose(made(",layers=1-2,pool=stats"), stats, atol=4e-3)
+
+
+def test_long_sound_is_read_in_pieces(models):
+    _, settings = encoders.parse(f"x=speech:hf:{models['wavlm']},layers=last,pool=frames")
+    wave = np.random.default_rng(1).normal(0, 0.1, 16_000 * 61).astype("f4")
+    whole = encoders.encode(settings, "cpu", wave)
+    first = encoders.encode(settings, "cpu", wave[: -(-len(wave) // 3)])
+    assert len(whole) == 3 * len(first)
+    np.testing.assert_array_equal(whole[: len(first)], first)
+
+
+def test_timm_and_opensmile_by_name(tmp_path):
+    import timm
+
+    model = timm.create_model("test_efficientnet", num_classes=0)
+    timm.models.save_for_hf(model, tmp_path / "saved")
+    _, settings = encoders.parse(f"x=face:timm:local-dir:{tmp_path / 'saved'},pool=frames")
+    vectors = encoders.encode(settings, "cpu", SEEN["face"])
+    assert vectors.shape == (20, model.num_features)
+    pytest.importorskip("opensmile")
+    _, settings = encoders.parse("x=speech:opensmile:eGeMAPSv02")
+    numbers = encoders.encode(settings, "cpu", voice(1.0))
+    assert numbers.shape == (88,) and numbers.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("wavlm", "expected NAME=INPUT"),
+        ("wavlm=speech:hf", "expected NAME=INPUT"),
+        ("a/b=speech:hf:x", "expected NAME=INPUT"),
+        ("a=voice:hf:x", "INPUT 'voice' is none of speech, face, text"),
+        ("a=speech:s3prl:x", "LIBRARY 's3prl' is none of hf, timm"),
+        ("a=speech:timm:resnet18", "timm reads face, not speech"),
+        ("a=speech:hf:x,layers=top", "layers=top: expected"),
+        ("a=speech:hf:x,pool=max", "pool=max: expected"),
+        ("a=speech:hf:x,dtype=int8", "dtype 'int8' is none of float16, float32"),
+        ("a=speech:opensmile:eGeMAPSv02,layers=all", "layers=all: expected"),
+    ],
+)
+def test_a_wrong_flag_says_what_is_right(typed, said):
+    with pytest.raises(UsageError, match=said):
+        encoders.parse(typed)
+
+
+def test_a_name_that_is_taken_is_refused():
+    for texts in (["speech=speech:hf:x"], ["a=speech:hf:x", "a=speech:hf:y"]):
+        with pytest.raises(UsageError, match="is taken"):
+            encoders.parse_all(texts, {"speech"})
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("hf:nobody/nothing", "cannot load the encoder hf:nobody/nothing"),
+        ("hf:EMPTY", "cannot load the encoder"),
+        ("opensmile:eGeMAPSv99", "opensmile has no set eGeMAPSv99; it has ComParE_2016"),
+        ("file:nowhere.py", "no file nowhere.py"),
+        ("file:EMPTY/no_load.py", "has no function load"),
+    ],
+)
+def test_what_cannot_be_loaded_is_known_before_any_clip(world, tmp_path, source, said):
+    (tmp_path / "no_load.py").write_text("x = 1\n")
+    before = stamps(world)
+    flag = f"x=speech:{source.replace('EMPTY', str(tmp_path))}"
+    done = preprocess(world, flags=["--encoder", flag])
+    assert done.code == 2 and said in done.err and "Traceback" not in done.err
+    assert len(done.err.splitlines()) == 3  # of the corpus, of its transcripts, and this one
+    assert stamps(world) == before
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setattr(encoders.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"needs the package transformers: pip install -r"):
+        encoders.load(json.dumps({"library": "hf", "source": "not/loaded/before"}), "cpu")
+
+
+def test_values_beyond_half_precision_are_named(tmp_path):
+    (tmp_path / "large.py").write_text(
+        "import numpy as np\ndef load(settings, device):\n    return lambda wave: np.full(3, 1e6)\n"
+    )
+    _, settings = encoders.parse(f"x=speech:file:{tmp_path / 'large.py'}")
+    with pytest.raises(Exception, match="over 65504: use dtype=float32"):
+        encoders.encode(settings, "cpu", SEEN["speech"])
+    assert encoders.encode(settings | {"dtype": "float32"}, "cpu", SEEN["speech"])[0] == 1e6
+
+
+# preprocess.py
+
+
+def test_features_are_as_the_settings_say(world):
+    shapes = {name: feature(world, name).shape for name in ("wavlm", "clip", "bert", "own")}
+    assert shapes["wavlm"] == (4, 1, 32) and shapes["own"] == (3,)
+    assert shapes["clip"][1:] == (32,) and shapes["bert"] == (4, 3, 32)
+    settings = json.loads((world["features"] / "settings.json").read_text())
+    assert settings["modalities"] == ["speech", "video", "wave", "wavlm", "clip", "bert", "own"]
+    assert {len(settings["features"][name]["weights"]) for name in shapes} == {64}
+
+
+def test_words_of_any_script_are_different_words(world):
+    kinds = [feature(world, "bert", clip) for clip in ("train/0", "train/1", "train/2", "train/3")]
+    assert len({each.tobytes() for each in kinds}) == 4
+    assert kinds[1].shape[1] == 3  # Korean words stay whole
+
+
+def test_a_second_run_makes_nothing_and_verify_mends(world):
+    before = digests(world["features"])
+    assert preprocess(world).code == 0
+    assert digests(world["features"]) == before
+    damaged = world["features"] / "train" / "wavlm" / "1.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    (world["features"] / "val" / "bert" / "6.npy").unlink()
+    done = preprocess(world, "--verify")
+    assert "2 files were missing or changed" in done.out, done.out + done.err
+    assert digests(world["features"]) == before
+
+
+def test_other_settings_make_anew_what_they_affect_alone(world, models, tmp_path):
+    shutil.copytree(world["features"], tmp_path / "features")
+    copy = world | {"features": tmp_path / "features"}
+    before = stamps(copy)
+    flags = [
+        each.replace("pool=frames", "pool=stats") if "clip=" in each else each
+        for each in world["flags"]
+    ]
+    assert preprocess(copy, flags=flags).code == 0
+    assert changed(before, stamps(copy)) == {"clip"}
+    # the same weights from another place are the same encoder
+    shutil.copytree(models["wavlm"], tmp_path / "moved")
+    flags = [each.replace(str(models["wavlm"]), str(tmp_path / "moved")) for each in flags]
+    before = stamps(copy)
+    assert preprocess(copy, flags=flags).code == 0
+    assert changed(before, stamps(copy)) == set()
+    # what another run made stays, for the next one that asks for it
+    assert preprocess(copy, flags=[]).code == 0
+    assert preprocess(copy, flags=flags).code == 0
+    assert changed(before, stamps(copy)) == set()
+
+
+def stamps(world):
+    paths = world["features"].glob("*/*/*.npy")
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
+def changed(before, after):
+    return {path.parent.name for path in after if before.get(path) != after[path]}
+
+
+def test_a_clip_without_words_is_rejected_with_its_reason(world, tmp_path):
+    shutil.copytree(world["clips"], tmp_path / "clips")
+    table = tmp_path / "clips" / "manifest.csv"
+    table.write_text(
+        table.read_text().replace("0.mp4,train,hap,train0,a good day", "0.mp4,train,hap,train0, ")
+    )
+    copy = world | {"clips": tmp_path / "clips", "features": tmp_path / "features"}
+    done = preprocess(copy)
+    assert done.code == 3 and "7 of 8 clips usable" in done.out
+    failed = (tmp_path / "features" / "failed.csv").read_text()
+    assert "0,0.mp4,bert,E_SHORT,no words: its transcript is empty" in failed
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("x=speech:hf:MODEL", "which needs speech in --modalities video"),
+        ("x=text:hf:MODEL", "no clip of csv has a transcript"),
+    ],
+)
+def test_an_encoder_needs_what_it_sees(world, models, tmp_path, flag, said):
+    shutil.copytree(world["clips"], tmp_path / "clips")
+    table = tmp_path / "clips" / "manifest.csv"
+    lines = [line.rpartition(",")[0] for line in table.read_text().splitlines()]
+    table.write_text("\n".join(lines))
+    done = run_main(
+        *("preprocess", "--corpus", "csv", "--data_dir", tmp_path / "clips"),
+        *("--features_dir", tmp_path / "features", "--modalities", "video"),
+        *("--encoder", flag.replace("MODEL", str(models["bert"]))),
+    )
+    assert done.code == 2 and said in done.err
+
+
+# Training and the tools
+
+
+def test_layers_are_mixed_in_learnt_shares():
+    torch.manual_seed(0)
+    mix = LayerMix(3)
+    assert mix.shares.tolist() == pytest.approx([1 / 3] * 3)
+    x = torch.randn(2, 3, 5, 8)
+    with torch.no_grad():
+        mix.weight[1] = 50.0  # all of it
+    torch.testing.assert_close(mix(x), torch.nn.functional.layer_norm(x[:, 1], (8,)))
+    vector, sequence = VectorEncoder(8, layers=3), SequenceEncoder(8, layers=3)
+    assert vector(x[:, :, 0])[0].shape == (2, 1, 256)
+    assert sequence(x)[0].shape == (2, 5, 256)
+    sequence(x)[0].sum().backward()
+    assert sequence.mix.weight.grad.abs().sum() > 0
+
+
+def stop_behind(function):
+    def call(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return function(*args)
+
+    return call
+
+
+def test_a_run_goes_on_and_is_evaluated(world, monkeypatch):
+    """Stopped after an epoch and gone on with, it ends as the run that was not stopped."""
+    flags = train_flags(world, "wavlm,clip,bert,own")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", stop_behind(loop.validate))
+        stopped = run_main("train", *flags, "--exp_name", "parts")
+    assert stopped.code == 128 + signal.SIGTERM, stopped.err
+    done = run_main("train", *flags, "--exp_name", "parts", "--resume")
+    assert done.code == 0, done.err
+    one, other = (best_checkpoint(world["run"].parent / name) for name in ("first", "parts"))
+    a, b = (load_checkpoint(path)["weights"] for path in (one, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    done = run_main(
+        *("evaluate", "--features_dir", world["features"], "--checkpoints", world["run"]),
+        *("--out", world["folder"] / "report", "--device", "cpu"),
+    )
+    assert done.code == 0, done.err
+
+
+def test_predictions_make_the_same_features_byte_for_byte(world, tmp_path):
+    predictor = Predictor(
+        [world["run"]],
+        folder=tmp_path / "made",
+        device="cpu",
+        encoders={"own": str(world["folder"] / "own.py")},
+    )
+    prediction = predictor(world["clips"] / "0.mp4", SAID[0])
+    assert prediction.rests_on == ["wavlm", "clip", "bert", "own"] and not prediction.missing
+    for name in ("wave", "wavlm", "clip", "bert", "own"):
+        (made,) = (tmp_path / "made" / "clips" / name).iterdir()
+        assert made.read_bytes() == (world["features"] / "train" / name / "0.npy").read_bytes()
+
+
+def test_what_a_clip_lacks_costs_only_the_encoders_that_see_it(world, tmp_path, face_image):
+    silent = make_clip(tmp_path / "silent.mp4", np.stack([face_image] * 8), fps=8)
+    predictor = Predictor(
+        [world["run"]], device="cpu", encoders={"own": str(world["folder"] / "own.py")}
+    )
+    prediction = predictor(silent)
+    assert prediction.rests_on == ["clip"]
+    assert prediction.missing["wavlm"].startswith("E_NOAUDIO")
+    assert prediction.missing["own"].startswith("E_NOAUDIO")
+    assert prediction.missing["bert"].startswith("E_MISSING: no words")
+    heard = predictor(world["clips"] / "1.mp4")
+    assert heard.rests_on == ["wavlm", "clip", "own"]
+
+
+def test_a_file_of_code_runs_only_when_it_is_named(world, tmp_path):
+    clip, flags = world["clips"] / "0.mp4", ("--checkpoints", world["run"], "--out", tmp_path)
+    done = run_main("predict", clip, *flags)
+    assert done.code == 2
+    assert f"run only if you say so: --encoder own={world['folder'] / 'own.py'}" in done.err
+    named = ("--encoder", f"own={world['folder'] / 'own.py'}")
+    done = run_main("predict", clip, *flags, *named, "--device", "cpu")
+    assert done.code == 0, done.err
+
+
+def test_other_weights_are_refused(world, models, tmp_path):
+    (tmp_path / "other.py").write_text(OWN_FILE + "\n# another one\n")
+    flags = ("--checkpoints", world["run"], "--out", tmp_path / "out")
+    done = run_main(
+        "predict", world["clips"] / "0.mp4", *flags, "--encoder", f"own={tmp_path / 'other.py'}"
+    )
+    assert done.code == 4 and "has other weights" in done.err
+    own = ("--encoder", f"own={world['folder'] / 'own.py'}")
+    done = run_main(
+        "predict", world["clips"] / "0.mp4", *flags, *own, "--encoder", f"wavlm={models['hubert']}"
+    )
+    assert done.code == 4 and "the encoder wavlm from" in done.err
+    done = run_main("predict", world["clips"] / "0.mp4", *flags, *own, "--encoder", "x=y")
+    assert done.code == 2 and "the encoders of this model are: wavlm, clip, bert, own" in done.err
+
+
+def test_nothing_of_it_is_loaded_without_an_encoder():
+    """The base install does without."""
+    assert "transformers" in sys.modules  # by this file
+    import subprocess
+
+    code = "import sys, preprocess, predict, extract.clip; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
