@@ -1,9 +1,10 @@
 """A clip's words -> (L, D) float32: an .npz with key `word_embed`, or a transcript to look up.
 
 The .npz is read without trust. The rule for transcripts: a word is a run of letters and digits,
-with inner apostrophes and hyphens; any other mark is a word of its own. It is looked up as written,
-in small letters, without apostrophes, in its parts (don't: don, t), then with its doubled letters
-single (noooo: no). What is still unknown is left out.
+with their vowel signs and accents, and with inner apostrophes and hyphens; any other mark is a word
+of its own. It is looked up as written, in small letters, without apostrophes, in its parts (don't:
+don, t), then with its doubled letters single (noooo: no). Of a script without spaces the longest
+known word comes first, then that of what is behind it. What is still unknown is left out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,13 @@ from utils.errors import ClipError, listed
 from utils.files import is_file
 
 Vectors = dict[str, np.ndarray]  # word -> (D,) float32
-TOKEN = re.compile(r"\w+(?:['-]\w+)*|[^\w\s]")
+UNSPACED = re.compile(  # Thai, Lao, Myanmar, Khmer, kana and Chinese characters
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
+)
+LONGEST = 12  # characters of a word in a script without spaces
 NUMPY_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-RULE = 1  # raise it when the rule for transcripts changes: words are looked up anew then
+RULE = 2  # raise it when the rule for transcripts changes: words are looked up anew then
 TEXT_SETTINGS = {"key": "word_embed", "max_words": 2000, "max_bytes": 16 << 20}
 
 
@@ -106,17 +112,35 @@ def embed(transcript: str, vectors: Vectors, settings: dict = TEXT_SETTINGS) -> 
     tokens = tokenize(transcript)
     if not tokens:
         raise ClipError("E_SHORT", "no words: its transcript is empty")
-    found = [vector for token in tokens for vector in look_up(token, vectors)]
-    if not found:
-        raise ClipError("E_SHORT", f"none of its words has a vector: {transcript[:80]!r}")
+    by_token = [(token, look_up(token, vectors)) for token in tokens]
+    found = [vector for _, vectors in by_token for vector in vectors]
+    if not any(is_word(token) and vectors for token, vectors in by_token):
+        only = "; its marks alone have" if found else ""
+        raise ClipError("E_SHORT", f"none of its words has a vector{only}: {transcript[:80]!r}")
     if len(found) > settings["max_words"]:
         raise ClipError("E_LIMIT", f"{len(found)} words, limit {settings['max_words']}")
     return np.stack(found)  # (L, D)
 
 
+@cache
+def token_pattern() -> re.Pattern:
+    """A word or a mark. The signs on, under and beside letters are no letters to Python."""
+    signs = "".join(
+        character
+        for character in map(chr, range(0x300, 0x20000))
+        if unicodedata.category(character) in ("Mn", "Mc")
+    )
+    letter = rf"[\w\u200c\u200d{signs}]"  # with the joiners of Persian and Hindi
+    return re.compile(rf"\w{letter}*(?:['-]{letter}+)*|[^\w\s{signs}\u200c\u200d]")
+
+
 def tokenize(transcript: str) -> list[str]:
     text = unicodedata.normalize("NFC", transcript)
-    return TOKEN.findall(re.sub("[‘’`´]", "'", text))
+    return token_pattern().findall(re.sub("[‘’`´]", "'", text))
+
+
+def is_word(token: str) -> bool:
+    return token[0].isalnum() or token[0] == "_"
 
 
 def forms(token: str) -> list[list[str]]:
@@ -131,17 +155,37 @@ def look_up(token: str, vectors: Vectors) -> list[np.ndarray]:
     for form in forms(token):
         if found := [vectors[word] for word in form if word in vectors]:
             return found
-    return []
+    return divided(token, vectors) if UNSPACED.search(token) else []
+
+
+def divided(token: str, vectors: Vectors) -> list[np.ndarray]:
+    """The words of a text without spaces, the longest known one first at each place."""
+    found, place = [], 0
+    while place < len(token):
+        ends = range(min(len(token), place + LONGEST), place, -1)
+        end = next((end for end in ends if token[place:end] in vectors), None)
+        if end:
+            found.append(vectors[token[place:end]])
+        place = end or place + 1
+    return found
 
 
 def candidates(transcript: str) -> set[str]:
     """Every word that the vectors of a transcript may come from."""
-    return {word for token in tokenize(transcript) for form in forms(token) for word in form}
+    tokens = tokenize(transcript)
+    parts = {
+        token[place:end]
+        for token in tokens
+        if UNSPACED.search(token)
+        for place in range(len(token))
+        for end in range(place + 1, min(len(token), place + LONGEST) + 1)
+    }
+    return parts | {word for token in tokens for form in forms(token) for word in form}
 
 
 def coverage(transcripts: list[str], vectors: Vectors) -> str:
     """How much of what is said the vectors know (marks such as "?" do not count)."""
-    tokens = [token for text in transcripts for token in tokenize(text) if token[0].isalnum()]
+    tokens = [token for text in transcripts for token in tokenize(text) if is_word(token)]
     said = Counter(token.lower() for token in tokens)
     unknown = Counter(token.lower() for token in tokens if not look_up(token, vectors))
     spoken, different = unknown.total() / max(1, said.total()), len(unknown) / max(1, len(said))

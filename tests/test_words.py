@@ -90,6 +90,34 @@ def test_the_rule_for_words(transcript, found):
     assert (words.embed(transcript, VECTORS) == expected).all()
 
 
+SCRIPTS = {  # a sentence -> its words, where all their letters and signs have vectors, too
+    "मैं बहुत खुश हूँ": ["मैं", "बहुत", "खुश", "हूँ"],
+    "أَنَا سَعِيدٌ": ["أَنَا", "سَعِيدٌ"],
+    "אֲנִי שָׂמֵחַ": ["אֲנִי", "שָׂמֵחַ"],
+    "நான் மகிழ்ச்சி": ["நான்", "மகிழ்ச்சி"],
+    "می\u200cخواهم": ["می\u200cخواهم"],
+    "행복해요 정말": ["행복해요", "정말"],
+    "我今天很高兴，真的！": ["我", "今天", "很", "高兴", "，", "真的", "！"],
+    "今日はとても嬉しい": ["今日", "は", "とても", "嬉しい"],
+    "ฉันดีใจมาก": ["ฉัน", "ดีใจ", "มาก"],
+}
+
+
+@pytest.mark.parametrize("sentence", SCRIPTS)
+def test_words_of_every_script_stay_whole(tmp_path, sentence):
+    expected = SCRIPTS[sentence]
+    known = {*sentence} - {" "} | {*expected}
+    lines = [f"{word} {number} 1" for number, word in enumerate(sorted(known))]
+    (tmp_path / "vectors.txt").write_text("\n".join(lines))
+    found = vectors.read_vectors(tmp_path / "vectors.txt", words.candidates(sentence))
+    assert (words.embed(sentence, found) == np.stack([found[word] for word in expected])).all()
+
+
+def test_marks_alone_are_no_words():
+    with pytest.raises(ClipError, match="its marks alone have: 'unheard？'"):
+        words.embed("unheard？", {"？": np.ones(2, np.float32)})
+
+
 @pytest.mark.parametrize(
     ("transcript", "code", "reason"),
     [
