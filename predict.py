@@ -40,6 +40,7 @@ def parse_args() -> argparse.Namespace:
         metavar="NAME=PLACE",
         help="where a pretrained encoder of the model is now: folder, file or name of the hub",
     )
+    add("--classes", help="answer among these only: hap,sad,neu")
     add("--out", default=Path("predictions"), type=Path, help="folder of tables and pictures")
     add("--tta", default=1, type=int, choices=(12, 6, 1), help="views of the face per clip")
     add(
@@ -97,11 +98,16 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
         warm=args.times,
         clip_seconds=0 if args.times else args.clip_seconds,
         encoders=encoder_places(args.encoder),
+        classes=args.classes.split(",") if args.classes else None,
     )
     if note := label_note(predictor.members):
         print(note, file=sys.stderr)
     parts = [part for source in sources for part in predictor.cut(source)]
     predictor.look_up([part.clip.transcript for part in parts])
+    if predictor.compares:
+        compared = ", ".join(predictor.compares)
+        print(f"{compared}: compared over all clips given, as those of one person", file=sys.stderr)
+        predictor.get_to_know(parts)
     print(header(predictor.classes), flush=True)
     predictions = []
     for part in tqdm(parts, unit="clip", desc="predicting", disable=len(parts) < 2, leave=False):

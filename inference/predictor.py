@@ -38,6 +38,7 @@ from training.data import ClipDataset, make_loader
 from training.features import Features
 from training.inference import infer
 from training.modalities import MODALITIES, modality
+from training.standardize import FEW, Scales, scale_of
 from utils import stopwatch
 from utils.config import device_name
 from utils.errors import ClipError, IntegrityError, UsageError
@@ -59,8 +60,10 @@ class Predictor:
     cut into utterances. `clip_seconds`: clips are read in a process of its own, which may crash, or
     take this long for a step and 10 MB; 0: in this process. `encoders`: {name: folder, file or name
     of the hub}, where a pretrained encoder is to be found now; a Python file must be named here.
+    `classes`: the answer is one of these.
     """
 
+    no_person = f"it is compared with other clips of the person: give {FEW} or more of one person"
     no_words = "no words: give --text, or a .txt, .srt or .npz beside the clip"
 
     def __init__(
@@ -76,6 +79,7 @@ class Predictor:
         longest: float = 15.0,
         clip_seconds: float = 0,
         encoders: dict[str, str] | None = None,
+        classes: list[str] | None = None,
     ):
         self.temporary = scratch_folder(SCRATCH) if folder is None else None
         folder = self.temporary.path if self.temporary else Path(folder or "")
@@ -86,6 +90,8 @@ class Predictor:
         self.encoders = found_again(settings["features"], encoders or {}, device_name(device))
         self.features = Features(folder, settings, pd.DataFrame(columns=["split", "clip_id"]))
         self.members = load_members(paths, self.features)
+        self.chosen = chosen_classes(classes, settings["classes"])
+        self.scales: Scales = {}  # of the person whose clips come, for --standardize speaker
         self.device, self.temperature, self.word_vectors = (
             device_name(device),
             temperature,
@@ -120,7 +126,28 @@ class Predictor:
 
     @property
     def classes(self) -> list[str]:
-        return self.features.classes
+        return [self.features.classes[number] for number in self.chosen]
+
+    @property
+    def compares(self) -> list[str]:
+        """The inputs that some run compares with the other clips of the person."""
+        return [
+            name
+            for name in self.wanted
+            if name not in MODALITIES
+            for member in self.members
+            if name in member.task.inputs and member.config["standardize"] == "speaker"
+        ]
+
+    def get_to_know(self, sources: list[Source]) -> None:
+        """Take these clips for those of one person, whom the next predictions are about."""
+        found: dict[str, list[np.ndarray]] = {name: [] for name in self.compares}
+        for source in sources:
+            row, missing = self.extract(source.clip, source.problem)
+            for name in set(found) - set(missing):
+                found[name].append(np.array(self.features.load(row, name)))
+        known = {name: each for name, each in found.items() if len(each) >= FEW}
+        self.scales = {name: {"": scale_of(each)} for name, each in known.items()}
 
     def __call__(self, clip: str | Path, text: str | None = None) -> ClipPrediction:
         """One clip as a whole, with the words that are given or lie beside it."""
@@ -159,6 +186,8 @@ class Predictor:
         self.features.checked.clear()
         start = time.perf_counter()
         row, missing = self.extract(source.clip, source.problem)
+        unknown = [name for name in self.compares if name not in {*self.scales, *missing}]
+        missing |= dict.fromkeys(unknown, f"E_MISSING: {self.no_person}")
         extracted = time.perf_counter()
         prediction = ClipPrediction(source, self.classes, missing, row)
         self.vote(prediction)
@@ -222,7 +251,9 @@ class Predictor:
         head says to it alone}, of runs with modality dropout."""
         task = replace(member.task, inputs=tuple(inputs))
         row = pd.DataFrame([prediction.facts])
-        dataset = ClipDataset(self.features, row, task, member.config, training=False)
+        standardize = member.config["standardize"] == "speaker"
+        scales = self.scales if standardize else {}
+        dataset = ClipDataset(self.features, row, task, member.config, False, scales)
         model, head = member.model.to(self.device), member.task.main_head
         fusable = inputs if model.missing and len(inputs) > 1 else []
 
@@ -244,7 +275,7 @@ class Predictor:
         def mean(logits: list[Tensor]) -> np.ndarray:
             p = mean_over_views(logits, self.temperature)[0].cpu().numpy()
             check_finite(member, [p])
-            return p
+            return p[self.chosen] / p[self.chosen].sum()
 
         return (
             {name: mean([view[name] for view in together]) for name in together[0]},
@@ -354,6 +385,15 @@ def attention_weights(model: Any, tokens: dict[str, Tokens]) -> dict[str, np.nda
         if hasattr(pooling, "weights") and x.shape[1] > 1:
             found[name] = pooling.weights(x, mask)[0].float().cpu().numpy()
     return found
+
+
+def chosen_classes(wanted: list[str] | None, classes: list[str]) -> list[int]:
+    """The numbers of the classes that an answer is chosen from."""
+    names = list(dict.fromkeys(wanted or classes))
+    if len(names) < 2 or set(names) - set(classes):
+        given = ",".join(names)
+        raise UsageError(f"--classes {given}: expected two or more of {','.join(classes)}")
+    return [classes.index(name) for name in names]
 
 
 def encoder_places(given: list[str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from training.features import Features
 from training.loader import Loader
 from training.modalities import Shape, modality
 from training.randomness import clip_number, generator
+from training.standardize import Scales, speaker_scales
 from training.stopping import STOPS
 from training.tasks import Task
 from utils.distributed import SINGLE_PROCESS, SingleProcess
@@ -78,10 +79,15 @@ class ClipDataset(Dataset):
         task: Task,
         config: dict[str, Any],
         training: bool,
+        scales: Scales | None = None,
     ):
+        """`scales`: of the speakers, for --standardize speaker; default: of the manifest's."""
         self.features, self.task, self.config = features, task, config
         self.training, self.augment = training, training and config["augment"]
         self.rows: list[dict[str, Any]] = rows.to_dict("records")
+        self.scales = scales or {}
+        if scales is None and config["standardize"] == "speaker":
+            self.scales = speaker_scales(features, rows, task.inputs)
         number = {name: index for index, name in enumerate(features.classes)}
         self.labels = [
             {head: number.get(row[column], -1) for head, column in task.label_columns.items()}
@@ -104,6 +110,8 @@ class ClipDataset(Dataset):
 
     def view(self, row: dict, name: str, rng: np.random.Generator) -> tuple[Tensor, ...]:
         feature = self.features.load(row, name)
+        if name in self.scales:
+            feature = self.scales[name][row["speaker"]].apply(feature)
         arrays = modality(name).view(feature, row, self.config, rng, self.augment)
         return tuple(torch.from_numpy(array) for array in arrays)
 

@@ -47,6 +47,7 @@ DATA = {
     "inputs": (None, str, "of --mode multimodal: comma list, custom features too"),
     "batch_size": (None, WHOLE, "clips per step"),
     "feature_frames": (64, WHOLE, "rows of a custom feature (T, D); 1: one vector"),
+    "standardize": ("none", ("none", "speaker"), "custom features: by all clips of the speaker"),
     "seed": (42, SEED, "of weights, order, augmentation and dropout"),
 }
 MODEL = {
