@@ -12,6 +12,8 @@ CORPORA = {
     "merc2020": "corpora.merc2020",
     "ravdess": "corpora.ravdess",
     "crema_d": "corpora.crema_d",
+    "javanese": "corpora.javanese",
+    "ased": "corpora.ased",
     "meld": "corpora.meld",
     "csv": "corpora.csv_folder",
     "demo": "corpora.demo",

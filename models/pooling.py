@@ -54,6 +54,25 @@ class MeanPooling(nn.Module):
         return weighted_mean(tokens, mask.unsqueeze(2).to(tokens.dtype))
 
 
+class Statistics(nn.Module):
+    """Weighted mean and deviation over the real tokens, (B, 2 D): attentive statistics pooling,
+    arXiv 1803.10963, with the weights of FrameAttention."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.attention = FrameAttention(dim)
+        self.out_dim = 2 * dim
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        _, weight = self.attention.weigh(tokens, mask)
+        mean = weighted_mean(tokens, weight)
+        variance = weighted_mean((tokens - mean.unsqueeze(1)) ** 2, weight)
+        return torch.cat([mean, (variance + 1e-5).sqrt()], dim=1)
+
+    def weights(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        return self.attention.weights(tokens, mask)
+
+
 def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
     """(B, T, D), (B, T, 1) -> (B, D)"""
     return (x * weight).sum(dim=1) / weight.sum(dim=1)
@@ -63,4 +82,5 @@ POOLINGS: dict[str, Callable[[int], Any]] = {
     "attention": FrameAttention,
     "relation": partial(FrameAttention, relation=True),
     "mean": MeanPooling,
+    "stats": Statistics,
 }

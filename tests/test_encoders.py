@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, digests, make_clip, voice
+from conftest import CLASSES, digests, make_clip, voice, write_features
 from encoders import FACES, TEXTS, VOICES, make_models
 from inside import run_main
 
@@ -19,6 +21,10 @@ from inference.predictor import Predictor
 from models.features import LayerMix, SequenceEncoder, VectorEncoder
 from training import loop
 from training.checkpoint import best_checkpoint, load_checkpoint
+from training.data import ClipDataset
+from training.features import Features
+from training.standardize import scale_of
+from training.tasks import fused, recipe
 from utils.errors import UsageError
 
 SAID = ("a good day", "안녕 나쁘지 않아", "नमस्ते", "今日")
@@ -399,3 +405,101 @@ def test_nothing_of_it_is_loaded_without_an_encoder():
 
     code = "import sys, preprocess, predict, extract.clip; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+# In units of the speaker
+
+
+def test_a_speaker_is_the_unit_of_measure(tmp_path):
+    """(x - mean) / deviation over all clips of a speaker, whatever split they are of."""
+    rng = np.random.default_rng(0)
+    for ndim in (1, 2, 3):
+        shape = {1: (4,), 2: (7, 4), 3: (2, 7, 4)}[ndim]
+        clips = [rng.normal(3, 2, shape) for _ in range(6)]
+        scale = scale_of(clips)
+        values = np.stack([scale.apply(clip) for clip in clips])
+        axes = 0 if ndim == 1 else (0, ndim - 1)
+        np.testing.assert_allclose(values.mean(axis=axes), 0, atol=1e-5)
+        np.testing.assert_allclose(values.std(axis=axes), 1, atol=1e-4)
+
+
+def speakers(folder, names, values):
+    """Features of one custom vector for each clip, of these speakers."""
+    write_features(folder, clips_per_class=1, modalities=("speech",), splits=("train", "val"))
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    table["speaker"] = names
+    table.to_csv(folder / "manifest.csv", index=False)
+    for row, value in zip(table.itertuples(), values, strict=True):
+        (folder / row.split / "own").mkdir(exist_ok=True)
+        np.save(folder / row.split / "own" / f"{row.clip_id}.npy", np.float32(value))
+    return Features.open(folder)
+
+
+def test_a_run_reads_what_differs_from_the_speaker(tmp_path):
+    values = np.random.default_rng(1).normal(size=(14, 3)) + np.repeat([[0.0], [9.0]], 7, axis=0)
+    features = speakers(tmp_path, ["a"] * 7 + ["b"] * 7, values)
+    task, config = fused(("own",)), recipe("multimodal") | {"standardize": "speaker"}
+    dataset = ClipDataset(features, features.rows("val"), task, config, training=False)
+    seen = np.stack([dataset[0, index]["inputs"]["own"][0] for index in range(7)])
+    own = values[7:]
+    np.testing.assert_allclose(seen, (own - own.mean(0)) / own.std(0), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("names", "inputs", "said"),
+    [
+        (["a"] * 13 + [""], ("own",), "1 of 7 clips have no speaker"),
+        (["a"] * 10 + ["b"] * 4, ("own",), "speaker b has 4 clips, at least 5"),
+        (["a"] * 14, ("speech",), "for custom features and encoders, here are none"),
+    ],
+)
+def test_a_person_nobody_knows_is_refused(tmp_path, names, inputs, said):
+    features = speakers(tmp_path, names, np.ones((14, 3)))
+    config = recipe("multimodal") | {"standardize": "speaker"}
+    with pytest.raises(UsageError, match=said):
+        ClipDataset(features, features.rows("val"), fused(inputs), config, training=False)
+
+
+def test_one_clip_of_a_person_has_no_answer_and_several_do(world, tmp_path):
+    flags = train_flags(world, "wavlm,own", "--standardize", "speaker", "--fold", 0)
+    table = world["features"] / "manifest.csv"
+    with kept(table):
+        clips = pd.read_csv(table, dtype=str, keep_default_na=False)
+        clips["speaker"], clips["fold"] = "somebody", [str(n % 2) for n in range(len(clips))]
+        clips["split"] = "train"
+        for name in ("wavlm", "own", "speech", "records"):
+            for path in (world["features"] / "val" / name).iterdir():
+                shutil.copy(path, world["features"] / "train" / name)
+        clips.to_csv(table, index=False)
+        done = run_main("train", *flags, "--exp_name", "compared", "--allow_leaks")
+    assert done.code == 0, done.err
+    run = world["run"].parent / "compared"
+    own = ("--encoder", f"own={world['folder'] / 'own.py'}", "--out", tmp_path, "--no_pictures")
+    one = run_main("predict", world["clips"] / "0.mp4", "--checkpoints", run, *own)
+    assert one.code == 3 and "give 5 or more of one person" in one.out
+    five = [world["clips"] / f"{number}.mp4" for number in range(5)]
+    done = run_main("predict", *five, "--checkpoints", run, *own, "--classes", "sur,hap")
+    assert done.code == 0 and "as those of one person" in done.err, done.err
+    rows = pd.read_csv(tmp_path / "predictions.csv")
+    assert set(rows["answer"]) <= {"sur", "hap"} and rows["clip"].nunique() == 5
+    np.testing.assert_allclose(rows["sur"] + rows["hap"], 1, atol=1e-5)
+
+
+@contextlib.contextmanager
+def kept(path):
+    """The file as it was, afterwards."""
+    before = path.read_bytes()
+    yield
+    path.write_bytes(before)
+
+
+def test_an_answer_among_some_classes_is_the_share_of_all(world):
+    place = {"own": str(world["folder"] / "own.py")}
+    some = Predictor([world["run"]], device="cpu", encoders=place, classes=["sad", "hap"])
+    every = Predictor([world["run"]], device="cpu", encoders=place)
+    clip = world["clips"] / "0.mp4"
+    chosen = every(clip).probabilities[[CLASSES.index("sad"), CLASSES.index("hap")]]
+    np.testing.assert_allclose(some(clip).probabilities, chosen / chosen.sum(), rtol=1e-5)
+    for wrong in (["sad"], ["sad", "calm"]):
+        with pytest.raises(UsageError, match="expected two or more of hap,ang"):
+            Predictor([world["run"]], device="cpu", encoders=place, classes=wrong)

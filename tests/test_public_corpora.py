@@ -1,4 +1,4 @@
-"""RAVDESS, CREMA-D and MELD: names and tables -> clips; folds by speaker; a choice of classes."""
+"""The public corpora: names and tables -> clips; folds by speaker; a choice of classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_corpora import codes, csv_corpus
 
-from corpora import crema_d, list_corpus, meld, ravdess
+from corpora import ased, crema_d, javanese, list_corpus, meld, ravdess
 from corpora.manifest import Clip, Listing, keep_classes
 from corpora.splits import assign_folds, speaker_folds
 from utils.errors import UsageError
@@ -123,6 +123,39 @@ def test_crema_d_reads_each_clip_once(tmp_path):
     assert Counter(clip.fold for clip in sound.clips) == dict.fromkeys("01234", 2)
     touch(tmp_path / "VideoFlash", f"{stems[0]}.flv")
     assert list_corpus("crema_d", tmp_path).modalities == ("speech", "video")
+
+
+# --- Javanese, ASED ------------------------------------------------------------------------------
+
+
+def test_javanese_names(tmp_path):
+    names = ("01-01-01_01.mp4", "02-04-06_01.mp4", "10-03-05_02.MP4", "notes-01.mp4")
+    clips = {clip.clip_id: clip for clip in javanese.list_clips(touch(tmp_path, *names)).clips}
+    said = {name: (clip.emotion, clip.speaker, clip.fold) for name, clip in clips.items()}
+    assert said == {
+        "01-01-01_01": ("neu", "01", "0"),
+        "02-04-06_01": ("ang", "02", "0"),
+        "10-03-05_02": ("fea", "10", "4"),
+    }
+    listing = javanese.list_clips(touch(tmp_path / "odd", "01-01-07_01.mp4"))
+    assert codes(listing) == {"01-01-07_01": "E_LABELS"}
+
+
+def test_ased_names(tmp_path):
+    names = ("a5-01-02-01-07.wav", "S4-04-02-01-29.mp3", "n1-01-01-02-65.mp3", "x1-01-01-01-01.wav")
+    clips = {clip.clip_id: clip for clip in ased.list_clips(touch(tmp_path, *names)).clips}
+    said = {name: (clip.emotion, clip.speaker) for name, clip in clips.items()}
+    assert said == {
+        "a5-01-02-01-07": ("ang", "07"),
+        "S4-04-02-01-29": ("sad", "29"),
+        "n1-01-01-02-65": ("neu", "65"),
+    }
+
+
+@pytest.mark.parametrize(("corpus", "expected"), [("javanese", "01-03-05_01"), ("ased", "a1-03")])
+def test_a_folder_without_their_clips_says_what_is_expected(tmp_path, corpus, expected):
+    with pytest.raises(UsageError, match=expected):
+        list_corpus(corpus, tmp_path)
 
 
 # --- MELD ---------------------------------------------------------------------------------------

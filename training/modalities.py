@@ -74,7 +74,10 @@ def custom_encoder(config: dict, shape: Shape) -> dict[str, Any]:
         size["layers"] = shape[0]
     if len(shape) == 1 or config["feature_frames"] == 1 or shape[-2] == 1:
         return {"type": "VectorEncoder", **size}
-    return {"type": "SequenceEncoder", **size, "pooling": config["pooling"]}
+    options = {"pooling": config["pooling"]}
+    if config["feature_encoder"] != "lstm":
+        options["body"] = config["feature_encoder"]
+    return {"type": "SequenceEncoder", **size, **options}
 
 
 def speech_layout(made: dict, row: dict) -> tuple[str, Shape]:

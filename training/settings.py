@@ -52,7 +52,8 @@ DATA = {
 }
 MODEL = {
     "fusion": ("concat", str, "concat (recipe), gated, attention, crossattention, late"),
-    "pooling": ("attention", str, "of sequences: attention (recipe), relation, mean"),
+    "pooling": ("attention", str, "of sequences: attention (recipe), relation, mean, stats"),
+    "feature_encoder": ("lstm", ("lstm", "linear"), "of custom features (T, D)"),
     "pretrained": ("none", str, "backbones: none, hub (ImageNet), FILE or FOLDER"),
     "freeze_backbone": (False, boolean, "True: the backbones stay as they are"),
 }
