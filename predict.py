@@ -40,6 +40,8 @@ def parse_args() -> argparse.Namespace:
         metavar="NAME=PLACE",
         help="where a pretrained encoder of the model is now: folder, file or name of the hub",
     )
+    transcribe = "recognise the words of clips that come without any"
+    add("--transcribe", metavar="faster-whisper:MODEL", help=transcribe)
     add("--classes", help="answer among these only: hap,sad,neu")
     add("--out", default=Path("predictions"), type=Path, help="folder of tables and pictures")
     add("--tta", default=1, type=int, choices=(12, 6, 1), help="views of the face per clip")
@@ -99,10 +101,12 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
         clip_seconds=0 if args.times else args.clip_seconds,
         encoders=encoder_places(args.encoder),
         classes=args.classes.split(",") if args.classes else None,
+        transcribe=args.transcribe,
     )
     if note := label_note(predictor.members):
         print(note, file=sys.stderr)
-    parts = [part for source in sources for part in predictor.cut(source)]
+    parts = [part for source in sources for part in predictor.with_words(predictor.cut(source))]
+    write_subtitles(args.out, predictor.heard)
     predictor.look_up([part.clip.transcript for part in parts])
     if predictor.compares:
         compared = ", ".join(predictor.compares)
@@ -117,6 +121,17 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
             seconds = predictions[-1].seconds.items()
             tqdm.write(" " * 28 + ", ".join(f"{name} {value:.2f} s" for name, value in seconds))
     return predictions
+
+
+def write_subtitles(out: Path, heard: dict) -> None:
+    """What was recognised, an .srt for each clip."""
+    from extract.transcribe import srt
+    from inference.sources import new_name
+
+    names: set[str] = set()
+    for name, cues in heard.items():
+        names.add(new_name(Path(name), names))
+        write_bytes(out / f"{new_name(Path(name), set())}.srt", srt(cues).encode())
 
 
 def write_recording(args: argparse.Namespace, path: Path, predictions: list) -> None:

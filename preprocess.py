@@ -59,6 +59,8 @@ def parse_args() -> argparse.Namespace:
         metavar="NAME=INPUT:LIBRARY:SOURCE",
         help="a pretrained encoder's features, as often as wanted: docs/encoders.md",
     )
+    transcribe = "recognise the words of clips without a transcript: docs/encoders.md"
+    add("--transcribe", metavar="faster-whisper:MODEL", help=transcribe)
     add("--device", default="auto", help="auto, cpu, cuda: of face detection and encoders")
     deadline = "deadline for each modality of a clip, and as much again per 10 MB of its file"
     add("--clip_seconds", default=60.0, type=ranged(float, 0.1, 1e6), help=deadline)
@@ -84,6 +86,7 @@ def main() -> int:
     connect(args.backend, args.scheduler)
     with lock_folder(args.features_dir):
         end_at_signals()
+        args.said = transcribe_clips(args, listing) if args.transcribe else {}
         records, changed = extract(args, listing)
         usable, rejected = write_tables(args, listing, records)
         if args.verify:
@@ -128,7 +131,7 @@ def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, 
         wanted.append("video_embedding")
     wanted += encoder_inputs(args, wanted, listing)
     if "text" in wanted and args.word_vectors:
-        if not any(clip.transcript for clip in listing.clips):
+        if not (args.transcribe or any(clip.transcript for clip in listing.clips)):
             raise UsageError(f"--word_vectors: no clip of {args.corpus} has a transcript")
         # their words are looked up, so word vectors beside the clips are not read
         listing.clips = [replace(clip, words=None) for clip in listing.clips]
@@ -148,7 +151,8 @@ def encoder_inputs(args: argparse.Namespace, wanted: list[str], listing: Listing
         if needed and needed not in wanted:
             what = f"--encoder {name} reads the {settings['input']}"
             raise UsageError(f"{what}, which needs {needed} in --modalities {','.join(wanted)}")
-        if not needed and not any(clip.transcript for clip in listing.clips):
+        spoken = args.transcribe or any(clip.transcript for clip in listing.clips)
+        if not needed and not spoken:
             raise UsageError(f"--encoder {name}: no clip of {args.corpus} has a transcript")
     return ["wave"] if any(each["input"] == "speech" for each in args.encoder.values()) else []
 
@@ -232,6 +236,45 @@ def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path
         job = replace(job, modalities=(*job.modalities, name))
         encode_clips(name, listing, job, records)
     return records, changed
+
+
+def transcribe_clips(args: argparse.Namespace, listing: Listing) -> dict[tuple[str, str], Any]:
+    """Give the clips of `listing` that have no transcript the words of their sound.
+
+    Returns what is said by split and id. The subtitles stay in features/<split>/transcripts/: a
+    rerun recognises only new clips.
+    """
+    from tqdm import tqdm
+
+    from extract import transcribe
+    from extract.clip import SOUND, stamp
+    from utils.guard import Limits, guarded
+
+    model, device = transcribe.parse(args.transcribe), device_name(args.device)
+    weights = transcribe.load(model, device).weights
+    clips, said = [], {}
+    for clip in tqdm(listing.clips, "transcribing", unit="clip", smoothing=0.05):
+        if not clip.transcript:
+            place = args.features_dir / clip.split / "transcripts" / f"{clip.clip_id}.srt"
+            key = [weights, stamp(clip.media)]
+            found = None if args.verify else transcribe.kept(place, key)
+            if found is None:
+                limits = Limits(args.clip_seconds, args.memory_mb, SOUND)
+                try:
+                    wave, start = guarded(transcribe.hear, clip.media, limits=limits)
+                    found = transcribe.recognise(wave, start, model, device)
+                except ClipError:  # the stages of the sound say why
+                    found = transcribe.NOTHING
+                transcribe.keep(place, key, found)
+            said[clip.split, clip.clip_id] = found
+            clip = replace(clip, transcript=found.transcript)
+        clips.append(clip)
+    listing.clips = clips
+    transcribe.load.cache_clear()
+    languages = Counter(each.language for each in said.values() if each.cues)
+    heard = ", ".join(f"{name} {count}" for name, count in languages.most_common())
+    print(f"transcribed {len(said)} clips ({heard or 'no words'}), {args.transcribe}")
+    return said
 
 
 def encode_clips(name: str, listing: Listing, job: Any, records: dict) -> None:
@@ -335,13 +378,17 @@ def write_tables(args: argparse.Namespace, listing: Listing, records: dict) -> t
             reason = (failure["stage"], failure["code"], failure["reason"])
             failures.append(Failure(clip.clip_id, clip.media, *reason))
         else:
-            rows.append(manifest_row(clip, facts_of(record, args.modalities), args.data_dir))
+            row = manifest_row(clip, facts_of(record, args.modalities), args.data_dir)
+            if said := args.said.get((clip.split, clip.clip_id)):
+                row |= {"language": said.language, "confidence": said.confidence}
+            rows.append(row)
     failures = [replace(each, media=relative(each.media, args.data_dir)) for each in failures]
     failures.sort(key=lambda failure: (str(failure.media), failure.clip_id))
     columns = [each.name for each in fields(Failure)]
     failed = pd.DataFrame(failures, columns=columns, dtype=object)  # pyarrow takes no odd names
     write_csv(args.features_dir / "failed.csv", failed)
-    manifest = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
+    manifest_columns = [*MANIFEST_COLUMNS, *(("language", "confidence") if args.said else ())]
+    manifest = pd.DataFrame(rows, columns=manifest_columns)
     write_csv(args.features_dir / "manifest.csv", manifest)
     for sheet in listing.sheets:
         write_bytes(args.features_dir / sheet.name, sheet.read_bytes())

@@ -11,6 +11,13 @@ clips of its speaker, whose clips must therefore be at hand, labels not: (x - me
 
 A model of these numbers cannot answer for a single clip of somebody new. `--raw` makes numbers of
 the clip alone, -> features/<split>/functionals_raw/: what they reach holds for such a clip, too.
+
+As an encoder they are made by preprocess.py, and by predict.py for a clip of anybody:
+
+    python preprocess.py ... --encoder functionals=speech:file:examples/functionals.py,pool=frames
+    python train.py --mode multimodal --inputs functionals --feature_frames 1 --exp_name first
+
+(`--standardize speaker` in the training is the comparison with the person's other clips.)
 """
 
 from __future__ import annotations
@@ -18,7 +25,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -131,8 +138,6 @@ class Sound(NamedTuple):
 
 def views(media: Path) -> list[Sound]:
     """A clip at every speed."""
-    from scipy.signal import resample_poly
-
     try:
         wave = read_mono(media).wave
         check_wave(wave, media, SPEECH_SETTINGS)
@@ -142,9 +147,21 @@ def views(media: Path) -> list[Sound]:
     first, last = trim(wave)
     if last - first < HOP * SPEECH_SETTINGS["min_frames"]:
         raise UsageError(f"only {(last - first) / RATE:.2f} s of sound in {media.name}")
-    wave = denoise(wave[first:last])
-    views = (resample_poly(wave, new, old) for new, old in SPEEDS)
-    return [describe(view, first / RATE) for view in views]
+    return at_speeds(wave[first:last], first / RATE)
+
+
+def at_speeds(wave: np.ndarray, start: float) -> list[Sound]:
+    """Speech (N,) that starts so many seconds after its clip, at every speed."""
+    from scipy.signal import resample_poly
+
+    wave = denoise(wave)
+    return [describe(resample_poly(wave, new, old), start) for new, old in SPEEDS]
+
+
+def load(settings: dict[str, str], device: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The encoder of extract/encoders.py: speech (N,) -> (3, D) as with --raw. When the speech
+    starts in its clip an encoder does not know: that number is 0."""
+    return lambda wave: of_clip(at_speeds(wave, 0.0))
 
 
 def describe(wave: np.ndarray, start: float) -> Sound:

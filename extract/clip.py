@@ -269,7 +269,7 @@ def remove_changed(clip: Clip, job: Job) -> list[Path]:
         same = has_sha256(feature_path(job.features_dir, clip, name), stage["sha256"])
         if same and "source_sha256" in stage and isinstance(source, Path) and is_file(source):
             with contextlib.suppress(OSError):  # a file that cannot be read now costs nothing made
-                same = _digest_of(source, _stamp(source)) == stage["source_sha256"]
+                same = _digest_of(source, stamp(source)) == stage["source_sha256"]
         if not same:
             changed.append(feature_path(job.features_dir, clip, name))
     for each in changed:
@@ -289,8 +289,8 @@ def _supervised(function: Callable, name: str, clip: Clip, job: Job, *args: Any)
 def limits_for(source: Path | str | None, job: Job) -> Limits:
     """What reading a clip's file may use in a process of its own."""
     libraries = [lib for name in job.modalities for lib in stage_named(name, job).libraries]
-    stamp = _stamp(source) if isinstance(source, Path) else None
-    megabytes = stamp[1] / 1e6 if stamp else 0
+    found = stamp(source) if isinstance(source, Path) else None
+    megabytes = found[1] / 1e6 if found else 0
     return Limits(job.clip_seconds * (1 + megabytes / 10), job.memory_mb, tuple(libraries))
 
 
@@ -306,7 +306,7 @@ def _write(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
     entry = {"key": key, "sha256": sha256(path), "facts": made}
     source = stage.source(clip)
     if isinstance(source, Path):
-        entry["source_sha256"] = _digest_of(source, _stamp(source))
+        entry["source_sha256"] = _digest_of(source, stamp(source))
     return entry
 
 
@@ -322,14 +322,14 @@ def _stage_key(name: str, clip: Clip, job: Job, keys: dict[str, str]) -> str:
     word_dim = job.word_dim if name == "text" else None
     source: Any = stage.source(clip)
     if isinstance(source, Path):
-        source = _stamp(source)
+        source = stamp(source)
     settings = job.settings[name]
     if name not in STAGES:
         settings = encoders.identity(settings)
     return digest([SCHEMA, settings, source, upstream, word_dim])
 
 
-def _stamp(path: Path) -> tuple[str, int, int] | None:
+def stamp(path: Path) -> tuple[str, int, int] | None:
     """Name, size and time of change: enough to see most replaced files without reading them (all,
     with --verify)."""
     try:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from evaluation.ensemble import (
     mean_over_views,
 )
 from extract import audio, detector, encoders, vectors, words
+from extract import transcribe as recogniser
 from extract.clip import SETTINGS, Job, facts_of, limits_for, manifest_row, process_clip
+from extract.transcribe import Cue
 from inference.prediction import ENSEMBLE, FUSED, MEAN, ClipPrediction, Seen
 from inference.sources import SCRATCH, Source, find_sources
 from inference.windows import cut_long
@@ -60,7 +63,8 @@ class Predictor:
     cut into utterances. `clip_seconds`: clips are read in a process of its own, which may crash, or
     take this long for a step and 10 MB; 0: in this process. `encoders`: {name: folder, file or name
     of the hub}, where a pretrained encoder is to be found now; a Python file must be named here.
-    `classes`: the answer is one of these.
+    `classes`: the answer is one of these. `transcribe`: faster-whisper:MODEL, which recognises the
+    words of clips that come without any; what it heard is in `heard`.
     """
 
     no_person = f"it is compared with other clips of the person: give {FEW} or more of one person"
@@ -80,6 +84,7 @@ class Predictor:
         clip_seconds: float = 0,
         encoders: dict[str, str] | None = None,
         classes: list[str] | None = None,
+        transcribe: str | None = None,
     ):
         self.temporary = scratch_folder(SCRATCH) if folder is None else None
         folder = self.temporary.path if self.temporary else Path(folder or "")
@@ -91,6 +96,10 @@ class Predictor:
         self.features = Features(folder, settings, pd.DataFrame(columns=["split", "clip_id"]))
         self.members = load_members(paths, self.features)
         self.chosen = chosen_classes(classes, settings["classes"])
+        self.recogniser = recogniser.parse(transcribe) if transcribe else ""
+        if self.recogniser:
+            recogniser.load(self.recogniser, device_name(device))
+        self.heard: dict[str, list[Cue]] = {}  # what was said in each file, by its name
         self.scales: Scales = {}  # of the person whose clips come, for --standardize speaker
         self.device, self.temperature, self.word_vectors = (
             device_name(device),
@@ -151,14 +160,14 @@ class Predictor:
 
     def __call__(self, clip: str | Path, text: str | None = None) -> ClipPrediction:
         """One clip as a whole, with the words that are given or lie beside it."""
-        (source,) = find_sources([Path(clip)], text)
+        (source,) = self.with_words(find_sources([Path(clip)], text))
         self.look_up([source.clip.transcript])
         return self.predict(source)
 
     def recording(self, clip: str | Path, text: str | None = None) -> list[ClipPrediction]:
         """A long recording, utterance by utterance; a clip of up to `longest` seconds as it is."""
         (source,) = find_sources([Path(clip)], text)
-        parts = self.cut(source)
+        parts = self.with_words(self.cut(source))
         self.look_up([part.clip.transcript for part in parts])
         return [self.predict(part) for part in parts]
 
@@ -172,6 +181,25 @@ class Predictor:
             return guarded(cut_long, source, self.longest, folder, limits=limits)
         except ClipError:  # the prediction says why
             return [source]
+
+    def with_words(self, sources: list[Source]) -> list[Source]:
+        """The clips, and the parts of long ones, with the words that are recognised in them."""
+        return [self.listen(source) if self.recogniser else source for source in sources]
+
+    def listen(self, source: Source) -> Source:
+        """A clip without words gets those of its sound."""
+        clip = source.clip
+        if clip.transcript or clip.words or clip.media == Path():
+            return source
+        limits = limits_for(clip.media, self.job)
+        hear = partial(guarded, limits=limits) if self.job.clip_seconds else call
+        try:
+            wave, offset = hear(recogniser.hear, clip.media)
+        except ClipError:  # the prediction says why
+            return source
+        said = recogniser.recognise(wave, offset, self.recogniser, self.device)
+        self.heard.setdefault(source.name, []).extend(said.cues)
+        return source._replace(clip=replace(clip, transcript=said.transcript), problem="")
 
     def work_in(self, folder: Path) -> None:
         """Put the features of the next clips there."""
@@ -394,6 +422,10 @@ def chosen_classes(wanted: list[str] | None, classes: list[str]) -> list[int]:
         given = ",".join(names)
         raise UsageError(f"--classes {given}: expected two or more of {','.join(classes)}")
     return [classes.index(name) for name in names]
+
+
+def call(function: Callable, *args: Any) -> Any:
+    return function(*args)
 
 
 def encoder_places(given: list[str]) -> dict[str, str]:

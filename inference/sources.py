@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from corpora.manifest import Clip
 from extract.media import FORMATS
+from extract.transcribe import Cue
 from utils.errors import UsageError
 
 TEXTS = (".txt", ".srt", ".npz")  # given alone: words without a clip
@@ -25,14 +26,6 @@ class Source(NamedTuple):
     start: float | None = None
     end: float | None = None
     problem: str = ""  # why its words cannot be used
-
-
-class Cue(NamedTuple):
-    """One subtitle: its seconds and what is said."""
-
-    start: float
-    end: float
-    words: str
 
 
 def find_sources(paths: list[Path], text: str | None) -> list[Source]:

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, digests, make_clip, voice, write_features
+from conftest import CLASSES, ROOT, digests, make_clip, voice, write_features
 from encoders import FACES, TEXTS, VOICES, make_models
 from inside import run_main
 
+from examples import functionals
 from extract import encoders
 from inference.predictor import Predictor
 from models.features import LayerMix, SequenceEncoder, VectorEncoder
@@ -503,3 +504,23 @@ def test_an_answer_among_some_classes_is_the_share_of_all(world):
     for wrong in (["sad"], ["sad", "calm"]):
         with pytest.raises(UsageError, match="expected two or more of hap,ang"):
             Predictor([world["run"]], device="cpu", encoders=place, classes=wrong)
+
+
+# The examples
+
+
+def test_the_examples_are_encoders():
+    for file, shape, options in (
+        ("my_encoder.py", (5,), ",dtype=float32"),
+        ("functionals.py", (3, 2144), ",pool=frames,dtype=float32"),
+    ):
+        _, settings = encoders.parse(f"x=speech:file:{ROOT / 'examples' / file}{options}")
+        numbers = encoders.encode(settings, "cpu", voice(1.2))
+        assert numbers.shape == shape and np.isfinite(numbers).all()
+
+
+def test_functionals_as_an_encoder_are_those_of_the_script():
+    wave = voice(1.2).astype("f2").astype("f4")
+    _, settings = encoders.parse(f"x=speech:file:{ROOT / 'examples/functionals.py'},pool=frames")
+    made = encoders.encode(settings | {"dtype": "float32"}, "cpu", wave)
+    np.testing.assert_allclose(made, functionals.of_clip(functionals.at_speeds(wave, 0.0)))

@@ -1,0 +1,124 @@
+"""How long pretrained encoders take for a clip: networks of their sizes, with random weights.
+
+    python -m benchmarks.encoders                  # prints a table; a minute for each, no download
+    python -m benchmarks.encoders wavlm-base-plus e5-small
+
+Time does not depend on what the weights are. A clip is 4 s of sound, 40 face crops of 160 pixels
+and 11 words; the median of five, behind one for warming up.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SECONDS, REPEATS = 4, 5
+
+
+def tables() -> dict[str, tuple[str, Any]]:
+    """{name: (what it sees, its configuration)}, as published."""
+    import transformers as t
+
+    base = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
+    large = dict(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)
+    wide, stable = (
+        dict(intermediate_size=4096),
+        dict(do_stable_layer_norm=True, feat_extract_norm="layer", conv_bias=True),
+    )
+    small = dict(hidden_size=384, num_hidden_layers=12, num_attention_heads=12)
+    whisper = dict(decoder_layers=1, encoder_attention_heads=6, decoder_attention_heads=6)
+    return {
+        "wav2vec2-base": ("speech", t.Wav2Vec2Config(**base)),
+        "wav2vec2-large-xlsr-53": ("speech", t.Wav2Vec2Config(**large, **wide, **stable)),
+        "wavlm-base-plus": ("speech", t.WavLMConfig(**base)),
+        "wavlm-large": ("speech", t.WavLMConfig(**large, **wide, **stable)),
+        "whisper-tiny": ("speech", t.WhisperConfig(encoder_layers=4, d_model=384, **whisper)),
+        "whisper-base": (
+            "speech",
+            t.WhisperConfig(
+                encoder_layers=6,
+                d_model=512,
+                encoder_ffn_dim=2048,
+                decoder_layers=1,
+                encoder_attention_heads=8,
+                decoder_attention_heads=8,
+            ),
+        ),
+        "clip-vit-base-patch32": ("face", t.CLIPConfig()),
+        "dinov2-small": (
+            "face",
+            t.Dinov2Config(
+                hidden_size=384,
+                num_hidden_layers=12,
+                num_attention_heads=6,
+                image_size=518,
+                patch_size=14,
+            ),
+        ),
+        "multilingual-e5-small": (
+            "text",
+            t.BertConfig(**small, intermediate_size=1536, vocab_size=250_037),
+        ),
+        "xlm-roberta-base": ("text", t.XLMRobertaConfig(**base, vocab_size=250_002)),
+    }
+
+
+def main() -> None:
+    import transformers as t
+
+    from extract import encoders
+
+    rng = np.random.default_rng(0)
+    shown = {
+        "speech": rng.normal(0, 0.1, 16_000 * SECONDS).astype("f4"),
+        "face": rng.integers(0, 255, (10 * SECONDS, 160, 160, 3)).astype("u1"),
+        "text": "this is what somebody says here in about eleven words",
+    }
+    t.logging.set_verbosity_error()
+    t.logging.disable_progress_bar()
+    chosen = {name: row for name, row in tables().items() if name in (sys.argv[1:] or tables())}
+    print(f"{'encoder':<24}{'sees':<8}{'million weights':>16}{'s per clip':>12}")
+    for name, (sees, config) in chosen.items():
+        with tempfile.TemporaryDirectory() as folder:
+            model = t.AutoModel.from_config(config)
+            save(model, sees, Path(folder))
+            _, settings = encoders.parse(f"x={sees}:hf:{folder}")
+            times = []
+            for _ in range(REPEATS + 1):
+                start = time.perf_counter()
+                encoders.encode(settings, "cpu", shown[sees])
+                times.append(time.perf_counter() - start)
+            encoders.load.cache_clear()
+        seen = model.get_encoder() if config.is_encoder_decoder else model
+        seen = getattr(seen, "vision_model", seen)
+        weights = sum(weight.numel() for weight in seen.parameters()) / 1e6
+        print(
+            f"{name:<24}{sees:<8}{weights:>16.0f}{statistics.median(times[1:]):>12.2f}", flush=True
+        )
+
+
+def save(model: Any, sees: str, folder: Path) -> None:
+    import transformers as t
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    model.save_pretrained(folder)
+    if sees == "speech":
+        kind = t.WhisperFeatureExtractor if "whisper" in model.config.model_type else None
+        (kind or t.Wav2Vec2FeatureExtractor)().save_pretrained(folder)
+    elif sees == "face":
+        t.ViTImageProcessor(size={"height": 224, "width": 224}).save_pretrained(folder)
+    else:
+        tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        fast = t.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+        fast.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()
