@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ def parse_args() -> argparse.Namespace:
     add("--logs_dir", default=Path("logs"), type=Path, help="where runs are kept")
     add("--checkpoints", nargs="+", type=Path, help="these instead of all runs of --logs_dir")
     add("--word_vectors", type=Path, help="file that sentences are looked up in")
+    place = "where a pretrained encoder of the models is now; a Python file must be named"
+    add("--encoder", action="append", default=[], metavar="NAME=PLACE", help=place)
+    transcribe = "recognise the words where no sentence is given"
+    add("--transcribe", metavar="faster-whisper:MODEL", help=transcribe)
     add("--examples", type=Path, help="folder of clips to try")
     add("--host", default="127.0.0.1", help="0.0.0.0 opens it to the network: no passwords!")
     add("--port", default=7860, type=ranged(int, 1, 65_535), help="of the page")
@@ -51,6 +56,7 @@ def main() -> None:
 
     from inference.door import create_server, open_door
     from inference.page import UPLOADS, create_page
+    from inference.predictor import encoder_places
     from inference.service import Service
 
     service = Service(
@@ -61,6 +67,8 @@ def main() -> None:
         megabytes=args.max_mb,
         seconds=args.max_seconds,
         patience=args.patience,
+        encoders=tuple(encoder_places(args.encoder).items()),
+        transcribe=args.transcribe,
     )
     host = args.host.strip("[]")
     door = open_door(host, args.trust or (), args.max_mb)
@@ -106,10 +114,25 @@ def find_models(args: argparse.Namespace) -> dict[str, Path]:
     if not runs:
         raise UsageError(f"no runs in {args.logs_dir}: train one, or give --checkpoints")
     runs.sort(key=lambda run: ("multimodal" not in run.parts, str(run)))
-    return {
-        f"{run.parent.name}/{run.name}": path
-        for run, path in zip(runs, find_checkpoints(runs), strict=True)
-    }
+    names = [f"{run.parent.name}/{run.name}" for run in runs]
+    models = dict(zip(names, find_checkpoints(runs), strict=True))
+    offered = {n: path for n, path in models.items() if can_answer(n, path, args.encoder)}
+    if not offered:
+        raise UsageError("no model can answer for a clip alone, see above")
+    return offered
+
+
+def can_answer(name: str, path: Path, encoders: list[str]) -> bool:
+    """Whether a clip alone gives what the model reads; a line says why not."""
+    from inference.predictor import check_files_named, encoder_places, settings_of
+    from utils.errors import IntegrityError
+
+    try:
+        check_files_named(settings_of([path])["features"], encoder_places(encoders))
+    except (UsageError, IntegrityError) as error:
+        print(f"not offered: {name}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def find_examples(folder: Path | None) -> dict[str, Path]:

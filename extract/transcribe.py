@@ -101,7 +101,7 @@ def recognise(wave: np.ndarray, start: float, model: str, device: str) -> Said:
     """What is said in samples (N,) at 16 kHz, which begin at `start` seconds.
 
     Pauses are left out: in them a recogniser hears words that nobody says. So are texts that repeat
-    themselves (Whisper's own test of a failure, Radford et al. 2022, arXiv 2212.04356, section 4.5).
+    themselves, Whisper's own sign of a failure (Radford et al. 2022, arXiv 2212.04356).
     """
     if not len(wave):
         return NOTHING

@@ -442,21 +442,28 @@ def shown_to(settings: dict[str, str]) -> set[str]:
     return {modality(settings["input"]).folder, settings["reads"]} - {"transcript"}
 
 
+def check_files_named(features: dict[str, dict], places: dict[str, str]) -> dict[str, dict]:
+    """The settings of the encoders; UsageError for a Python file that `places` does not name."""
+    own = {name: made for name, made in features.items() if "library" in made}
+    for name, made in own.items():
+        if made["library"] == "file" and name not in places:
+            file = made["source"]
+            what = f"{name} is made by the Python file {file}, which is run only if you say so"
+            raise UsageError(f"{what}: --encoder {name}={file}")
+    return own
+
+
 def found_again(features: dict[str, dict], places: dict[str, str], device: str) -> dict[str, dict]:
     """The settings of the encoders among these, loaded, each from where it is now.
 
     A Python file is run only where `places` names it: a checkpoint alone runs no code.
     UsageError for one that cannot be loaded; IntegrityError for other weights than the training's.
     """
-    own = {name: made for name, made in features.items() if "library" in made}
+    own = check_files_named(features, places)
     if unknown := set(places) - set(own):
         have = ", ".join(own) or "none"
         raise UsageError(f"--encoder {sorted(unknown)[0]}: the encoders of this model are: {have}")
     for name, made in own.items():
-        if made["library"] == "file" and name not in places:
-            file = made["source"]
-            what = f"{name} is made by the Python file {file}, which is run only if you say so"
-            raise UsageError(f"{what}: --encoder {name}={file}")
         made = made | {"source": places.get(name, made["source"])}
         loaded = encoders.known(made, device)
         if loaded["weights"] != made["weights"]:

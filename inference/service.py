@@ -37,6 +37,8 @@ class Service:
     megabytes: float
     seconds: float
     patience: float  # seconds until an answer is given up
+    encoders: tuple[tuple[str, str], ...] = ()  # (name, place) of pretrained encoders
+    transcribe: str | None = None  # the recogniser of words
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     lock: threading.Lock = field(default_factory=threading.Lock)
     in_line: int = 0
@@ -77,7 +79,7 @@ class Service:
     def answer(self, model: str, clip: Path | None, text: str, folder: Path) -> dict[str, Any]:
         """The answer of another process: one that dies or hangs costs this answer alone."""
         call = (answer_one, self.models[model], clip, text, folder)
-        options = (self.word_vectors, self.device, self.seconds)
+        options = (self.word_vectors, self.device, self.seconds, self.encoders, self.transcribe)
         limits = Limits(self.patience, MEMORY_MB, ("torch", "librosa", "av"))
         try:
             return self.worker.submit(guarded, *call, *options, limits=limits).result()
@@ -111,6 +113,8 @@ def answer_one(
     word_vectors: Path | None,
     device: str,
     seconds: float,
+    encoders: tuple[tuple[str, str], ...],
+    transcribe: str | None,
 ) -> dict[str, Any]:
     """In the answering process: what the page shows of a clip, a sentence or both."""
     from tqdm import tqdm
@@ -123,10 +127,10 @@ def answer_one(
         lift_memory_limit()
     if clip:
         check_length(clip, seconds)
-    predictor = load(checkpoint, word_vectors, device)
+    predictor = load(checkpoint, word_vectors, device, encoders, transcribe)
     predictor.work_in(folder)
     (source,) = find_sources([clip] if clip else [], text or None)
-    parts = cut_long(source, predictor.longest, folder)
+    parts = predictor.with_words(cut_long(source, predictor.longest, folder))
     predictor.look_up([part.clip.transcript for part in parts])
     return describe([predictor.predict(part) for part in parts])
 
@@ -160,9 +164,22 @@ def describe(predictions: list) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=2)
-def load(checkpoint: Path, word_vectors: Path | None, device: str) -> Any:
+def load(
+    checkpoint: Path,
+    word_vectors: Path | None,
+    device: str,
+    encoders: tuple[tuple[str, str], ...],
+    transcribe: str | None,
+) -> Any:
     from inference.predictor import Predictor
 
-    predictor = Predictor([checkpoint], folder=Path(), device=device, word_vectors=word_vectors)
+    predictor = Predictor(
+        [checkpoint],
+        folder=Path(),
+        device=device,
+        word_vectors=word_vectors,
+        encoders=dict(encoders),
+        transcribe=transcribe,
+    )
     predictor.no_words = "no sentence was given"
     return predictor

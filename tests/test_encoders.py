@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,10 @@ from conftest import CLASSES, ROOT, digests, make_clip, voice, write_features
 from encoders import FACES, TEXTS, VOICES, make_models
 from inside import run_main
 
+import app
 from examples import functionals
 from extract import encoders
+from inference import service
 from inference.predictor import Predictor
 from models.features import LayerMix, SequenceEncoder, VectorEncoder
 from training import loop
@@ -504,6 +507,22 @@ def test_an_answer_among_some_classes_is_the_share_of_all(world):
     for wrong in (["sad"], ["sad", "calm"]):
         with pytest.raises(UsageError, match="expected two or more of hap,ang"):
             Predictor([world["run"]], device="cpu", encoders=place, classes=wrong)
+
+
+def test_the_page_offers_what_it_can_answer_and_answers(world, tmp_path, capsys):
+    args = SimpleNamespace(checkpoints=[world["run"]], encoder=[])
+    with pytest.raises(UsageError, match="no model can answer for a clip alone"):
+        app.find_models(args)
+    assert (
+        "not offered: multimodal/first: own is made by the Python file" in capsys.readouterr().err
+    )
+    own = str(world["folder"] / "own.py")
+    (path,) = app.find_models(SimpleNamespace(checkpoints=[world["run"]], encoder=[f"own={own}"]))
+    answer = service.answer_one(
+        *(best_checkpoint(world["run"]), world["clips"] / "0.mp4", SAID[0], tmp_path, None),
+        *("cpu", 20, (("own", own),), None),
+    )
+    assert path == "multimodal/first" and "%" in answer["head"] and not answer["remarks"]
 
 
 # The examples

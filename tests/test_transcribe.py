@@ -1,0 +1,165 @@
+"""Words from the sound: kept with their times, recognised once; a recogniser of the test's own."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_clip, voice
+from inside import run_main
+
+from extract import transcribe
+from extract.transcribe import Cue
+from inference.predictor import Predictor
+from inference.sources import read_cues, read_text
+from utils.errors import UsageError
+
+
+@pytest.fixture
+def recogniser(monkeypatch, tmp_path):
+    """Hears "word N" in each whole second N of a sound; its folder and how often it was asked."""
+    asked = []
+
+    class WhisperModel:
+        def __init__(self, folder, *args, **options):
+            self.folder = folder
+
+        def transcribe(self, wave, **options):
+            assert options["vad_filter"] and wave.dtype == np.float32
+            asked.append(len(wave))
+            seconds = range(len(wave) // 16_000)
+            found = [segment(f" word {number} ", number, number + 0.5) for number in seconds]
+            found.append(segment("thank you thank you thank you", 0, 1, compression_ratio=9.0))
+            return iter(found), SimpleNamespace(language="en")
+
+    module = ModuleType("faster_whisper")
+    module.WhisperModel = WhisperModel
+    module.download_model = refuse
+    module.__spec__ = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "faster_whisper", module)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.bin").write_bytes(b"weights")
+    transcribe.load.cache_clear()
+    yield SimpleNamespace(name=f"faster-whisper:{folder}", folder=folder, asked=asked)
+    transcribe.load.cache_clear()
+
+
+def segment(text, start, end, compression_ratio=1.0):
+    return SimpleNamespace(
+        text=text,
+        start=start,
+        end=end,
+        tokens=[1, 2],
+        avg_logprob=np.log(0.5),
+        compression_ratio=compression_ratio,
+    )
+
+
+def refuse(name):
+    raise OSError(f"{name} is nowhere\nsecond line")
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Two that speak, of which one has a transcript, and one without sound."""
+    folder = tmp_path / "clips"
+    picture = np.zeros((30, 32, 32, 3), np.uint8)
+    make_clip(folder / "a.mp4", sound=voice(2.3))
+    make_clip(folder / "b.mp4", sound=voice(1.4, 1))
+    make_clip(folder / "c.mp4", picture)
+    rows = ["media,split,emotion,transcript", "a.mp4,train,hap,", "b.mp4,train,sad,as written"]
+    (folder / "manifest.csv").write_text("\n".join([*rows, "c.mp4,train,hap,", ""]))
+    return folder
+
+
+def preprocess(clips, *args):
+    place = ("--data_dir", clips, "--features_dir", clips.parent / "features")
+    flags = ("--corpus", "csv", "--modalities", "speech", "--workers", 1, "--device", "cpu")
+    return run_main("preprocess", *flags, *place, *args)
+
+
+def test_clips_without_words_get_those_of_their_sound(recogniser, clips):
+    done = preprocess(clips, "--transcribe", recogniser.name)
+    assert done.code == 3 and "transcribed 2 clips (en 1)" in done.out, done.out + done.err
+    features = clips.parent / "features"
+    table = pd.read_csv(features / "manifest.csv", keep_default_na=False).set_index("clip_id")
+    assert table["transcript"].to_dict() == {"a": "word 0 word 1", "b": "as written"}
+    assert table.loc["a", ["language", "confidence"]].tolist() == ["en", "0.5"]
+    subtitles = features / "train" / "transcripts" / "a.srt"
+    assert [cue.words for cue in read_cues(subtitles)] == ["word 0", "word 1"]
+    assert read_text(subtitles) == "word 0 word 1"
+    failed = pd.read_csv(features / "failed.csv")
+    assert failed["code"].tolist() == ["E_NOAUDIO"]
+    before = len(recogniser.asked)
+    assert before == 1  # the silent one is not worth asking
+    preprocess(clips, "--transcribe", recogniser.name)
+    assert len(recogniser.asked) == before  # nothing again
+    make_clip(clips / "a.mp4", sound=voice(1.2, 5))
+    preprocess(clips, "--transcribe", recogniser.name)
+    assert len(recogniser.asked) == before + 1
+    (recogniser.folder / "model.bin").write_bytes(b"other weights")
+    transcribe.load.cache_clear()
+    preprocess(clips, "--transcribe", recogniser.name)
+    assert len(recogniser.asked) == before + 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("whisper:tiny", "expected faster-whisper:MODEL"),
+        ("faster-whisper:", "expected faster-whisper:MODEL"),
+        ("faster-whisper:nowhere", "cannot load the recogniser .*nowhere is nowhere second line"),
+    ],
+)
+def test_a_recogniser_that_cannot_be_loaded_is_one_line(recogniser, typed, said):
+    with pytest.raises(UsageError, match=said):
+        transcribe.load(transcribe.parse(typed), "cpu")
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setattr(transcribe.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="needs the package faster-whisper: pip install -r"):
+        transcribe.load("never loaded", "cpu")
+
+
+def test_predictions_hear_words_too(recogniser, place, tmp_path):
+    predictor = Predictor([place / "any.pth"], device="cpu", transcribe=recogniser.name)
+    (clip,) = predictor.with_words([source_of(place / "clips" / "anna.mp4")])
+    assert clip.clip.words and recogniser.asked == []  # word vectors lie beside it
+    make_clip(tmp_path / "alone.mp4", sound=voice(2.3))
+    (clip,) = predictor.with_words([source_of(tmp_path / "alone.mp4")])
+    assert clip.clip.transcript == "word 0 word 1"
+    assert [cue.words for cue in predictor.heard[clip.name]] == ["word 0", "word 1"]
+
+
+def source_of(path):
+    from inference.sources import find_sources
+
+    (source,) = find_sources([path], None)
+    return source
+
+
+def test_predict_leaves_the_subtitles(recogniser, place, tmp_path):
+    make_clip(tmp_path / "a clip.mp4", sound=voice(2.3))
+    done = run_main(
+        *("predict", tmp_path / "a clip.mp4", "--checkpoints", place / "speech.pth"),
+        *("--transcribe", recogniser.name, "--out", tmp_path / "out", "--no_pictures"),
+        *("--device", "cpu"),
+    )
+    assert done.code == 0, done.err
+    (subtitles,) = (tmp_path / "out").glob("*.srt")
+    assert read_text(subtitles) == "word 0 word 1"
+
+
+def test_times_are_written_as_players_read_them(tmp_path):
+    cues = [Cue(0.0, 1.2345, "first"), Cue(3661.5, 3662.0, "second")]
+    (tmp_path / "x.srt").write_text(transcribe.srt(cues))
+    assert "01:01:01,500 --> 01:01:02,000" in (tmp_path / "x.srt").read_text()
+    assert [(cue.start, cue.words) for cue in read_cues(tmp_path / "x.srt")] == [
+        (0.0, "first"),
+        (3661.5, "second"),
+    ]
