@@ -288,6 +288,8 @@ def encode_clips(name: str, listing: Listing, job: Any, records: dict) -> None:
     usable = [clip for clip in listing.clips if not records[clip.split, clip.clip_id]["failure"]]
     for clip in tqdm(usable, f"encoding {name}", unit="clip", smoothing=0.05):
         records[clip.split, clip.clip_id] = process_clip(clip, job)
+    for line in encoders.notes(job.settings[name], device_name(job.device)):
+        print(f"warning: {name}: {line}", file=sys.stderr)
     encoders.load.cache_clear()
 
 

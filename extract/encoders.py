@@ -13,8 +13,11 @@ import hashlib
 import importlib.util
 import json
 import re
+import sys
+import traceback
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,11 +45,13 @@ Encode = Callable[[Any], np.ndarray]  # what it sees of one clip -> (layers, T, 
 
 @dataclass(frozen=True)
 class Encoder:
-    """`encode` and what tells these weights from others: the hub's revision, and their digest."""
+    """`encode` and what tells these weights from others: the hub's revision, and their digest.
+    `notes`: what happened to how many clips, that their user should know."""
 
     encode: Encode
     revision: str
     weights: str
+    notes: Counter[str] = field(default_factory=Counter)
 
 
 def parse(text: str) -> tuple[str, dict[str, str]]:
@@ -112,6 +117,14 @@ def given(settings: dict[str, str]) -> str:
     return json.dumps({k: v for k, v in settings.items() if k not in ("revision", "weights")})
 
 
+def notes(settings: dict[str, str], device: str) -> list[str]:
+    """Lines about what happened to clips since the encoder was loaded."""
+    if not load.cache_info().currsize:  # nothing was to be done
+        return []
+    counts = load(given(settings), device).notes
+    return [f"{count} clips {what}" for what, count in counts.items()]
+
+
 def identity(settings: dict[str, str]) -> dict[str, str]:
     """What features depend on: the place of the weights is not among it, their digest is."""
     return {key: value for key, value in settings.items() if key not in ("source", "revision")}
@@ -121,9 +134,19 @@ def encode(settings: dict[str, str], device: str, seen: Any) -> np.ndarray:
     """What one clip becomes: (layers, T, D), (T, D) or, of one layer in one piece, (D,).
 
     `seen`: the wave (N,) float32 at RATE, face crops (T, S, S, 3) uint8, or the words as a string.
-    ClipError E_NONFINITE for values that are not numbers, or too large for dtype=float16.
+    ClipError E_NONFINITE for values that are not numbers, or too large for dtype=float16; E_ENCODER
+    where the encoder fails.
     """
-    values = np.asarray(load(given(settings), device).encode(seen), np.float32)
+    encoder = load(given(settings), device)
+    try:
+        values = np.asarray(encoder.encode(seen), np.float32)
+    except UsageError:
+        raise
+    except Exception as error:  # memory of a GPU, a bug in a file of the user's
+        if settings["library"] == "file":
+            traceback.print_exc(file=sys.stderr)
+        said = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise ClipError("E_ENCODER", f"the encoder {settings['source']} failed: {said}") from error
     pooled = pool(values, settings["pool"])
     with np.errstate(over="ignore"):
         small = pooled.astype(settings["dtype"])

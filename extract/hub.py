@@ -8,6 +8,7 @@ patches where it has none), of video models one per step of time.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def open_model(settings: dict[str, str], device: str) -> Encoder:
     revision = getattr(model.config, "_commit_hash", None) or ""
     openers = {"speech": open_voice, "face": open_pictures, "text": open_words}
     encode, about = openers[settings["input"]](model, settings, device)
-    return Encoder(encode, revision, weights_of(encode.model, about))
+    return Encoder(encode, revision, weights_of(encode.model, about), encode.notes)
 
 
 class Layers:
@@ -40,6 +41,7 @@ class Layers:
     def __init__(self, model: Any, settings: dict[str, str], device: str):
         self.model, self.device = model.eval().to(device), device
         self.chosen = settings["layers"]
+        self.notes: Counter[str] = Counter()
 
     def states(self, **inputs: Any) -> np.ndarray:
         """All hidden states of a batch, (layers + 1, B, T, D)."""
@@ -136,6 +138,8 @@ class Words(Layers):
         inputs = self.tokenizer(
             sentence, truncation=True, max_length=self.most, return_tensors="pt"
         )
+        if len(self.tokenizer(sentence, verbose=False)["input_ids"]) > self.most:
+            self.notes[f"have more than the {self.most} tokens that are read: cut off"] += 1
         known = {"input_ids", "attention_mask", "token_type_ids"}
         states = self.states(**{name: inputs[name] for name in known & set(inputs)})
         return self.choose(states[:, 0])

@@ -29,7 +29,7 @@ from training.data import ClipDataset
 from training.features import Features
 from training.standardize import scale_of
 from training.tasks import fused, recipe
-from utils.errors import UsageError
+from utils.errors import ClipError, UsageError
 
 SAID = ("a good day", "안녕 나쁘지 않아", "नमस्ते", "今日")
 OWN_FILE = """
@@ -204,9 +204,28 @@ def test_values_beyond_half_precision_are_named(tmp_path):
         "import numpy as np\ndef load(settings, device):\n    return lambda wave: np.full(3, 1e6)\n"
     )
     _, settings = encoders.parse(f"x=speech:file:{tmp_path / 'large.py'}")
-    with pytest.raises(Exception, match="over 65504: use dtype=float32"):
+    with pytest.raises(ClipError, match="over 65504: use dtype=float32"):
         encoders.encode(settings, "cpu", SEEN["speech"])
     assert encoders.encode(settings | {"dtype": "float32"}, "cpu", SEEN["speech"])[0] == 1e6
+
+
+def test_words_beyond_what_is_read_are_cut_off_and_counted(models):
+    _, settings = encoders.parse(f"x=text:hf:{models['bert']},pool=frames,layers=last")
+    encoders.load.cache_clear()
+    assert encoders.encode(settings, "cpu", "good day " * 33).shape == (66, 32)
+    assert encoders.notes(settings, "cpu") == []
+    assert encoders.encode(settings, "cpu", "good day " * 1000).shape == (66, 32)
+    (line,) = encoders.notes(settings, "cpu")
+    assert line == "1 clips have more than the 66 tokens that are read: cut off"
+
+
+def test_an_encoder_that_fails_costs_the_clip(tmp_path, capsys):
+    (tmp_path / "bad.py").write_text("def load(settings, device):\n    return lambda wave: 1 / 0\n")
+    _, settings = encoders.parse(f"x=speech:file:{tmp_path / 'bad.py'}")
+    with pytest.raises(ClipError, match=r"bad\.py failed: ZeroDivisionError") as caught:
+        encoders.encode(settings, "cpu", SEEN["speech"])
+    assert caught.value.code == "E_ENCODER"
+    assert "line 2" in capsys.readouterr().err  # where in the user's file
 
 
 # preprocess.py

@@ -59,6 +59,7 @@ CLIP_CODES = {  # how the closing summary of preprocess.py names them
     "E_LIMIT": "too large",
     "E_TIMEOUT": "too slow",
     "E_KILLED": "killed their process",
+    "E_ENCODER": "failed in a pretrained encoder",
     "E_CRASH": "met a fault of ours",
 }
 
