@@ -164,12 +164,14 @@ def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path
     from tqdm import tqdm
 
     from extract.clip import SETTINGS, Job
-    from extract.faces import embedder
+    from extract.faces import embedder, embedding_weights
 
     device = args.device if args.device in ("auto", "cpu") else device_name(args.device)
     if args.video_embedding:
         embedder(device_name(device))  # missing weights are known before any work
     settings = {name: dict(each) for name, each in SETTINGS.items()}
+    if args.video_embedding:
+        settings["video_embedding"]["sha256"] = embedding_weights()
     settings["video"] |= {name: getattr(args, name) for name in FACE_FLAGS}
     if args.word_vectors and "text" in args.modalities:
         settings["text"] |= looked_up(args, listing)
@@ -275,7 +277,7 @@ def write_tables(args: argparse.Namespace, listing: Listing, records: dict) -> t
     failures = [replace(each, media=relative(each.media, args.data_dir)) for each in failures]
     failures.sort(key=lambda failure: (str(failure.media), failure.clip_id))
     failed = pd.DataFrame(failures, columns=[each.name for each in fields(Failure)])
-    write_csv(args.features_dir / "failed.csv", failed)
+    write_csv(args.features_dir / "failed.csv", failed, for_people=True)
     manifest = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
     write_csv(args.features_dir / "manifest.csv", manifest)
     for sheet in listing.sheets:

@@ -22,7 +22,7 @@ def write_report(folder: Path, report: dict[str, Any], predictions: Any) -> None
     for name in PICTURES:  # of an earlier report that had more of them
         (folder / f"{name}.png").unlink(missing_ok=True)
     write_json(folder / "metrics.json", report)
-    write_csv(folder / "predictions.csv", predictions)
+    write_csv(folder / "predictions.csv", predictions, for_people=True)
     main = report["systems"][-1]
     draw(folder, main, report["classes"])
     files = [folder / f"{name}.png" for name in PICTURES]
