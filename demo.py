@@ -98,8 +98,8 @@ def table(logs: Path, seed: int) -> str:
     lines = [f"\n{'mode':<12} clips  val loss  accuracy  seconds"]
     for mode in TRAINING:
         folder = logs / mode / f"demo-seed{seed}"
-        best = json.loads((folder / "best.json").read_text())
-        seconds = int((folder / "seconds.txt").read_text())
+        best = json.loads((folder / "best.json").read_text("utf-8"))
+        seconds = int((folder / "seconds.txt").read_text("utf-8"))
         measured = f"{best['clips']:>6}{best['loss']:>10.4f}{best['accuracy']:>10.4f}"
         lines.append(f"{mode:<12}{measured}{seconds:>9}")
     return "\n".join([*lines, ""])

@@ -178,7 +178,7 @@ def write_tables(args: argparse.Namespace, predictions: list) -> None:
 
     rows = [row for prediction in predictions for row in prediction.rows()]
     table = pd.DataFrame(rows, dtype=object)  # strings of pyarrow cannot hold every file name
-    write_csv(args.out / "predictions.csv", table)
+    write_csv(args.out / "predictions.csv", table, for_people=True)
     about = {"checkpoints": [str(path) for path in args.checkpoints], "tta": args.tta}
     clips = [prediction.as_dict() for prediction in predictions]
     write_json(args.out / "predictions.json", {**about, "clips": clips})

@@ -196,12 +196,14 @@ def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path
 
     from extract import encoders
     from extract.clip import SETTINGS, Job
-    from extract.faces import embedder
+    from extract.faces import embedder, embedding_weights
 
     device = args.device if args.device in ("auto", "cpu") else device_name(args.device)
     if args.video_embedding:
         embedder(device_name(device))  # missing weights are known before any work
     settings = {name: dict(each) for name, each in SETTINGS.items()}
+    if args.video_embedding:
+        settings["video_embedding"]["sha256"] = embedding_weights()
     settings["video"] |= {name: getattr(args, name) for name in FACE_FLAGS}
     settings |= earlier_encoders(args.features_dir)
     for name, given in args.encoder.items():  # weights that are not there are known now, too
@@ -388,7 +390,7 @@ def write_tables(args: argparse.Namespace, listing: Listing, records: dict) -> t
     failures.sort(key=lambda failure: (str(failure.media), failure.clip_id))
     columns = [each.name for each in fields(Failure)]
     failed = pd.DataFrame(failures, columns=columns, dtype=object)  # pyarrow takes no odd names
-    write_csv(args.features_dir / "failed.csv", failed)
+    write_csv(args.features_dir / "failed.csv", failed, for_people=True)
     manifest_columns = [*MANIFEST_COLUMNS, *(("language", "confidence") if args.said else ())]
     manifest = pd.DataFrame(rows, columns=manifest_columns)
     write_csv(args.features_dir / "manifest.csv", manifest)

@@ -25,8 +25,8 @@ import pandas as pd
 from corpora.manifest import LABELLED_SPLITS
 from corpora.same_sound import same_sound
 from utils.config import Flags
-from utils.errors import IntegrityError, UsageError, listed, run_script
-from utils.files import digest, read_json, read_known, sha256, write_json
+from utils.errors import IntegrityError, UsageError, in_short, listed, run_script
+from utils.files import digest, read_csv, read_json, read_known, read_stages, sha256, write_json
 
 VERSION = 3  # raise it when the findings change
 LEAKS = ("speaker", "dialogue", "duplicate")  # kinds of findings that make a score too good
@@ -124,9 +124,9 @@ def open_features(features_dir: Path) -> tuple[pd.DataFrame, list[str]]:
     """The manifest, with the words of each transcript as `sentence`, and the modalities."""
     path = features_dir / "manifest.csv"
     try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+        rows = read_csv(path)
     except (OSError, ValueError) as error:
-        reason = f"{features_dir} holds no features ({error})"
+        reason = f"{features_dir} holds no features ({in_short(error)})"
         raise UsageError(f"{reason}: run preprocess.py") from error
     if lacking := [name for name in ("clip_id", "split", "media", "emotion") if name not in rows]:
         raise UsageError(f"{path} lacks {', '.join(lacking)}: run preprocess.py again")
@@ -204,7 +204,7 @@ def counted(names: pd.Series) -> dict[str, int]:
 def digests_of(features_dir: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """Columns of sha256, as far as the clips' records have them: what clips share where equal."""
     records = files_of(features_dir, rows, "records", ".json")
-    stages = [read_known(Path(record)).get("stages", {}) for record in records]
+    stages = [read_stages(Path(record)) for record in records]
     speech, video = ([each.get(name, {}) for each in stages] for name in ("speech", "video"))
     sources = (one or other for one, other in zip(speech, video, strict=True))
     return pd.DataFrame(

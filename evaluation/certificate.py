@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ SEEDS = 5  # fewer tell too little of how far seeds are apart
 
 
 def is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    """Without what no path can hold: much of it names files."""
+    return isinstance(value, str) and not re.search(r"[\x00-\x1f\ud800-\udfff]", value)
 
 
 def is_list(value: Any) -> bool:

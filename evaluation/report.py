@@ -22,12 +22,12 @@ def write_report(folder: Path, report: dict[str, Any], predictions: Any) -> None
     for name in PICTURES:  # of an earlier report that had more of them
         (folder / f"{name}.png").unlink(missing_ok=True)
     write_json(folder / "metrics.json", report)
-    write_csv(folder / "predictions.csv", predictions)
+    write_csv(folder / "predictions.csv", predictions, for_people=True)
     main = report["systems"][-1]
     draw(folder, main, report["classes"])
     files = [folder / f"{name}.png" for name in PICTURES]
     pictures = {p.stem: base64.b64encode(p.read_bytes()).decode() for p in files if p.is_file()}
-    page = Path(__file__).with_name("report.html").read_text()
+    page = Path(__file__).with_name("report.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     support = {name: each["support"] / main["clips"] for name, each in main["per_class"].items()}
     commonest = max(support.items(), key=lambda item: item[1])

@@ -12,7 +12,8 @@ import numpy as np
 
 from extract.detector import Track, aligned, find_faces, landmarks, square
 from extract.media import frames_at
-from utils.errors import ClipError, UsageError
+from utils.errors import ClipError, IntegrityError, UsageError
+from utils.files import sha256
 from utils.stopwatch import timed, timed_items
 
 FACE_SETTINGS = {
@@ -29,6 +30,7 @@ FACE_SETTINGS = {
     "lost_after": 5,  # sampled frames without that person until the largest face is taken again
 }
 EMBEDDING_SETTINGS = {"network": "InceptionResnetV1", "weights": "vggface2", "size": 160}
+WEIGHTS_FILE = "20180402-114759-vggface2.pt"  # as facenet-pytorch names it
 BLOCK = 32  # frames held at once, and
 BLOCK_BYTES = 128 << 20  # at most this much of them: the memory does not grow with the clip
 
@@ -112,7 +114,9 @@ def _blocks(frames: Iterator) -> Iterator[list]:
         yield block
 
 
-def embed(crops: np.ndarray, valid: np.ndarray, device: str = "cpu") -> np.ndarray:
+def embed(
+    crops: np.ndarray, valid: np.ndarray, device: str = "cpu", weights_sha256: str | None = None
+) -> np.ndarray:
     """FaceNet vectors, (T, S, S, 3) uint8 -> (T, 512) float32; zeros where not valid."""
     import torch
 
@@ -124,22 +128,39 @@ def embed(crops: np.ndarray, valid: np.ndarray, device: str = "cpu") -> np.ndarr
         images = torch.nn.functional.interpolate(images, (size, size), mode="bilinear")
         images = (images - 127.5) / 128  # how the published weights were trained
         with torch.inference_mode():
-            vectors[some] = embedder(device)(images.to(device)).cpu().numpy()
+            vectors[some] = embedder(device, weights_sha256)(images.to(device)).cpu().numpy()
     return vectors
 
 
 @lru_cache(maxsize=1)
-def embedder(device: str) -> Any:
-    """InceptionResnetV1 with vggface2 weights, from the cache of torch or from the internet."""
+def embedder(device: str, weights_sha256: str | None = None) -> Any:
+    """InceptionResnetV1 with vggface2 weights, from the cache of torch or from the internet.
+
+    IntegrityError for other weights than those of that sha256.
+    """
     from facenet_pytorch import InceptionResnetV1
     from facenet_pytorch.models.inception_resnet_v1 import get_torch_home
 
     weights = EMBEDDING_SETTINGS["weights"]
     try:
-        return InceptionResnetV1(pretrained=weights, device=device).eval()
+        network = InceptionResnetV1(pretrained=weights, device=device).eval()
     except Exception as error:  # no internet, or foreign bytes in the cache
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
             f"--video_embedding needs the {weights} weights of facenet-pytorch; they are neither "
             f"readable in {get_torch_home()}/checkpoints nor could they be downloaded: {reason}"
         ) from error
+    if weights_sha256 and embedding_weights() != weights_sha256:
+        raise IntegrityError(
+            f"the {weights} weights in {get_torch_home()}/checkpoints are not those that the "
+            "features were made with: put these back, or make the features anew"
+        )
+    return network
+
+
+def embedding_weights() -> str:
+    """The sha256 of the file of weights. Nobody publishes it: the first use is trusted, and
+    settings.json and checkpoints hold later ones to it."""
+    from facenet_pytorch.models.inception_resnet_v1 import get_torch_home
+
+    return sha256(Path(get_torch_home(), "checkpoints", WEIGHTS_FILE))

@@ -12,7 +12,6 @@ import json
 import math
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
@@ -21,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from extract.words import Vectors, candidates
-from utils.errors import UsageError
-from utils.files import digest, sha256, write_atomic
+from extract.words import Vectors, candidates, read_header
+from utils.errors import UsageError, in_short
+from utils.files import DAMAGED, digest, sha256, write_atomic
 
 Rows = Iterator[tuple[bytes, np.ndarray]]  # word, (D,)
 STORE = "word_vectors.npz"  # below features/: the vectors of the corpus' words, and their origin
@@ -31,10 +30,17 @@ MAX_VALUES, MAX_WORD_BYTES = 10_000, 1000  # of one word
 MAX_LINE = 1 << 18  # bytes: 10,000 values take less
 MAX_WORDS = 50_000_000  # in an .npz; the largest published files have 3 million
 ROWS = 10_000  # of an .npz that are read at once
+MOST_KEPT = 200_000  # words, in a process
+Version = tuple[Path, int, int, int]  # a file, which one it is, its size, and its time of change
+_kept: dict[Version, dict[str, np.ndarray | None]] = {}  # of one file; None: it lacks the word
 
 
 class NoneKnown(UsageError):
     """A file of word vectors that has none of the words that are said."""
+
+    def __init__(self, path: Path, wanted: set[str]):
+        some = ", ".join(sorted(wanted)[:3])
+        super().__init__(f"--word_vectors {path} knows none of the words, in no form ({some}...)")
 
 
 def gather(path: Path, transcripts: list[str], features_dir: Path, verify: bool = False) -> str:
@@ -51,10 +57,14 @@ def gather(path: Path, transcripts: list[str], features_dir: Path, verify: bool 
     if not stat.S_ISREG(status.st_mode) or not status.st_size:
         raise UsageError(f"--word_vectors {path}: no regular file, or it is empty")
     stamp = [status.st_size, status.st_mtime_ns, digest(sorted(wanted))]
+    version = (path, status.st_ino, status.st_size, status.st_mtime_ns)
     origin = _origin(features_dir / STORE)
     if verify or origin.get("stamp") != stamp:
-        vectors = read_vectors(path, wanted)
-        origin = {"name": path.name, "sha256": _sha256(path, *stamp[:2]), "stamp": stamp}
+        if verify:
+            _kept.clear()
+            _sha256.cache_clear()
+        vectors = _look_up(version, wanted)
+        origin = {"name": path.name, "sha256": _sha256(version), "stamp": stamp}
         arrays = dict(words=np.array(list(vectors)), vectors=np.stack(list(vectors.values())))
         arrays["origin"] = np.array(json.dumps(origin))
         write_atomic(features_dir / STORE, lambda file: np.savez(file, **arrays))
@@ -62,8 +72,27 @@ def gather(path: Path, transcripts: list[str], features_dir: Path, verify: bool 
 
 
 @lru_cache(maxsize=4)  # the page asks for every sentence
-def _sha256(path: Path, size: int, time: int) -> str:
-    return sha256(path)
+def _sha256(version: Version) -> str:
+    return sha256(version[0])
+
+
+def _look_up(version: Version, wanted: set[str]) -> Vectors:
+    """As `read_vectors`, but only words that nobody has asked for yet cost a look at the file: of
+    gigabytes it takes a minute, and the page asks for every sentence."""
+    if version not in _kept or len(_kept[version]) > MOST_KEPT:
+        _kept.clear()
+        _kept[version] = {}
+    known = _kept[version]
+    if new := wanted - known.keys():
+        try:
+            found = read_vectors(version[0], new)
+        except NoneKnown:
+            found = {}
+        known |= {word: found.get(word) for word in new}
+    vectors = {word: known[word] for word in sorted(wanted) if known[word] is not None}
+    if not vectors:
+        raise NoneKnown(version[0], wanted)
+    return vectors
 
 
 def _origin(store: Path) -> dict[str, Any]:
@@ -72,7 +101,7 @@ def _origin(store: Path) -> dict[str, Any]:
         with np.load(store, allow_pickle=False) as archive:
             words, values, origin = (archive[name] for name in ("words", "vectors", "origin"))
             return json.loads(origin.item()) if len(words) == len(values) else {}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except DAMAGED:
         return {}
 
 
@@ -99,12 +128,11 @@ def read_vectors(path: Path, wanted: set[str]) -> Vectors:
             if not np.isfinite(vector).all():
                 raise ValueError(f"the vector of {word.decode()!r} holds a value that is no number")
             vectors.setdefault(word.decode(), vector)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         known = "word2vec (text or binary), GloVe text, or .npz of words (V,) and vectors (V, D)"
-        raise UsageError(f"--word_vectors {path}: {error}; expected {known}") from error
+        raise UsageError(f"--word_vectors {path}: {in_short(error)}; expected {known}") from error
     if not vectors:
-        some = ", ".join(sorted(wanted)[:3])
-        raise NoneKnown(f"--word_vectors {path} knows none of the words, in no form ({some}...)")
+        raise NoneKnown(path, wanted)
     return vectors
 
 
@@ -191,9 +219,7 @@ def _npz_rows(path: Path, wanted: set[bytes]) -> Rows:
 
 
 def _read_header(file: Any, name: str, axes: int, kinds: str) -> tuple[tuple, np.dtype, bool]:
-    version = np.lib.format.read_magic(file)
-    header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-    shape, by_column, dtype = header(file)
+    shape, by_column, dtype = read_header(file)
     fits = len(shape) == axes and 0 not in shape and shape[0] <= MAX_WORDS
     if axes == 2:
         fits = fits and shape[1] <= MAX_VALUES

@@ -13,16 +13,16 @@ import io
 import re
 import unicodedata
 import zipfile
-import zlib
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from extract.media import unreadable
-from utils.errors import ClipError, listed
-from utils.files import is_file
+from utils.errors import ClipError, in_short, listed
+from utils.files import DAMAGED, is_file
 
 Vectors = dict[str, np.ndarray]  # word -> (D,) float32
 UNSPACED = re.compile(  # Thai, Lao, Myanmar, Khmer, kana and Chinese characters
@@ -73,11 +73,13 @@ def _read_member(path: Path, settings: dict) -> bytes:
                 raise ClipError("E_NPZ", f"{path.name} is packed in a way that numpy does not use")
             with archive.open(wanted) as member:
                 data = member.read(settings["max_bytes"] + 1)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as error:
+    except DAMAGED as error:
         for cause in (error, error.__context__):  # zipfile takes what it cannot read for no zip
             if isinstance(cause, OSError):
                 raise unreadable(path, cause) from error
-        raise ClipError("E_NPZ", f"{path.name} is not a readable .npz: {error}") from error
+        raise ClipError(
+            "E_NPZ", f"{path.name} is not a readable .npz: {in_short(error)}"
+        ) from error
     if len(data) > settings["max_bytes"]:
         raise ClipError("E_LIMIT", f"{path.name} unpacks to over {settings['max_bytes'] >> 20} MiB")
     return data
@@ -87,12 +89,9 @@ def _parse_npy(data: bytes, path: Path) -> np.ndarray:
     """The array of an .npy file's bytes; the header's claim is checked before any allocation."""
     file = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(file)
-        header = f"read_array_header_{version[0]}_0"
-        shape, fortran, dtype = getattr(np.lib.format, header)(file)
-    except Exception as error:  # numpy parses the header as Python: damage raises anything
-        reason = f"{path.name} holds an array whose header is damaged or of a newer numpy"
-        raise ClipError("E_NPZ", reason) from error
+        shape, fortran, dtype = read_header(file)
+    except ValueError as error:
+        raise ClipError("E_NPZ", f"{path.name} holds {error}") from error
     if dtype.kind not in "fiu":
         raise ClipError("E_DTYPE", f"{path.name} holds values of type {dtype}, expected numbers")
     if any(type(axis) is not int or axis < 0 for axis in shape):
@@ -105,6 +104,15 @@ def _parse_npy(data: bytes, path: Path) -> np.ndarray:
         reason = f"{path.name}: its header claims {size} bytes of values, it holds {len(body)}"
         raise ClipError("E_LIMIT" if size > len(body) else "E_NPZ", reason)
     return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it lies by columns, and type that an .npy claims; ValueError for damage."""
+    try:
+        version = np.lib.format.read_magic(file)
+        return getattr(np.lib.format, f"read_array_header_{version[0]}_0")(file)
+    except Exception as error:  # numpy parses the header as Python: damage raises anything
+        raise ValueError("an array whose header is damaged or of a newer numpy") from error
 
 
 def embed(transcript: str, vectors: Vectors, settings: dict = TEXT_SETTINGS) -> np.ndarray:

@@ -29,7 +29,7 @@ from extract.faces import extract_faces, sample_times
 from extract.media import frames_at, scan_pictures, upright
 from extract.words import read_words
 from utils import guard
-from utils.errors import CLIP_CODES, ClipError
+from utils.errors import CLIP_CODES, ClipError, IntegrityError
 from utils.files import digest
 from utils.guard import Limits, guarded
 
@@ -1088,6 +1088,12 @@ def test_embeddings_come_from_the_cached_weights_and_are_zero_without_a_face(tmp
     faces.embedder.cache_clear()
     assert vectors.shape == (3, 512) and vectors.dtype == np.float32
     assert (vectors[1] == 0).all()
+    known = faces.embedding_weights()
+    again = faces.embed(crops, np.array([True, False, True]), "cpu", known)
+    np.testing.assert_allclose(again, vectors, atol=1e-5)
+    with pytest.raises(IntegrityError, match="not those that the features were made with"):
+        faces.embed(crops, np.array([True, False, True]), "cpu", "0" * 64)
+    faces.embedder.cache_clear()
     picture = torch.from_numpy(crops[2]).permute(2, 0, 1)[None].float()
     with torch.inference_mode():
         expected = network((picture - 127.5) / 128)[0].numpy()

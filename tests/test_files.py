@@ -9,18 +9,22 @@ import stat
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 
-from utils.errors import LockedError, UsageError
+from utils.errors import LockedError, UsageError, in_short, run_script
 from utils.files import (
     check_place,
     digest,
     lock_folder,
+    read_csv,
     read_json,
+    read_stages,
     sha256,
     write_atomic,
     write_bytes,
+    write_csv,
     write_json,
 )
 
@@ -191,3 +195,55 @@ def test_what_a_holder_forks_does_not_keep_its_lock(tmp_path):
     assert ended.returncode == -signal.SIGKILL
     with lock_folder(tmp_path):
         pass
+
+
+FORMULAS = ["=cmd|' /C calc'!A0", "+1", "-2+3", "@x", "\tx", "\rx", "'=x", "'"]
+
+
+def test_no_text_of_a_table_for_people_is_a_formula(tmp_path):
+    """And one apostrophe less is the text itself, whatever it begins with."""
+    table = pd.DataFrame({"id": FORMULAS, "=a": 1.5, "p": -0.5})
+    write_csv(tmp_path / "for people.csv", table, for_people=True)
+    found = read_csv(tmp_path / "for people.csv")
+    assert list(found.columns) == ["id", "'=a", "p"] and set(found["p"]) == {"-0.5"}
+    assert all(text[0] == "'" for text in found["id"])
+    expected = [text.replace("\r", "\n") for text in FORMULAS]  # else it would end the row
+    assert [text.removeprefix("'") for text in found["id"]] == expected
+    write_csv(tmp_path / "for programs.csv", table)
+    assert list(read_csv(tmp_path / "for programs.csv")["id"]) == expected
+    write_csv(tmp_path / "empty.csv", table[:0], for_people=True)
+    assert (tmp_path / "empty.csv").read_text() == "id,'=a,p\n"
+
+
+@pytest.mark.parametrize("rows", ["1,2,3\n1,2,3\n", "1,2\n1,2,3\n", "1,2,\n", '"1,2\n'])
+def test_a_table_whose_rows_are_wider_than_its_header_is_none(tmp_path, rows):
+    (tmp_path / "a.csv").write_text("a,b\n" + rows)
+    with pytest.raises(ValueError):
+        read_csv(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("stage", [3, [], {}, {"sha256": 3}, {"sha256": "a", "source_sha256": []}])
+def test_of_a_damaged_record_only_the_sound_stages_count(tmp_path, stage):
+    sound = {"sha256": "a"}
+    write_json(tmp_path / "a.json", {"stages": {"speech": sound, "text": stage}})
+    assert read_stages(tmp_path / "a.json") == {"speech": sound}
+    write_json(tmp_path / "b.json", {"stages": stage})
+    assert read_stages(tmp_path / "b.json") == {}
+
+
+def test_what_a_library_says_is_one_short_line():
+    assert in_short(ValueError("a\nb\x00 c")) == "a b? c"
+    assert in_short(EOFError()) == "EOFError"
+    assert len(in_short(ValueError("x" * 10_000))) < 210
+
+
+def test_too_little_memory_to_load_a_library_is_told_with_its_remedy(capsys):
+    """`ulimit -v` that is too low for torch."""
+
+    def main() -> None:
+        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and "ulimit -v" in told and told.count("\n") == 1

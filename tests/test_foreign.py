@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import re
 import resource
 import time
@@ -15,9 +16,15 @@ import torch
 from conftest import save_untrained, write_features
 
 from models.backbone import Backbone
-from training.checkpoint import load_checkpoint, load_last, restore_model, save_checkpoint
+from training.checkpoint import (
+    find_checkpoints,
+    load_checkpoint,
+    load_last,
+    restore_model,
+    save_checkpoint,
+)
 from utils.distributed import DistributedGroup
-from utils.errors import IntegrityError
+from utils.errors import IntegrityError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +84,9 @@ FORGED = {  # path within the checkpoint, value
     "weights of another type": ("weights.heads.speech.linear.bias", torch.zeros(7).double()),
     "complex weights": ("weights.heads.speech.linear.bias", torch.zeros(7, dtype=torch.cfloat)),
     "weights that are none": ("weights.heads.speech.linear.bias", torch.full((7,), torch.nan)),
+    "one value for many": ("weights.heads.speech.linear.bias", torch.zeros(1).expand(7)),
+    "weights that are nowhere": ("weights.heads.speech.linear.bias", torch.zeros(7, device="meta")),
+    "sparse weights": ("weights.heads.speech.linear.bias", torch.zeros(7).to_sparse()),
     "a list for a weight": ("weights.heads.speech.linear.bias", [0.0] * 7),
 }
 
@@ -143,6 +153,41 @@ def test_what_a_pickle_would_call_is_known_before(sound, tmp_path, name):
     with pytest.raises(IntegrityError, match=f"calls {re.escape(name)}"):
         load_checkpoint(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+
+
+def script(path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+
+
+def loop(path):
+    path.symlink_to(path)
+
+
+FILES = {  # what stands in the place of a checkpoint
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("weights"),
+    "a program of TorchScript": script,
+    "a pipe": os.mkfifo,
+    "zeros without end": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": loop,
+    "a link to nothing": lambda path: path.symlink_to("nothing"),
+    "a member that leads out": lambda path: zipfile.ZipFile(path, "w").writestr("../a", "b"),
+    "a whole that is cut": lambda path: path.write_bytes(
+        path.with_name("a.pth").read_bytes()[:-99]
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_other_files_are_refused_before_anything_waits(sound, tmp_path, what):
+    save_checkpoint(tmp_path / "a.pth", sound)
+    path = tmp_path / "other.pth"
+    FILES[what](path)
+    start = time.monotonic()
+    with pytest.raises(UsageError, match=r"other\.pth") as refusal:
+        for found in find_checkpoints([path]):
+            load_checkpoint(found)
+    assert "\n" not in str(refusal.value) and time.monotonic() - start < 5
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -198,6 +199,41 @@ def test_an_archive_that_would_unpack_to_gigabytes_is_refused(features, train):
     assert path.stat().st_size < 1e6
     run = train()
     assert run.code == 4 and f"{path} is missing or damaged" in run.err, run.err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data.replace(b"\x93NUMPY", b"\x93-1MPY"),  # read as bytes, no array
+        lambda data: data.replace(b"'shape': (", b"'shape': [("),
+        lambda data: data[: len(data) // 2],
+    ],
+)
+def test_words_that_are_no_array_are_refused(features, train, damage):
+    shutil.rmtree(features / "train" / "records")
+    path = features / "train" / "text" / "00003.npz"
+    with zipfile.ZipFile(path) as archive:
+        data = archive.read("word_embed.npy")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("word_embed.npy", damage(data))
+    run = train()
+    assert run.code == 4 and f"{path} is missing or damaged" in run.err, run.err
+
+
+@pytest.mark.parametrize("stage", [3, [], {"sha256": 3}])
+def test_a_record_that_says_nothing_of_a_file_vouches_for_none(features, train, stage):
+    (features / "train" / "records" / "00003.json").write_text(
+        json.dumps({"stages": {"text": stage}})
+    )
+    run = train()
+    assert run.code == 4 and "00003.npz is not as preprocess.py wrote it" in run.err, run.err
+
+
+def test_a_manifest_that_lost_a_column_name_is_refused(features, train):
+    path = features / "manifest.csv"
+    path.write_text(path.read_text().replace("speaker,transcript", "speakertranscript", 1))
+    run = train()
+    assert run.code == 2 and str(path) in run.err, run.err
 
 
 def test_a_lock_error_names_who_holds(features):

@@ -320,6 +320,66 @@ def test_a_small_file_cannot_ask_for_gigabytes(tmp_path, name):
         tracemalloc.stop()
 
 
+def archive(path: Path, **members: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in members.items():
+            file.writestr(f"{name}.npy", data)
+
+
+def saved(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+SOUND = saved(np.array(["the"]))
+DAMAGED_WORDS = {
+    "a bracket that is not closed": SOUND.replace(b"(1,), }", b"(1,   "),
+    "a version that numpy lacks": SOUND.replace(b"NUMPY\x01", b"NUMPY\x77"),
+    "letters beyond Unicode": SOUND[:-1] + b"\xff",
+    "no array": b"words",
+}
+
+
+@pytest.mark.parametrize("fault", DAMAGED_WORDS)
+def test_damaged_archives_are_told_in_one_line(tmp_path, fault):
+    path = tmp_path / "x.npz"
+    archive(path, words=DAMAGED_WORDS[fault], vectors=saved(np.ones((1, 2))))
+    with pytest.raises(UsageError, match=r"--word_vectors .*x\.npz") as caught:
+        vectors.read_vectors(path, {"the"})
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("place", [6, 8, 40], ids=["encrypted", "packed by nobody", "renamed"])
+def test_archives_that_zipfile_cannot_open_are_told_in_one_line(tmp_path, place):
+    path = tmp_path / "x.npz"
+    archive(path, words=SOUND, vectors=saved(np.ones((1, 2))))
+    data = bytearray(path.read_bytes())
+    start = data.index(b"PK\x01\x02") + place + 2 if place < 30 else 30
+    data[start] ^= 0x41
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"--word_vectors .*x\.npz"):
+        vectors.read_vectors(path, {"the"})
+
+
+def test_a_process_asks_the_file_once_for_a_word(tmp_path, monkeypatch):
+    """The page asks for every sentence, and the file may have gigabytes."""
+    path, asked = text(tmp_path), []
+    read = vectors.read_vectors
+    monkeypatch.setattr(vectors, "read_vectors", lambda p, new: asked.append(new) or read(p, new))
+    for number, said in enumerate(["the no", "no the", "the unheard", "unheard the", "anger"]):
+        vectors.gather(path, [said], tmp_path / str(number))
+        known = vectors.open_store(tmp_path / str(number))
+        assert known.keys() == {*said.split()} - {"unheard"}
+        assert all((known[word] == VECTORS[word]).all() for word in known)
+    assert len(asked) == 3 and "the" not in asked[1] and "unheard" in asked[1]
+    with pytest.raises(vectors.NoneKnown):
+        vectors.gather(path, ["unheard"], tmp_path / "none")
+    path.write_text(path.read_text().replace("0.5", "0.25"))
+    vectors.gather(path, ["the"], tmp_path / "new")
+    assert vectors.open_store(tmp_path / "new")["the"][2] == 0.25 and len(asked) == 4
+
+
 def test_real_vectors_read_alike():
     if "WORD_VECTORS_DIR" not in os.environ:
         pytest.skip("WORD_VECTORS_DIR does not say where the GloVe samples are")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,24 +45,24 @@ def training_rows(
         print(f"{without} clips without a fold are left out", file=sys.stderr)
     if val_fold == "next" and fold in known:
         val_fold = known[(known.index(fold) + 1) % len(known)]
-    check_folds(known, fold, val_fold)
+    check_folds(known, fold, val_fold, features.folder / "manifest.csv")
     held_out = [fold] if val_fold is None else [fold, val_fold]
     table = table[table["fold"] != ""]
     validation = table[table["fold"] == held_out[-1]]
     return in_order(table[~table["fold"].isin(held_out)]), in_order(validation)
 
 
-def check_folds(known: list[str], fold: str, val_fold: str | None) -> None:
+def check_folds(known: list[str], fold: str, val_fold: str | None, manifest: Path) -> None:
     """UsageError unless both folds are there, differ, and leave a fold to train on."""
     wanted = [fold] if val_fold is None else [fold, val_fold]
     asked = f"--fold {fold}" if val_fold is None else f"--fold {fold} --val_fold {val_fold}"
     have = f"the folds {', '.join(known)}" if known else "no folds"
     if fold == val_fold:
-        raise UsageError(f"{asked}: the manifest has {have}; they must differ")
+        raise UsageError(f"{asked}: {manifest} has {have}; they must differ")
     if any(name not in known for name in wanted):
-        raise UsageError(f"{asked}: the manifest has {have}")
+        raise UsageError(f"{asked}: {manifest} has {have}")
     if len(known) <= len(wanted):
-        raise UsageError(f"{asked}: the manifest has {have}; one more is needed to train on")
+        raise UsageError(f"{asked}: {manifest} has {have}; one more is needed to train on")
 
 
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,15 +12,14 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from training.modalities import MODALITIES, SAME, Shape, modality
-from utils.errors import IntegrityError, UsageError, listed
-from utils.files import digest, read_json, read_known, sha256
+from utils.errors import IntegrityError, UsageError, in_short, listed
+from utils.files import DAMAGED, digest, read_csv, read_json, read_stages, sha256
 from utils.parallel import available_cores
 
 COLUMNS = ("clip_id", "split", "emotion", "speech_emotion", "face_emotion", "fold")
@@ -61,9 +59,11 @@ class Features:
         stamps = {folder / name: stamp(folder / name) for name in TABLES}
         settings = read_settings(folder)
         try:
-            table = pd.read_csv(manifest, dtype=str, keep_default_na=False, index_col=False)
+            table = read_csv(manifest)
         except (ValueError, OSError) as error:
-            raise UsageError(f"cannot read {manifest}: {error}; run preprocess.py again") from error
+            raise UsageError(
+                f"cannot read {manifest}: {in_short(error)}; run preprocess.py again"
+            ) from error
         lacking = [name for name in COLUMNS if name not in table]
         if lacking or table.duplicated(["split", "clip_id"]).any():
             reason = f"lacks {', '.join(lacking)}" if lacking else "lists a clip twice"
@@ -148,9 +148,9 @@ class Features:
             clips = self.manifest["clip_id"][self.manifest["split"] == split]
             for clip_id in tqdm(clips, f"records of {split}", **BAR):
                 path = self.folder / split / "records" / f"{clip_id}.json"
-                stages = read_known(path).get("stages", {})
+                stages = read_stages(path)
                 if stages or path.is_file():
-                    found[clip_id] = stages if isinstance(stages, dict) else {}
+                    found[clip_id] = stages
             self.records[split] = found  # when it is whole: `verify` reads in several threads
         return self.records[split].get(row["clip_id"])
 
@@ -161,7 +161,7 @@ class Features:
         if "sha256" in stage:
             return stage["sha256"]
         path = self.path(row, name)
-        self.seen[path] = stamp(path)
+        self.recognize(row, name)
         return digest(ends(path))
 
     def load(self, row: dict, name: str) -> np.ndarray:
@@ -169,22 +169,29 @@ class Features:
         fit."""
         path = self.path(row, name)
         try:
-            now = stamp(path)
-            if self.seen.get(path) != now:
-                self.check_digest(row, name)
-                self.seen[path] = now
+            self.recognize(row, name)
             if path.suffix == ".npz":  # read at once: zipfile reads from the disk in small pieces
                 feature = read_words(path)
             else:
                 feature = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        except DAMAGED as error:
             made = modality(name).made_by_preprocess
             maker = "preprocess.py --verify makes it anew" if made else "make it again"
-            raise IntegrityError(f"{path} is missing or damaged ({error}); {maker}") from error
+            raise IntegrityError(
+                f"{path} is missing or damaged ({in_short(error)}); {maker}"
+            ) from error
         if path not in self.checked:
             self.check_layout(row, name, feature)
             self.checked.add(path)
         return feature
+
+    def recognize(self, row: dict, name: str) -> None:
+        """Compare a clip's file with its record, unless this process has done so already."""
+        path = self.path(row, name)
+        now = stamp(path)
+        if self.seen.get(path) != now:
+            self.check_digest(row, name)
+            self.seen[path] = now
 
     def check_digest(self, row: dict, name: str) -> None:
         """IntegrityError for a file that is not as its clip's record says."""
@@ -297,7 +304,10 @@ def read_words(path: Path) -> np.ndarray:
         size = archive.zip.getinfo("word_embed.npy").file_size
         if size > MOST_BYTES:
             raise ValueError(f"{size} bytes of words, at most {MOST_BYTES}")
-        return archive["word_embed"]
+        words = archive["word_embed"]
+    if not isinstance(words, np.ndarray):  # bytes, where it does not begin as an array does
+        raise ValueError("its word_embed is no array")
+    return words
 
 
 def stamp(path: Path) -> Stamp:

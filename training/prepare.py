@@ -78,12 +78,16 @@ def check_data(train_set: ClipDataset, val_set: ClipDataset, dist: SingleProcess
         for row, labels in zip(dataset.rows, dataset.labels, strict=True):
             if min(labels.values()) < 0:
                 classes = " ".join(dataset.features.classes)
-                raise IntegrityError(f"clip {row['clip_id']}: a label is not one of {classes}")
+                raise IntegrityError(
+                    f"{dataset.features.folder / 'manifest.csv'}: a label of clip "
+                    f"{row['clip_id']} is not one of {classes}"
+                )
             if any(modality(name).picture == "frames" for name in dataset.task.inputs):
                 face_flags(row)
     check_learnt(train_set)
     if len(train_set) < 2:
-        raise UsageError(f"{len(train_set)} training clip: at least 2 are needed")
+        folder = train_set.features.folder
+        raise UsageError(f"{folder}: {len(train_set)} training clip: at least 2 are needed")
     size, world = min(len(train_set), train_set.config["batch_size"]), dist.world
     if world > 1 and (size < 2 * world or train_set.config["batch_size"] % world):
         raise UsageError(
@@ -112,9 +116,9 @@ def check_learnt(train_set: ClipDataset) -> None:
         if without != config["fold"] or config["val_fold"]:
             apart = f"fold {without}" if without is not None else "the split val"
             raise IntegrityError(
-                f"{name} was learnt from the labels of all clips but those of {apart}: a run with "
-                f"--fold {config['fold']} --val_fold {config['val_fold']} would know its labels; "
-                "make it for that fold"
+                f"{path}: {name} was learnt from the labels of all clips but those of {apart}: a "
+                f"run with --fold {config['fold']} --val_fold {config['val_fold']} would know its "
+                "labels; make it for that fold"
             )
 
 

@@ -84,6 +84,12 @@ def run_script(main: Callable[[], int | None]) -> None:
     except UsageError as error:
         print(f"{script}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except (ImportError, MemoryError) as error:
+        if isinstance(error, ImportError) and "failed to map segment" not in str(error):
+            raise
+        remedy = "raise its limit (`ulimit -v unlimited`), or ask for less at once"
+        print(f"{script}: too little memory: {in_short(error)}; {remedy}", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -121,6 +127,13 @@ def one_of(kind: str, value: str, known: dict | tuple | list) -> None:
     """Raise UsageError that lists the known names, unless `value` is one of them."""
     if value not in known:
         raise UsageError(f"unknown {kind} {value!r}: expected one of {', '.join(map(str, known))}")
+
+
+def in_short(error: BaseException, most: int = 200) -> str:
+    """What a library says of a foreign file, for a message of one line: it may quote all of it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = "".join(each if each.isprintable() else "?" for each in text)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:

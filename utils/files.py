@@ -12,15 +12,27 @@ import os
 import secrets
 import shutil
 import socket
+import struct
 import sys
 import time
+import tokenize
+import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from utils.errors import IntegrityError, LockedError, UsageError
+from utils.errors import IntegrityError, LockedError, UsageError, in_short
 
 SEAL, SEAL_LENGTH = b"sha256:", 7 + 64  # and 64 hex digits end a sealed file
+# what numpy and zipfile raise for a damaged file: headers are read as Python, so it is nearly all
+DAMAGED: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, EOFError),
+    *(SyntaxError, SystemError, AttributeError, tokenize.TokenError, struct.error),
+    *(zipfile.BadZipFile, zlib.error),
+)
+FORMULA = tuple("=+-@\t\r'")  # a cell that begins so is more than text to a spreadsheet
 PART = ".part"  # unfinished files are named .<random>.part, so no glob for *.npy ever meets one
 _unfinished: set[Path] = set()  # of this process
 held_locks: dict[Path, Any] = {}  # folders that this process holds, and their open lock files
@@ -102,9 +114,36 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_csv(path: Path, frame: Any) -> None:
-    """Write a pandas frame; one dialect for all our tables: UTF-8, comma, LF."""
+def write_csv(path: Path, frame: Any, for_people: bool = False) -> None:
+    """Write a pandas frame; one dialect for all our tables: UTF-8, comma, LF.
+
+    In tables `for_people` no text is a formula to a spreadsheet: an apostrophe stands before it,
+    and before one that is there, so that taking one away gives the text itself.
+    """
+    if for_people:
+        frame = frame.map(_no_formula).rename(columns=_no_formula)
+    # the writer quotes no bare CR, and a reader takes it for the end of a row
+    frame = frame.map(lambda value: value.replace("\r", "\n") if isinstance(value, str) else value)
     write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+
+
+def _no_formula(value: Any) -> Any:
+    is_formula = isinstance(value, str) and value.startswith(FORMULA)
+    return f"'{value}" if is_formula else value
+
+
+def read_csv(path: Path) -> Any:
+    """A table of ours as a pandas frame of text; ValueError or OSError where it is none."""
+    import pandas as pd
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "error", pd.errors.ParserWarning
+        )  # rows that are wider than the header
+        try:
+            return pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+        except pd.errors.ParserWarning as error:
+            raise ValueError(in_short(error)) from error
 
 
 def read_json(path: Path) -> Any:
@@ -114,7 +153,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid JSON: {error}") from error
+        raise UsageError(f"{path} is not valid JSON: {in_short(error)}") from error
 
 
 def read_known(path: Path) -> dict[str, Any]:
@@ -123,6 +162,19 @@ def read_known(path: Path) -> dict[str, Any]:
         found = read_json(path) if Path(path).is_file() else {}
         return found if isinstance(found, dict) else {}
     return {}
+
+
+def read_stages(record: Path) -> dict[str, dict[str, Any]]:
+    """What a clip's record says of its files, {folder: facts}; without what is damaged."""
+    stages = read_known(record).get("stages")
+
+    def is_sound(stage: Any) -> bool:
+        if not isinstance(stage, dict):
+            return False
+        texts = stage.get("sha256"), stage.get("source_sha256", "")
+        return all(isinstance(text, str) for text in texts)
+
+    return {k: v for k, v in stages.items() if is_sound(v)} if isinstance(stages, dict) else {}
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

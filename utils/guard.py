@@ -120,7 +120,7 @@ def _serve(pipe: Any) -> None:
 def _data_bytes() -> int:
     """What this process has for data, as the system counts it; 0 where nobody can tell."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text("utf-8").splitlines():
             if line.startswith("VmData"):
                 return int(line.split()[1]) << 10
     return 0
