@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -20,13 +21,24 @@ import pytest
 import torch
 from conftest import QUIET, ROOT, run_script, write_features
 from inside import run_main
-from trainings import TINY, BehindAStep, add_feature, leaves, make_run, one_step, remains
+from trainings import (
+    TINY,
+    BehindAStep,
+    add_feature,
+    dataset,
+    leaves,
+    make_run,
+    one_step,
+    remains,
+)
 
 import training.data
 import training.losses
 import training.modalities
 import training.run
 from training.checkpoint import best_checkpoint, load_checkpoint
+from training.data import make_loader
+from training.features import Features
 from training.loader import LoaderError
 from training.loop import fit, validate
 from training.stopping import StepInterrupted
@@ -531,3 +543,17 @@ def test_too_few_open_files_is_one_line(features, tmp_path):
     )
     assert ended.returncode == 2 and "ulimit -n" in ended.stderr, ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_batch_that_cannot_be_handed_over_ends_the_loader(features):
+    """`ulimit -f` counts for /dev/shm too, and too few open files are met there as well: the worker
+    would drop the batch, and the loader wait for ever."""
+    loader = make_loader(dataset(Features.open(features), "text"), 7, 1, "cpu")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(LoaderError, match="a process that reads clips was killed"):
+            next(iter(loader))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        loader.close()

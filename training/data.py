@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from training.standardize import Scales, speaker_scales
 from training.stopping import STOPS
 from training.tasks import Task
 from utils.distributed import SINGLE_PROCESS, SingleProcess
-from utils.errors import UsageError
+from utils.errors import UsageError, in_short
 from utils.parallel import end_with_parent
 
 
@@ -208,6 +210,17 @@ def _start_worker(worker: int) -> None:
     for stop in STOPS:
         signal.signal(stop, signal.SIG_IGN)
     end_with_parent()
+    # the method of the standard library tells it, and goes on without the batch
+    setattr(Queue, "_on_queue_feeder_error", staticmethod(_give_up))  # noqa: B010
+
+
+def _give_up(error: Exception, batch: Any) -> None:
+    """A batch that cannot be handed over ends its worker: else the training waits for ever."""
+    try:
+        told = f"a process that reads clips cannot hand them over: {in_short(error)}"
+        print(told, file=sys.stderr, flush=True)
+    finally:  # what has no room for a batch may have none for a line
+        os._exit(1)
 
 
 def to_device(inputs: dict[str, list[Tensor]], device: str) -> dict[str, tuple[Tensor, ...]]:
