@@ -148,7 +148,7 @@ def write_tables(args: argparse.Namespace, predictions: list) -> None:
     import pandas as pd
 
     rows = [row for prediction in predictions for row in prediction.rows()]
-    write_csv(args.out / "predictions.csv", pd.DataFrame(rows), for_people=True)
+    write_csv(args.out / "predictions.csv", pd.DataFrame(rows, dtype=object), for_people=True)
     about = {"checkpoints": [str(path) for path in args.checkpoints], "tta": args.tta}
     clips = [prediction.as_dict() for prediction in predictions]
     write_json(args.out / "predictions.json", {**about, "clips": clips})

@@ -276,7 +276,9 @@ def write_tables(args: argparse.Namespace, listing: Listing, records: dict) -> t
             rows.append(manifest_row(clip, facts_of(record, args.modalities), args.data_dir))
     failures = [replace(each, media=relative(each.media, args.data_dir)) for each in failures]
     failures.sort(key=lambda failure: (str(failure.media), failure.clip_id))
-    failed = pd.DataFrame(failures, columns=[each.name for each in fields(Failure)])
+    columns = [each.name for each in fields(Failure)]
+    # objects: pyarrow, where it is installed, takes no name that is not UTF-8
+    failed = pd.DataFrame(failures, columns=columns, dtype=object)
     write_csv(args.features_dir / "failed.csv", failed, for_people=True)
     manifest = pd.DataFrame(rows, columns=list(MANIFEST_COLUMNS))
     write_csv(args.features_dir / "manifest.csv", manifest)
