@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -202,7 +203,7 @@ FORMULAS = ["=cmd|' /C calc'!A0", "+1", "-2+3", "@x", "\tx", "\rx", "'=x", "'"]
 
 def test_no_text_of_a_table_for_people_is_a_formula(tmp_path):
     """And one apostrophe less is the text itself, whatever it begins with."""
-    table = pd.DataFrame({"id": FORMULAS, "=a": 1.5, "p": -0.5})
+    table = pd.DataFrame({"id": [*map(Path, FORMULAS)], "=a": 1.5, "p": -0.5})
     write_csv(tmp_path / "for people.csv", table, for_people=True)
     found = read_csv(tmp_path / "for people.csv")
     assert list(found.columns) == ["id", "'=a", "p"] and set(found["p"]) == {"-0.5"}

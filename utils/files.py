@@ -120,16 +120,19 @@ def write_csv(path: Path, frame: Any, for_people: bool = False) -> None:
     In tables `for_people` no text is a formula to a spreadsheet: an apostrophe stands before it,
     and before one that is there, so that taking one away gives the text itself.
     """
-    if for_people:
-        frame = frame.map(_no_formula).rename(columns=_no_formula)
-    # the writer quotes no bare CR, and a reader takes it for the end of a row
-    frame = frame.map(lambda value: value.replace("\r", "\n") if isinstance(value, str) else value)
-    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
+    def cell(value: Any) -> Any:
+        if isinstance(value, Path):
+            value = str(value)
+        if not isinstance(value, str):
+            return value
+        if for_people and value.startswith(FORMULA):
+            value = f"'{value}"
+        # as write_text has it; the writer quotes no bare CR, which ends a row to a reader
+        return value.encode(errors="backslashreplace").decode().replace("\r", "\n")
 
-def _no_formula(value: Any) -> Any:
-    is_formula = isinstance(value, str) and value.startswith(FORMULA)
-    return f"'{value}" if is_formula else value
+    table = frame.map(cell).rename(columns=cell)
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def read_csv(path: Path) -> Any:
