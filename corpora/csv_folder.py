@@ -101,7 +101,8 @@ def read_manifest(
                 f"a text that holds {separator!r} needs double quotes"
             )
         filled.append((row + [""] * len(columns))[: len(columns)])
-    return pd.DataFrame(filled, columns=columns, dtype=str)
+    # objects: pyarrow, where it is installed, takes no text that is not UTF-8
+    return pd.DataFrame(filled, columns=columns, dtype=object)
 
 
 def _read_text(path: Path, needed: tuple[str, ...], encoding_errors: str) -> str:
