@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.prediction import ENSEMBLE, FUSED, MEAN, NAMES, ClipPrediction
+from inference.prediction import ENSEMBLE, FUSED, MEAN, NAMES, ClipPrediction, Seen
 from training.modalities import MODALITIES, modality
 from utils.plots import INK, VAL, blank_figure, png
 
@@ -36,7 +36,7 @@ def draw_prediction(prediction: ClipPrediction) -> bytes:
     figure.text(0.98, 0.935, name, fontsize=9, color=GREY, ha="right", va="center")
     for picture, (low, height) in ROWS.items():
         shown = [name for name, row in MODALITIES.items() if row.picture == picture]
-        seen = [name for name in shown if name in prediction.seen]
+        seen = [name for name in shown if evidence(prediction, name)]
         name = (seen or shown)[0]
         axis = panel(figure, (0.02, low, 0.5, height), name, prediction)
         if seen:
@@ -66,12 +66,23 @@ def panel(figure: Any, box: tuple, name: str, prediction: ClipPrediction) -> Any
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     axis.set_title(part_name(name), loc="left", fontsize=9, color=INK, weight="bold", pad=3)
-    if name not in prediction.seen:
+    if not evidence(prediction, name):
         why = prediction.missing.get(name, "not an input of this model")
         axis.set_facecolor("#f4f4f4")
         reason = textwrap.fill(f"none: {why.partition(': ')[2] or why}", 80)
         axis.text(0.02, 0.5, reason, transform=axis.transAxes, va="center", color=GREY, fontsize=9)
     return axis
+
+
+def evidence(prediction: ClipPrediction, name: str) -> Any:
+    """What a model saw of a modality, or else what its encoders did; nothing where neither did."""
+    encoded = prediction.encoded.get(name) or (name in prediction.encoders and Seen(None, None))
+    return prediction.seen.get(name) or encoded
+
+
+def read_by(prediction: ClipPrediction, name: str) -> str:
+    names = prediction.encoders.get(name)
+    return f"read by {', '.join(names)}" if names else ""
 
 
 def note(axis: Any, text: str) -> None:
@@ -80,7 +91,7 @@ def note(axis: Any, text: str) -> None:
 
 def show_frames(axis: Any, prediction: ClipPrediction, name: str) -> None:
     """The frames that the model saw; under each how much it counted, the most in colour."""
-    view, weights = prediction.seen[name]
+    view, weights = evidence(prediction, name)
     shown = np.linspace(0, len(view) - 1, min(len(view), FRAMES)).round().astype(int)
     stands_out = weights is not None and weights[shown].max() > UNEQUAL * weights[shown].mean()
     for place, index in enumerate(shown):
@@ -93,12 +104,13 @@ def show_frames(axis: Any, prediction: ClipPrediction, name: str) -> None:
             )
     axis.set(xlim=(0, max(6, len(shown))), ylim=(-0.36, 0.95), aspect="equal", anchor="W")
     equally = "" if stands_out else ", about equally"
-    note(axis, f"bars: how much each frame counted{equally}")
+    told = f"bars: how much each frame counted{equally}"
+    note(axis, told if weights is not None else read_by(prediction, name))
 
 
 def show_spectrogram(axis: Any, prediction: ClipPrediction, name: str) -> None:
     """The log-mel over the clip's seconds, and how much each stretch of it counted."""
-    (log_mel,), weights = prediction.seen[name]
+    (log_mel,), weights = evidence(prediction, name)
     facts = prediction.facts
     width, total = log_mel.shape[1], float(facts["speech_frames"])
     begin = facts["speech_start"]
@@ -114,7 +126,8 @@ def show_spectrogram(axis: Any, prediction: ClipPrediction, name: str) -> None:
         axis.stairs(0.9 * weights / weights.max(), edges, color="white", linewidth=2, baseline=None)
     axis.set(xlim=seconds, ylim=(0, 1))
     axis.set_xticks(seconds, [f"{second:.1f} s" for second in seconds], fontsize=7, color=GREY)
-    note(axis, "line: how much each moment counted")
+    told = "line: how much each moment counted"
+    note(axis, told if weights is not None else read_by(prediction, name))
 
 
 def token_edges(width: int, tokens: int) -> np.ndarray:
@@ -131,6 +144,8 @@ def show_words(axis: Any, prediction: ClipPrediction, name: str) -> None:
     lines = textwrap.wrap(words, 68)
     text = "\n".join(lines[:2]) + (" …" if len(lines) > 2 else "")
     axis.text(0.01, 0.5, text, va="center", color=INK, fontsize=11, fontfamily=fonts())
+    if name not in prediction.seen:
+        note(axis, read_by(prediction, name))
 
 
 def fonts() -> list[str]:
@@ -145,7 +160,9 @@ def show_result(axis: Any, prediction: ClipPrediction) -> None:
     part = prediction.deciding_part
     bars(axis, prediction.probabilities, prediction.classes, 10)
     title = part_name(part) if len(prediction.parts) > 1 else f"{part_name(part)} alone"
-    if part == FUSED and prediction.missing:
+    if part == FUSED and len(prediction.parts) == 1 and not prediction.missing:
+        title = " + ".join(part_name(name) for name in prediction.rests_on)
+    elif part == FUSED and prediction.missing:
         title = "given " + " + ".join(part_name(name) for name in prediction.rests_on)
     axis.set_title(title, loc="left", fontsize=10, color=INK, weight="bold")
     for place, value in enumerate(prediction.probabilities):

@@ -219,12 +219,29 @@ class Predictor:
         extracted = time.perf_counter()
         prediction = ClipPrediction(source, self.classes, missing, row)
         self.vote(prediction)
+        self.show_encoded(prediction)
         prediction.seconds = {
             **stopwatch.seconds,
             "extract": extracted - start,
             "network": time.perf_counter() - extracted,
         }
         return prediction
+
+    def show_encoded(self, prediction: ClipPrediction) -> None:
+        """What pretrained encoders saw of the clip, for its picture."""
+        row = prediction.facts
+        for name, made in self.encoders.items():
+            if name in prediction.missing or name not in prediction.seen:
+                continue
+            shown = made["input"]
+            prediction.encoders.setdefault(shown, []).append(name)
+            if made["reads"] == "transcript" or shown in prediction.encoded:
+                continue
+            feature = self.features.load(row, shown)
+            whole = dict.fromkeys(modality(shown).settings, max(feature.shape[:2]))
+            rng = np.random.default_rng(0)
+            (view, *_) = modality(shown).view(feature, row, whole, rng, False)
+            prediction.encoded[shown] = Seen(view, None)
 
     def vote(self, prediction: ClipPrediction) -> None:
         """Fill in the parts: what each run says from the inputs that are there, and together."""

@@ -21,6 +21,7 @@ import app
 from examples import functionals
 from extract import encoders
 from inference import service
+from inference.figure import draw_prediction
 from inference.predictor import Predictor
 from models.features import LayerMix, SequenceEncoder, VectorEncoder
 from training import loop
@@ -376,6 +377,10 @@ def test_predictions_make_the_same_features_byte_for_byte(world, tmp_path):
     )
     prediction = predictor(world["clips"] / "0.mp4", SAID[0])
     assert prediction.rests_on == ["wavlm", "clip", "bert", "own"] and not prediction.missing
+    assert prediction.encoders == {"speech": ["wavlm", "own"], "face": ["clip"], "text": ["bert"]}
+    shapes = {name: seen.view.shape for name, seen in prediction.encoded.items()}
+    assert shapes["speech"][:2] == (1, 128) and shapes["face"][1:] == (3, 48, 48)
+    assert draw_prediction(prediction).startswith(b"\x89PNG")
     for name in ("wave", "wavlm", "clip", "bert", "own"):
         (made,) = (tmp_path / "made" / "clips" / name).iterdir()
         assert made.read_bytes() == (world["features"] / "train" / name / "0.npy").read_bytes()
