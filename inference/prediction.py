@@ -41,12 +41,12 @@ class ClipPrediction:
     facts: dict[str, Any]  # the clip's row of the manifest
     parts: dict[str, np.ndarray] = field(default_factory=dict)
     seen: dict[str, Seen] = field(default_factory=dict)
-    encoded: dict[str, Seen] = field(default_factory=dict)  # what pretrained encoders saw of it
-    encoders: dict[str, list[str]] = field(default_factory=dict)  # modality -> their names
     rests_on: list[str] = field(default_factory=list)  # the modalities behind the first part
     filled_in: bool = False  # in some run learnt tokens stand for inputs that are missing
     not_fused: bool = False  # some run cannot fuse what is there
     seconds: dict[str, float] = field(default_factory=dict)
+    encoded: dict[str, Seen] = field(default_factory=dict)  # what pretrained encoders saw of it
+    encoders: dict[str, list[str]] = field(default_factory=dict)  # modality -> their names
 
     @property
     def title(self) -> str:
