@@ -59,6 +59,8 @@ def example_view(member: Member, name: str, options: dict, steps: int) -> tuple[
     shape: Shape = (SAME,) if options["type"] == "VectorEncoder" else (None, SAME)
     if layers := options.get("layers"):
         shape = (layers, 1 if len(shape) == 1 else None, SAME)
+    if options["type"] == "SequenceEncoder":
+        steps = max(2, steps)  # a single row would be a vector
     if kind.layout:
         _, shape = kind.layout(made, row)
     sizes = {None: steps, SAME: options.get("dim")}
@@ -75,12 +77,14 @@ def length_settings(name: str) -> list[str]:
     return own or ["feature_frames"]
 
 
-def open_sizes(inputs: Inputs, left_out: Tensor | None) -> tuple[dict, dict | None]:
-    """Which sizes of the inputs may differ: the batch, and each modality's length."""
+def open_sizes(
+    inputs: Inputs, left_out: Tensor | None, vectors: set[str]
+) -> tuple[dict, dict | None]:
+    """Which sizes of the inputs may differ: the batch, and the length of each that is no vector."""
     batch, sizes = torch.export.Dim("batch", min=1), {}
     for name, tensors in inputs.items():
         size = torch.export.Dim(f"{name}_length", min=modality(name).shortest)
-        time, has_length = modality(name).cut_axes[0], tensors[0].dim() > 2
+        time, has_length = modality(name).box_axes(tensors[0].dim())[0], name not in vectors
         sizes[name] = tuple(
             {0: batch, min(time, each.dim() - 1): size} if has_length else {0: batch}
             for each in tensors
@@ -100,6 +104,8 @@ def to_onnx(member: Member) -> bytes:
     """The model as an ONNX file: inputs by modality, outputs by head, settings as metadata."""
     model = Portable(member.model).eval()
     example = example_inputs(member, batch=2, length=5)
+    encoders = member.checkpoint["arch"]["encoders"]
+    vectors = {name for name, options in encoders.items() if options["type"] == "VectorEncoder"}
     quick = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its fused layers have no ONNX form
     with warnings.catch_warnings():
@@ -108,7 +114,7 @@ def to_onnx(member: Member) -> bytes:
             model,
             example,
             dynamo=True,
-            dynamic_shapes=open_sizes(*example),
+            dynamic_shapes=open_sizes(*example, vectors),
             input_names=input_names(*example),
             output_names=[f"{head}_probabilities" for head in member.model.heads],
             verbose=False,

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import CLASSES, ROOT, digests, make_clip, voice, write_features
 from encoders import FACES, TEXTS, VOICES, make_models
+from extras import need
 from inside import run_main
 
 import app
@@ -28,6 +29,7 @@ from training import loop
 from training.checkpoint import best_checkpoint, load_checkpoint
 from training.data import ClipDataset
 from training.features import Features
+from training.mixing import cutmix
 from training.standardize import scale_of
 from training.tasks import fused, recipe
 from utils.errors import ClipError, UsageError
@@ -433,6 +435,22 @@ def test_nothing_of_it_is_loaded_without_an_encoder():
 
     code = "import sys, preprocess, predict, extract.clip; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_cutmix_cuts_time_and_no_layers():
+    x = torch.arange(8.0).view(2, 1, 4, 1).expand(2, 3, 4, 5).contiguous()
+    mixed, kept = cutmix({"wavlm": (x,)}, 0.5, torch.tensor([1, 0]), np.random.default_rng(0))
+    (after,) = mixed["wavlm"]
+    assert (after == after[:, :1, :, :1]).all()  # all layers and values of a moment together
+    changed = (after != x).any(dim=(1, 3)).float().mean(dim=1)
+    torch.testing.assert_close(changed, 1 - kept.float())
+
+
+@pytest.mark.extra
+def test_encoders_are_exported(world, tmp_path):
+    need("onnx", "onnxscript", "onnxruntime")
+    done = run_main("export", "--checkpoint", world["run"], "--out", tmp_path / "model.onnx")
+    assert done.code == 0, done.err
 
 
 # In units of the speaker

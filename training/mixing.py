@@ -63,7 +63,7 @@ def cutmix(
     """
     mixed, kept = {}, []
     for name, tensors in inputs.items():
-        axes = [axis for axis in modality(name).cut_axes if axis < tensors[0].dim()]
+        axes = modality(name).box_axes(tensors[0].dim())
         mixed[name], share = cut(tensors, axes, 1 - ratio, order, rng)
         kept.append(1 - share)
     return mixed, torch.stack(kept).mean(dim=0)

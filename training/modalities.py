@@ -52,6 +52,13 @@ class Modality:
     def made_by_preprocess(self) -> bool:
         return self.layout is not None
 
+    def box_axes(self, dims: int) -> list[int]:
+        """Of a batch of so many axes, those that cutmix draws a box in, time first. Of layers of a
+        pretrained encoder, (B, layers, T, D), time is the third."""
+        if not self.made_by_preprocess and dims == 4:
+            return [2]
+        return [axis for axis in self.cut_axes if axis < dims]
+
 
 def speech_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     backbone = config["speech_backbone"] or f"efficientnet-b{config['speech_coeff']}"
