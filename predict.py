@@ -129,9 +129,10 @@ def write_subtitles(out: Path, heard: dict) -> None:
     from inference.sources import new_name
 
     names: set[str] = set()
-    for name, cues in heard.items():
-        names.add(new_name(Path(name), names))
-        write_bytes(out / f"{new_name(Path(name), set())}.srt", srt(cues).encode())
+    for path, cues in heard.items():
+        name = new_name(Path(path), names)
+        names.add(name)
+        write_bytes(out / f"{name}.srt", srt(cues).encode())
 
 
 def write_recording(args: argparse.Namespace, path: Path, predictions: list) -> None:

@@ -265,9 +265,9 @@ def transcribe_clips(args: argparse.Namespace, listing: Listing) -> dict[tuple[s
                 try:
                     wave, start = guarded(transcribe.hear, clip.media, limits=limits)
                     found = transcribe.recognise(wave, start, model, device)
-                except ClipError:  # the stages of the sound say why
+                    transcribe.keep(place, key, found)
+                except ClipError:  # the stages of the sound say why; the next run tries again
                     found = transcribe.NOTHING
-                transcribe.keep(place, key, found)
             said[clip.split, clip.clip_id] = found
             clip = replace(clip, transcript=found.transcript)
         clips.append(clip)

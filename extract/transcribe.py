@@ -123,8 +123,11 @@ def kept(place: Path, key: Any) -> Said | None:
     about = read_known(place.with_suffix(".json"))
     if about.get("key") != digest([RULE, key]) or not place.is_file():
         return None
-    cues = [Cue(*each) for each in about["cues"]]
-    return Said(cues, about["language"], about["confidence"])
+    try:
+        cues = [Cue(*each) for each in about["cues"]]
+        return Said(cues, about["language"], about["confidence"])
+    except (KeyError, TypeError):  # damaged: recognised anew
+        return None
 
 
 def keep(place: Path, key: Any, said: Said) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -153,6 +154,28 @@ def test_predict_leaves_the_subtitles(recogniser, place, tmp_path):
     assert done.code == 0, done.err
     (subtitles,) = (tmp_path / "out").glob("*.srt")
     assert read_text(subtitles) == "word 0 word 1"
+
+
+def test_clips_of_one_name_have_subtitles_of_their_own(recogniser, place, tmp_path):
+    for folder, seconds in (("one", 1.3), ("two", 2.3)):
+        make_clip(tmp_path / folder / "a.mp4", sound=voice(seconds))
+    done = run_main(
+        *("predict", tmp_path / "one", tmp_path / "two", "--checkpoints", place / "speech.pth"),
+        *("--transcribe", recogniser.name, "--out", tmp_path / "out", "--no_pictures"),
+        *("--device", "cpu"),
+    )
+    assert done.code == 0, done.err
+    said = {path.name: read_text(path) for path in (tmp_path / "out").glob("*.srt")}
+    assert said == {"a.srt": "word 0", "a-2.srt": "word 0 word 1"}
+
+
+def test_a_damaged_note_is_made_anew(recogniser, clips):
+    preprocess(clips, "--transcribe", recogniser.name)
+    note = clips.parent / "features" / "train" / "transcripts" / "a.json"
+    about = json.loads(note.read_text())
+    note.write_text(json.dumps({"key": about["key"]}))
+    preprocess(clips, "--transcribe", recogniser.name)
+    assert json.loads(note.read_text()) == about
 
 
 def test_times_are_written_as_players_read_them(tmp_path):
