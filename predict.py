@@ -132,7 +132,8 @@ def write_subtitles(out: Path, heard: dict) -> None:
     for path, cues in heard.items():
         name = new_name(Path(path), names)
         names.add(name)
-        write_bytes(out / f"{name}.srt", srt(cues).encode())
+        if cues:
+            write_bytes(out / f"{name}.srt", srt(cues).encode())
 
 
 def write_recording(args: argparse.Namespace, path: Path, predictions: list) -> None:
