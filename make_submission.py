@@ -18,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from extract.media import FORMATS
 from utils.config import Flags, device_name, ranged
 from utils.errors import IntegrityError, UsageError, listed, one_of, run_script
 from utils.files import check_place, keep_as_it_is, write_atomic, write_bytes
@@ -100,8 +101,8 @@ def sheet_paths(args: argparse.Namespace) -> list[Path]:
 
 
 def find_rows(sheet: Sheet, features: Any, split: str | None) -> dict[str, dict]:
-    """{id of the sheet: manifest row} for the ids with features; ids match as text, or as numbers
-    where that is unique (7 and 00007)."""
+    """{id of the sheet: manifest row} for the ids with features; ids match as text, or in another
+    spelling where that is unique (`spellings`)."""
     table = features.rows(split) if split else features.manifest
     candidates: dict[str, list[dict]] = {}
     for row in table[~table["split"].isin(() if split else NOT_TESTED)].to_dict("records"):
@@ -109,7 +110,7 @@ def find_rows(sheet: Sheet, features: Any, split: str | None) -> dict[str, dict]
             candidates.setdefault(name, []).append(row)
     found = {}
     for clip_id in sheet.ids:
-        rows = candidates.get(clip_id) or candidates.get(number(clip_id), [])
+        rows = next((candidates[name] for name in spellings(clip_id) if name in candidates), [])
         if len(rows) > 1:
             splits = ", ".join(row["split"] for row in rows)
             raise UsageError(f"{sheet.path}: {clip_id} is in {splits}: choose one with --split")
@@ -120,6 +121,16 @@ def find_rows(sheet: Sheet, features: Any, split: str | None) -> dict[str, dict]
         name = used.most_common(1)[0][0][1]
         raise IntegrityError(f"{sheet.path}: several of its ids stand for the one clip {name}")
     return found
+
+
+def spellings(clip_id: str) -> list[str]:
+    """What an id of a sheet may stand for, best first: itself, itself without the ending of a file
+    (a.mp4) or the fraction that tables give to numbers (7.0), and each as a number (7: 00007)."""
+    stem, _, ending = clip_id.rpartition(".")
+    names = [clip_id]
+    if f".{ending.lower()}" in FORMATS or (stem.isdigit() and not ending.strip("0")):
+        names.append(stem)
+    return [*names, *map(number, names)]
 
 
 def number(clip_id: str) -> str:

@@ -3,10 +3,10 @@
     python predict.py clip.mp4 --checkpoints logs/multimodal/NAME --text "what is said"
     python predict.py my_clips/ --checkpoints logs/speech/A        # every clip of a folder
 
-The words come from --text, or from a .txt, .srt or .npz of the clip's name beside it. Sound, face
-or words may be missing: the answer says what it rests on. A clip that lasts over --longest seconds
-is cut at its pauses and gives a time line. Recognising displayed emotion is not knowing what
-someone feels.
+The words come from --text, or from a .txt, .srt, .vtt or .npz of the clip's name beside it. Sound,
+face or words may be missing: the answer says what it rests on. A clip that lasts over --longest
+seconds is cut at its pauses and gives a time line. Recognising displayed emotion is not knowing
+what someone feels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import Flags, ranged
-from utils.errors import run_script
+from utils.errors import ClipError, listed, run_script
 from utils.files import check_place, write_bytes, write_csv, write_json
 from utils.scratch import sweep
 
@@ -65,12 +65,15 @@ def main() -> int:
     args = parse_args()
     check_place(args.out)
 
-    from inference.sources import SCRATCH, find_sources
+    from inference.sources import SCRATCH, find_sources, left_out
 
     # temporary files, faces among them, are deleted also then; what was killed left its own
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sweep(SCRATCH)
     sources = find_sources(args.clips, args.text)
+    if others := left_out(args.clips):
+        what = f"{len(others)} files of other kinds left out"
+        print(f"{what}: {listed([each.name for each in others], 3)}", file=sys.stderr)
     predictions = predict_all(args, sources)
     write_tables(args, predictions)
     for name, part in groupby(predictions, lambda each: each.source.name):
@@ -138,8 +141,9 @@ def write_subtitles(out: Path, heard: dict) -> None:
 
 def write_recording(args: argparse.Namespace, path: Path, predictions: list) -> None:
     """One picture per clip, one time line per long recording, and the annotated video."""
+    from inference.annotate import annotate
     from inference.figure import draw_prediction
-    from inference.timeline import annotate, draw_timeline
+    from inference.timeline import draw_timeline
 
     is_long = predictions[0].source.start is not None
     name = predictions[0].source.clip.clip_id
@@ -148,11 +152,11 @@ def write_recording(args: argparse.Namespace, path: Path, predictions: list) -> 
     if not args.no_pictures:
         picture = draw_timeline(predictions) if is_long else draw_prediction(predictions[0])
         write_bytes(args.out / f"{name}.png", picture)
-    video = annotate(path, predictions) if args.annotate else None
-    if video:
-        write_bytes(args.out / f"{name}.mp4", video)
-    elif args.annotate:
-        print(f"{path}: no picture to draw the answer in", file=sys.stderr)
+    if args.annotate:
+        try:
+            write_bytes(args.out / f"{name}.mp4", annotate(path, predictions))
+        except ClipError as error:
+            print(f"{path} is not annotated: {error.reason}", file=sys.stderr)
 
 
 def header(classes: list[str]) -> str:

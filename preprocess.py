@@ -167,6 +167,7 @@ def describe(args: argparse.Namespace, listing: Listing) -> list[str]:
         f"in {args.features_dir}, {args.workers} workers"
     ]
     lines += [f"left out: {note}" for note in listing.notes]
+    lines += [f"warning: {each}" for each in listing.warnings]
     used = ["text" in args.modalities, *(e["input"] == "text" for e in args.encoder.values())]
     if not any(used) and any(clip.transcript for clip in listing.clips):
         lines.append("transcripts are not used: --word_vectors FILE makes text of them")

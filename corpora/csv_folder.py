@@ -6,26 +6,32 @@ a split may be the same), `speaker`, `transcript`, `speech_emotion`, `face_emoti
 `emotion`), `dialogue`, `utterance`, `fold` (default: by speaker, corpora/splits.py). Word vectors
 are read from an .npz of the same name beside the clip (key `word_embed`), or looked up with
 --word_vectors. The classes are the seven of the challenge unless the folder holds a `classes.txt`,
-one a line, in their order.
+one a line, in their order; labels may be written with capitals, or as plain English words (happy,
+happiness). An unknown speaker is an empty field, or what programs write for it (nan, N/A).
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from pathlib import Path
+import re
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pandas as pd
 
-from corpora.manifest import Clip, Failure, Listing, check_listing
+from corpora.manifest import OTHER_MACHINE, Clip, Failure, Listing, check_listing
 from corpora.merc2020 import CLASSES
 from corpora.splits import assign_folds
 from utils.errors import UsageError
 from utils.files import is_file
+from utils.sheet import SEPARATOR_LINE
 
 NEEDED = ("media", "split", "emotion")
 OPTIONAL = ("speaker", "transcript", "fold", "dialogue", "utterance")
+UNKNOWN = {"nan", "none", "null", "n/a", "na", "<na>"}  # what programs write for an empty field
+SPLITS = {"training": "train", **dict.fromkeys(("valid", "validation", "dev"), "val")}
+OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # a path that begins at a disc or a server
 
 
 def list_clips(data_dir: Path) -> Listing:
@@ -36,6 +42,9 @@ def list_clips(data_dir: Path) -> Listing:
         clip = clip_from_row(row, data_dir)
         if not row["media"]:
             failures.append(Failure("", data_dir, "list", "E_MISSING", "a row without media"))
+        elif OF_WINDOWS.match(row["media"]) and not is_file(clip.media):
+            name, reason = PureWindowsPath(row["media"]).stem, OTHER_MACHINE.format(data_dir)
+            failures.append(Failure(name, Path(row["media"]), "list", "E_ID", reason))
         else:
             clips.append(clip)
     has_words = any(clip.words for clip in clips)
@@ -56,11 +65,17 @@ def list_clips(data_dir: Path) -> Listing:
 def clip_from_row(row: dict[str, str], data_dir: Path) -> Clip:
     """Clip of one manifest row; the words are the .npz beside the media, if there is one."""
     media = data_dir / row["media"]
+    if "\\" in row["media"] and not is_file(media):  # written by Windows
+        media = data_dir / row["media"].replace("\\", "/")
     words = media.with_suffix(".npz") if media.name else media
-    more: Any = {column: row.get(column, "") for column in OPTIONAL}
+    more: Any = {column: known(row.get(column, "")) for column in OPTIONAL}
+    more["transcript"] = row.get("transcript", "")  # "None!" may be what somebody says
+    if more["transcript"].lower() in ("nan", "<na>"):
+        more["transcript"] = ""
+    split = row["split"]
     return Clip(
         clip_id=row.get("clip_id") or media.stem,
-        split=row["split"],
+        split=SPLITS.get(split.lower(), split),
         media=media,
         emotion=row["emotion"],
         speech_emotion=row.get("speech_emotion") or row["emotion"],
@@ -68,6 +83,11 @@ def clip_from_row(row: dict[str, str], data_dir: Path) -> Clip:
         words=words if words.suffix == ".npz" and is_file(words) else None,
         **more,
     )
+
+
+def known(field: str) -> str:
+    """The field, or "" where it says that nothing is known."""
+    return "" if field.lower() in UNKNOWN else field
 
 
 def read_manifest(
@@ -79,10 +99,17 @@ def read_manifest(
     count. A field may be missing at the end of a line, none may be there too many.
     """
     text = _read_text(path, needed, encoding_errors)
+    skipped = SEPARATOR_LINE.match(text)
+    text = text[skipped.end() :] if skipped else text
     separator = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
-        rows = [(reader.line_num, [field.strip() for field in row]) for row in reader if any(row)]
+        lines = 1 if skipped else 0
+        rows = [
+            (reader.line_num + lines, [field.strip() for field in row])
+            for row in reader
+            if any(row)
+        ]
     except csv.Error as error:
         raise UsageError(f"cannot read {path}: line {reader.line_num}: {error}") from error
     header = [name.casefold() for name in rows[0][1]] if rows else []

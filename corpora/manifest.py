@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,20 @@ DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(1, 
 LABELS = ("emotion", "speech_emotion", "face_emotion")  # columns, as in Clip
 LABELLED_SPLITS = ("train", "val")  # a clip here must carry its labels
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_]{1,40}")
+# Codes of the classes that several corpora share, with the words that people write for them.
+WORDS = {
+    "hap": ("happy", "happiness"),
+    "ang": ("angry", "anger"),
+    "dis": ("disgust", "disgusted"),
+    "fea": ("fear", "fearful", "afraid", "scared"),
+    "sad": ("sad", "sadness"),
+    "neu": ("neutral",),
+    "sur": ("surprise", "surprised"),
+    "cal": ("calm",),
+    "con": ("contempt",),
+}
+CODE_OF = {word: code for code, words in WORDS.items() for word in (code, *words)}
+OTHER_MACHINE = "a path of another machine: write it from {} on, such as a/clip.mp4"
 MAX_ID_BYTES = 200  # file systems allow 255, and we add an ending
 
 
@@ -70,24 +86,85 @@ class Listing:
     sheets: list[Path] = field(default_factory=list)  # submission sheets of the challenge
     word_dim: int | None = None  # width of the word vectors where the corpus fixes it
     notes: list[str] = field(default_factory=list)  # what was left out on purpose
+    warnings: list[str] = field(default_factory=list)
 
 
 def check_listing(listing: Listing) -> Listing:
-    """Move every clip whose name, split, labels or place is unusable from clips to failures."""
+    """Move every clip whose name, split, labels or place is unusable from clips to failures.
+
+    Labels become names of classes where they mean one; equal copies of a clip count once.
+    """
+    classes = listing.classes
+    listing.clips = without_copies(listing)
+    listing.clips = [
+        _with_labels(clip, lambda label: as_class(label, classes)) for clip in listing.clips
+    ]
     clips_of = defaultdict(list)  # names that look the same are the same to some file systems
     for clip in listing.clips:
         clips_of[clip.split, unicodedata.normalize("NFC", clip.clip_id)].append(clip)
     usable, failures = [], list(listing.failures)
+    unknown: Counter[str] = Counter()
     for clip in listing.clips:
         same_id = clips_of[clip.split, unicodedata.normalize("NFC", clip.clip_id)]
         try:
-            _check_clip(clip, listing.classes, same_id)
+            _check_clip(clip, classes, same_id)
             usable.append(clip)
         except ClipError as error:
             failures.append(Failure(clip.clip_id, clip.media, "list", error.code, error.reason))
+            if error.code == "E_LABELS":
+                unknown[next(each for each in clip.labels.values() if each not in classes)] += 1
+    if unknown:
+        counts = listed((f"{name or 'none'} {count}" for name, count in unknown.most_common()), 10)
+        listing.warnings.append(
+            f"{unknown.total()} clips are rejected for their labels ({counts}): the classes are "
+            f"{' '.join(classes)}; your own go into classes.txt beside manifest.csv, one a line"
+        )
     usable.sort(key=lambda clip: (clip.split, clip.clip_id))
     listing.clips, listing.failures = usable, failures
     return listing
+
+
+def _with_labels(clip: Clip, rename: Callable[[str], str]) -> Clip:
+    labels: Any = {column: rename(label) for column, label in clip.labels.items()}
+    return replace(clip, **labels)
+
+
+def as_class(label: str, classes: tuple[str, ...]) -> str:
+    """The class that a label means: by its name, its name in other letters (Sad), or a plain word
+    (sadness); the label itself where that is none or not the only one."""
+    if label in classes:
+        return label
+    word = label.casefold()
+    same = [name for name in classes if name.casefold() == word]
+    code = CODE_OF.get(word)
+    same = same or [name for name in classes if code and CODE_OF.get(name.casefold()) == code]
+    return same[0] if len(same) == 1 else label
+
+
+def without_copies(listing: Listing) -> list[Clip]:
+    """The clips, of files of one name and the same bytes only the first (some archives hold a
+    corpus twice); a note says how many are left out."""
+    files: dict[Clip, list[Path]] = defaultdict(list)
+    kept, copies = [], []
+    for clip in listing.clips:
+        known = files[replace(clip, media=Path(), words=None)]
+        if any(_is_copy(clip.media, file) for file in known):
+            copies.append(clip.media)
+        else:
+            kept.append(clip)
+            known.append(clip.media)
+    if copies:
+        listing.notes.append(f"{len(copies)} copies of other files, such as {copies[0]}")
+    return kept
+
+
+def _is_copy(file: Path, other: Path) -> bool:
+    if file == other:  # a row that is there twice
+        return False
+    try:
+        return file.stat().st_size > 0 and filecmp.cmp(file, other, shallow=False)
+    except OSError:  # the stages say why it cannot be read
+        return False
 
 
 def _check_clip(clip: Clip, classes: tuple[str, ...], same_id: list[Clip]) -> None:
@@ -107,10 +184,6 @@ def _check_clip(clip: Clip, classes: tuple[str, ...], same_id: list[Clip]) -> No
     for column, label in clip.labels.items():
         if label not in classes and (label or clip.split in LABELLED_SPLITS):
             reason = f"{column} {label!r} is not one of {' '.join(classes)}"
-            for known in classes:
-                if label.lower().startswith(known.lower()):
-                    reason += f"; did you mean {known}?"
-                    break
             raise ClipError("E_LABELS", reason)
 
 
@@ -130,6 +203,8 @@ def keep_inside(listing: Listing, data_dir: Path) -> Listing:
         outside = [path for path in paths if not Path(os.path.realpath(path)).is_relative_to(root)]
         if outside:
             reason = f"{outside[0]} leaves the data folder {data_dir}: copy it, or --follow_links"
+            if not os.path.lexists(outside[0]):
+                reason = f"no {outside[0]}, {OTHER_MACHINE.format(data_dir)}"
             listing.failures.append(Failure(clip.clip_id, clip.media, "list", "E_ID", reason))
         else:
             inside.append(clip)
@@ -154,8 +229,7 @@ def keep_classes(listing: Listing, wanted: str) -> Listing:
         if others := sorted({*clip.labels.values()} - {*renamed}):
             left_out[others[0]] += 1
         else:
-            labels: Any = {column: renamed[label] for column, label in clip.labels.items()}
-            kept.append(replace(clip, **labels))
+            kept.append(_with_labels(clip, renamed.__getitem__))
     if left_out:
         counts = ", ".join(f"{name} {count}" for name, count in left_out.items())
         listing.notes.append(f"{left_out.total()} clips of other classes ({counts})")

@@ -36,7 +36,7 @@ def list_clips(data_dir: Path) -> Listing:
     clips = [
         parse_name(media, split)
         for split, folder in folders.items()
-        for media in sorted(folder.glob("*.[mM][pP]4"))
+        for media in sorted(folder.glob("[!.]*.[mM][pP]4"))  # macOS adds a ._ file to each
     ]
     places = (data_dir / folder / sheet for sheet in SHEETS for folder in SHEET_FOLDERS)
     return check_listing(

@@ -16,6 +16,7 @@ from extract.media import (
     mp3_seconds,
     open_media,
     packets_of,
+    without,
 )
 from utils.errors import ClipError
 from utils.stopwatch import timed
@@ -35,6 +36,8 @@ SPEECH_SETTINGS = {
 }
 WAVE_SETTINGS = {"dtype": "float16"}  # of what encoders hear: its noise is 70 dB below the voice
 JITTER = 0.04  # seconds, one picture: timestamps off by more say that samples are missing
+MEAN = -1  # in place of a channel's number
+CANCELLED = 0.1  # of the power of a mean of unrelated channels: below, they cancel out
 MAX_AMPLITUDE = 1e6  # of a sample: files of floats can hold more, sound cannot
 FULL_SCALE = 0.999  # of the largest sample that a file of integers can hold
 
@@ -50,24 +53,27 @@ class Speech(NamedTuple):
     clipped: float
     track: int
     gaps: float
+    channel: int
 
 
 class Sound(NamedTuple):
     """Samples (N,) float32 as the mean of all channels and the time of the first one in seconds.
 
     `track`: which of the file's tracks they are from. `gaps`: by how many seconds in all its
-    timestamps jump; nearly always 0.
+    timestamps jump; nearly always 0. `channel`: which one was taken where the channels cancel each
+    other out; nearly always MEAN.
     """
 
     wave: np.ndarray
     offset: float
     track: int
     gaps: float
+    channel: int
 
 
 def extract_speech(path: Path, settings: dict = SPEECH_SETTINGS) -> Speech:
     """Mono mix, silence trimmed at both ends, Wiener filter, log-mel. ClipError without speech."""
-    wave, offset, track, gaps = read_mono(path, settings)
+    wave, offset, track, gaps, channel = read_mono(path, settings)
     check_wave(wave, path, settings)
     first, last = trim(wave, settings)
     log_mel = log_mel_spectrogram(denoise(wave[first:last]), settings)
@@ -76,7 +82,8 @@ def extract_speech(path: Path, settings: dict = SPEECH_SETTINGS) -> Speech:
         seconds = (last - first) / rate
         raise ClipError("E_SHORT", f"only {seconds:.2f} s of sound in {path.name}")
     clipped = float((np.abs(wave[first:last]) >= FULL_SCALE).mean())
-    return Speech(log_mel, offset + first / rate, offset + last / rate, clipped, track, gaps)
+    start, end = offset + first / rate, offset + last / rate
+    return Speech(log_mel, start, end, clipped, track, gaps, channel)
 
 
 def read_between(path: Path, start: float, end: float, settings: dict) -> np.ndarray:
@@ -103,20 +110,45 @@ def trim(wave: np.ndarray, settings: dict = SPEECH_SETTINGS) -> tuple[int, int]:
 
 @timed("decode")
 def read_mono(path: Path, settings: dict = SPEECH_SETTINGS) -> Sound:
-    """The sound of a clip, each sample at its own time; of several tracks the first. ClipError
-    where there is none.
+    """The sound of a clip, each sample at its own time. ClipError where there is none.
 
-    Packets may be missing, come twice, or be hidden by an edit list. What is missing is silence of
-    its true length, and of samples for the same time the first count: so the sound stays on the
-    picture's clock.
+    Of several tracks: the one that players take by default, or else the first that is not silent
+    (screen recorders keep the desktop and the microphone apart). Packets may be missing, come
+    twice, or be hidden by an edit list. What is missing is silence of its true length, and of
+    samples for the same time the first count: so the sound stays on the picture's clock.
+    """
+    sounds = []
+    for track in sound_tracks(path):
+        sounds.append(read_track(path, track, MEAN, settings))
+        if not np.abs(sounds[-1].wave).max() < settings["silent_below"]:  # or no number
+            return sounds[-1]
+    return sounds[0]
+
+
+def sound_tracks(path: Path) -> list[int]:
+    """The tracks of sound that can be decoded, first those that players take by default."""
+    from av.stream import Disposition
+
+    with open_media(path) as container:
+        tracks = container.streams.audio
+        if not tracks:
+            raise ClipError("E_NOAUDIO", f"{path.name} has no sound track")
+        known = [track for track in tracks if track.codec_context is not None]
+        if not known:
+            check_decoder(tracks[0], path)
+        by_choice = sorted(known, key=lambda track: not track.disposition & Disposition.default)
+        return [track.index for track in by_choice]
+
+
+def read_track(path: Path, track: int, channel: int, settings: dict) -> Sound:
+    """One track as the mean of its channels, or one `channel` of it.
+
+    Where the mean has lost what the channels hold (one is the other with its sign turned: a broken
+    cable, some recorders) it is the loudest channel.
     """
     with open_media(path) as container:
-        if not container.streams.audio:
-            raise ClipError("E_NOAUDIO", f"{path.name} has no sound track")
-        stream = container.streams.audio[0]
-        check_decoder(stream, path)
-        track = stream.index  # behind the block it is gone
-        timeline = Timeline(settings["sample_rate"])
+        stream = container.streams[track]
+        timeline = Timeline(settings["sample_rate"], channel)
         for packet in packets_of(container, stream, path):
             for frame in packet.decode():
                 timeline.add(frame)
@@ -124,25 +156,28 @@ def read_mono(path: Path, settings: dict = SPEECH_SETTINGS) -> Sound:
                     reason = f"{path.name} is longer than {settings['max_seconds']} s"
                     raise ClipError("E_LIMIT", reason)
         if not timeline.stretches:
-            raise ClipError("E_NOAUDIO", f"{path.name} has a sound track without any samples")
+            raise without("E_NOAUDIO", path, "a sound track without any samples")
         timeline.end_stretch()
         if FORMATS[path.suffix.lower()] == "mp3":
             check_complete(path, timeline.decoded, mp3_seconds(stream, path))
         if FORMATS[path.suffix.lower()] == "flac":  # what is damaged in it is left out
             check_complete(path, timeline.decoded, timeline.end - timeline.start)
-    return Sound(timeline.wave(), timeline.start, track, timeline.gaps)
+    if channel == MEAN and timeline.cancelled:
+        return read_track(path, track, timeline.loudest, settings)
+    return Sound(timeline.wave(), timeline.start, track, timeline.gaps, channel)
 
 
 class Timeline:
     """Decoded frames -> mono samples at one rate, each at its time."""
 
-    def __init__(self, rate: int):
-        self.rate = rate
+    def __init__(self, rate: int, channel: int):
+        self.rate, self.channel = rate, channel
         self.stretches: list[tuple[float, list[np.ndarray]]] = []  # (seconds, blocks of samples)
         self.blocks: list[np.ndarray] = []  # of the stretch that is decoded now
         self.end = -math.inf  # seconds: where the next frame should begin
         self.decoded = 0.0  # seconds of all frames
         self.gaps = 0.0  # seconds by which timestamps jumped, forward or back
+        self.energy = np.zeros(1)  # of the mean, then of each channel
 
     def add(self, frame: Any) -> None:
         time = frame.time
@@ -150,7 +185,7 @@ class Timeline:
             time = max(self.end, 0.0)
         if abs(time - self.end) > JITTER:
             self.begin_stretch(time)
-        samples = [mono(part) for part in self.resampler.resample(frame)]
+        samples = [self.mono(part) for part in self.resampler.resample(frame)]
         if samples and not self.blocks:  # a first frame can be too short for the resampler
             self.stretches.append((time, self.blocks))
         self.blocks += samples
@@ -171,7 +206,36 @@ class Timeline:
 
     def end_stretch(self) -> None:
         if self.blocks:
-            self.blocks += [mono(part) for part in self.resampler.resample(None)]
+            self.blocks += [self.mono(part) for part in self.resampler.resample(None)]
+
+    def mono(self, part: Any) -> np.ndarray:
+        """The channel, or the mean of all, (1, N * C) -> (N,).
+
+        The samples must be packed (those of all channels in turn, in one plane): of sound with one
+        plane for each channel PyAV reads wild memory where there are 8 or more.
+        """
+        channels = part.to_ndarray().reshape(-1, part.layout.nb_channels).T  # (C, N)
+        mean = np.ascontiguousarray(channels).mean(axis=0)
+        with np.errstate(all="ignore"):  # files of floats may hold anything
+            energy = [np.square(each, dtype=float).sum() for each in (mean, *channels)]
+        if len(energy) > len(self.energy):  # a stream may change its channels
+            self.energy = np.pad(self.energy, (0, len(energy) - len(self.energy)))
+        self.energy[: len(energy)] += energy
+        return mean if self.channel == MEAN else channels[min(self.channel, len(channels) - 1)]
+
+    @property
+    def loudest(self) -> int:
+        return int(self.energy[1:].argmax())
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the mean has lost what is in the channels.
+
+        C unrelated ones have a mean with 1 / C^2 of the sum of their powers, as one that speaks
+        beside others that are silent; of two channels 0.1 of that is a correlation of -0.9.
+        """
+        mean, *channels = self.energy
+        return mean < CANCELLED * sum(channels) / max(1, len(channels)) ** 2
 
     @property
     def start(self) -> float:
@@ -191,16 +255,6 @@ class Timeline:
         for place, part in reversed(pairs):  # where two overlap the first stays
             wave[max(place, 0) : max(place + len(part), 0)] = part[max(-place, 0) :]
         return wave
-
-
-def mono(part: Any) -> np.ndarray:
-    """The mean of all channels, (1, N * C) -> (N,).
-
-    The samples must be packed (those of all channels in turn, in one plane): of sound with one
-    plane for each channel PyAV reads wild memory where there are 8 or more.
-    """
-    by_channel = part.to_ndarray().reshape(-1, part.layout.nb_channels).T  # (C, N)
-    return np.ascontiguousarray(by_channel).mean(axis=0)
 
 
 def check_wave(wave: np.ndarray, path: Path, settings: dict) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from corpora.manifest import Clip, relative
 from extract import audio, encoders, faces, vectors, words
-from extract.media import scan_pictures
+from extract.media import is_plain, scan_pictures
 from utils.config import device_name
 from utils.errors import ClipError
 from utils.files import digest, has_sha256, is_file, read_known, sha256, write_atomic, write_json
@@ -23,9 +23,11 @@ from utils.guard import Limits, guarded, lift_memory_limit
 # SCHEMA where the features of ordinary clips change: all are made anew, days for a large corpus.
 # REVISION where only those of odd clips change: a record of an earlier one is looked at once, and
 # `_is_current` tells whether this clip is odd. 1: sound is laid at its timestamps, and what an edit
-# list hides is not there. Looking costs one reading of the sound; failures are tried again.
+# list hides is not there. 2: pixels that are not square, mirrored and still pictures, the track
+# that players take, channels that cancel each other out. Looking costs one reading of the sound;
+# failures are tried again.
 SCHEMA = 2
-REVISION = 1
+REVISION = 2
 EMPTY: dict[str, Any] = {"stages": {}, "failure": None}  # the record of a clip without any
 
 
@@ -68,6 +70,7 @@ def make_speech(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
         "speech_frames": speech.log_mel.shape[1],
         "clipped_ratio": round(speech.clipped, 6),
         "sound_track": speech.track,
+        "sound_channel": speech.channel,
         "sound_gaps": round(speech.gaps, 4),
     }
 
@@ -229,9 +232,13 @@ def _of_this_revision(record: dict, clip: Clip, job: Job) -> dict:
 
 
 def _is_current(stage: str, clip: Clip, job: Job, stages: dict) -> bool:
-    """Whether revision 1 makes the same features of the clip as the code before it."""
+    """Whether this revision makes the same features of the clip as the code before it."""
+    if "video" in stages and not is_plain(clip.media):
+        return False
     if "speech" in stages:
-        return audio.read_mono(clip.media).gaps == 0
+        sound = audio.read_mono(clip.media)
+        first = sound.track == min(audio.sound_tracks(clip.media))
+        return first and sound.channel == audio.MEAN and sound.gaps == 0
     return not scan_pictures(clip.media).hides  # the face is looked for in the whole picture
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import re
 import stat
 import struct
 from collections.abc import Iterator
@@ -17,22 +18,64 @@ from utils.errors import ClipError
 
 # The demuxer follows from the file's ending and is never guessed from the content: a text file
 # named .mp4 could otherwise make FFmpeg open other files (its ffconcat format).
-FORMATS = {
-    ".mp4": "mov",
-    ".mov": "mov",
-    ".m4v": "mov",
-    ".m4a": "mov",
-    ".flv": "flv",
-    ".avi": "avi",
-    ".mkv": "matroska",
-    ".webm": "matroska",
-    ".wav": "wav",
-    ".flac": "flac",
-    ".mp3": "mp3",
+ENDINGS = {
+    "mov": ".mp4 .mov .m4v .m4a .3gp .3g2",
+    "matroska": ".mkv .webm .mka",
+    "avi": ".avi",
+    "flv": ".flv",
+    "asf": ".wmv .wma .asf",
+    "mpegts": ".ts .mts .m2ts",
+    "mpeg": ".mpg .mpeg",
+    "wav": ".wav",
+    "flac": ".flac",
+    "mp3": ".mp3",
+    "ogg": ".ogg .oga .ogv .opus",
+    "aac": ".aac",
+    "amr": ".amr",
+    "aiff": ".aiff .aif",
+    "caf": ".caf",
+}
+FORMATS = {ending: kind for kind, endings in ENDINGS.items() for ending in endings.split()}
+NAMES = {
+    "mov": "an MP4/M4A file",
+    "matroska": "a Matroska or WebM file",
+    "avi": "an AVI file",
+    "flv": "an FLV file",
+    "asf": "a Windows Media file",
+    "mpegts": "an MPEG transport stream",
+    "mpeg": "an MPEG file",
+    "wav": "a WAV file",
+    "flac": "a FLAC file",
+    "mp3": "an MP3 file",
+    "ogg": "an Ogg or Opus file",
+    "aac": "an AAC file",
+    "amr": "an AMR file",
+    "aiff": "an AIFF file",
+    "caf": "a CAF file",
+}
+# Their first bytes; "." is any byte. The order counts: MPEG's sounds begin with few fixed bits.
+SIGNATURES = {
+    "mov": rb"....(ftyp|moov|mdat|free|skip|wide)",
+    "matroska": rb"\x1a\x45\xdf\xa3",
+    "avi": rb"RIFF....AVI ",
+    "wav": rb"(RIFF|RIFX|RF64|BW64)....WAVE",
+    "flv": rb"FLV\x01",
+    "asf": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+    "mpegts": rb"(....)?\x47.{187}(....)?\x47",
+    "mpeg": rb"\x00\x00\x01\xba",
+    "flac": rb"fLaC",
+    "ogg": rb"OggS",
+    "amr": rb"#!AMR",
+    "aiff": rb"FORM....AIF",
+    "caf": rb"caff",
+    "aac": rb"\xff[\xf0\xf1\xf8\xf9]",
+    "mp3": rb"ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]",
 }
 MAX_PIXELS = 36_000_000  # of a frame: 8K
 WHOLE = ("matroska", "flv")  # they tell how long they are, but not how long a track is
 TRUNCATED_BELOW = 0.9  # share of what the file promises: packets, seconds or bytes
+# of a .wmv: the object that holds the file's size
+ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 BOXES = (b"ftyp", b"free", b"skip", b"wide", b"uuid", b"moov", b"mdat", b"moof")  # of an .mp4
 
 
@@ -79,12 +122,15 @@ def broken(code: str, path: Path, error: Exception) -> ClipError:
     """What a person would see in a file that does not open (E_OPEN) or decode (E_CODEC)."""
     try:
         with open(path, "rb") as file:
-            start = file.read(64)
+            start = file.read(512)
             while file.read(1 << 20):  # FFmpeg takes what cannot be read for damaged data
                 pass
-            there, promised = file.tell(), promised_bytes(file)
+            kind, there = FORMATS[path.suffix.lower()], file.tell()
+            promised = promised_bytes(file, kind)
     except OSError as fault:
         return unreadable(path, fault)
+    if misnamed := other_kind(path, start):
+        return misnamed
     if promised > there:
         reason = f"{path.name} is cut short: {there} of {promised} bytes are there"
         return ClipError("E_TRUNC", reason)
@@ -93,13 +139,39 @@ def broken(code: str, path: Path, error: Exception) -> ClipError:
         if isinstance(error, MemoryError):
             why += " (it is damaged, or needs more than --memory_mb)"
         return ClipError(code, f"{path.name} does not decode: {why}")
-    if promised:
+    if promised and kind == "mov":
         why = "its index (moov) is missing or damaged"
     elif start.isascii() and start.strip():
         why = f"it starts with the text {start[:16].decode()!r}"
     else:
-        why = f"not a {FORMATS[path.suffix.lower()]} file ({why})"
+        why = f"not a {kind} file ({why})"
     return ClipError(code, f"cannot open {path.name}: {why}")
+
+
+def other_kind(path: Path, start: bytes) -> ClipError | None:
+    """What a file that begins with these bytes is, where that is not what its ending says."""
+    kind = kind_of(start)
+    if kind in ("", FORMATS[path.suffix.lower()]):
+        return None
+    endings = ENDINGS[kind].replace(" ", " or ")
+    what = f"{path.name} is {NAMES[kind]}, whatever its name says"
+    return ClipError("E_OPEN", f"{what}: rename it, with the ending {endings}")
+
+
+def without(code: str, path: Path, what: str) -> ClipError:
+    """A track that turns out to hold nothing; some readers find such tracks in files that are not
+    theirs."""
+    with open(path, "rb") as file:
+        misnamed = other_kind(path, file.read(512))
+    return misnamed or ClipError(code, f"{path.name} has {what}")
+
+
+def kind_of(start: bytes) -> str:
+    """What a file is by its first bytes: a key of ENDINGS, or "" where they are none of these."""
+    for kind, signature in SIGNATURES.items():
+        if re.match(signature, start, re.DOTALL):
+            return kind
+    return ""
 
 
 def unreadable(path: Path, error: OSError) -> ClipError:
@@ -112,7 +184,18 @@ def unreadable(path: Path, error: OSError) -> ClipError:
     return ClipError("E_READ", reason)
 
 
-def promised_bytes(file: BinaryIO) -> int:
+def promised_bytes(file: BinaryIO, kind: str) -> int:
+    """How long a file is by what stands in it; 0 where it does not say so."""
+    if kind == "mov":
+        return end_of_boxes(file)
+    if kind == "asf":
+        file.seek(0)
+        _, found, header = file.read(1 << 16).partition(ASF_PROPERTIES)
+        return int.from_bytes(header[24:32], "little") if found else 0
+    return riff_bytes(file) if kind in ("wav", "avi", "aiff") else 0
+
+
+def end_of_boxes(file: BinaryIO) -> int:
     """Where the last box of an .mp4 or .mov ends, or would if it were whole; 0 without boxes."""
     end, there = 0, file.seek(0, 2)
     while end < there:
@@ -129,8 +212,9 @@ def promised_bytes(file: BinaryIO) -> int:
 def packets_of(container: Any, stream: Any, path: Path) -> Iterator[Any]:
     """The packets of a track; at their end ClipError when there were clearly fewer than promised.
 
-    An .mp4 or .mov lists its packets (of uncompressed sound, and in fragments, not), a .wav or .avi
-    its bytes, an .mkv or .flv its seconds; some tell nothing, and then nothing is known to lack.
+    An .mp4 or .mov lists its packets (of uncompressed sound, and in fragments, not), a .wav, .avi,
+    .aiff or .wmv its bytes, an .mkv or .flv its seconds; some tell nothing, and then nothing is
+    known to lack.
     """
     kind, count, shown = FORMATS[path.suffix.lower()], 0, Extent()
     # what .mkv and .flv tell is the length of the longest track
@@ -144,9 +228,9 @@ def packets_of(container: Any, stream: Any, path: Path) -> Iterator[Any]:
         if count < TRUNCATED_BELOW * stream.frames:
             promised = float((stream.duration or 0) * stream.time_base)
             check_complete(path, max(0.0, shown.end - shown.start), promised)
-    elif kind in ("mov", "wav", "avi"):
+    elif kind in ("mov", "wav", "avi", "aiff", "asf"):
         with open(path, "rb") as file:
-            promised = promised_bytes(file) if kind == "mov" else riff_bytes(file)
+            promised = promised_bytes(file, kind)
             check_complete(path, file.seek(0, 2), promised, "bytes")
     elif kind == "matroska" or (kind == "flv" and ends_in_a_tag(path)):
         check_complete(path, shown.end, (container.duration or 0) / 1e6)
@@ -159,10 +243,16 @@ class Extent:
     def __init__(self) -> None:
         self.start, self.end = math.inf, 0.0
         self.hides = False  # whether there are others
+        self.count = 0
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return self.start, self.end
 
     def add(self, packet: Any) -> None:
         self.hides |= packet.is_discard
         if packet.pts is not None and not packet.is_discard:
+            self.count += packet.size > 0
             self.start = min(self.start, float(packet.pts * packet.time_base))
             end = (packet.pts + (packet.duration or 0)) * packet.time_base
             self.end = max(self.end, float(end))
@@ -187,12 +277,12 @@ def mp3_seconds(stream: Any, path: Path) -> float:
 
 
 def riff_bytes(file: BinaryIO) -> int:
-    """Bytes that the header of a .wav or .avi promises; 0 where it was written as a stream (with a
-    size of none, of 2 or of 4 GiB)."""
+    """Bytes that the header of a .wav, .avi or .aiff promises; 0 where it was written as a stream
+    (with a size of none, of 2 or of 4 GiB)."""
     file.seek(0)
     head = file.read(8)
-    size = int.from_bytes(head[4:8], "little") + 8
-    return size if head[:4] == b"RIFF" and size < 0x7FFF_0000 else 0
+    size = int.from_bytes(head[4:8], "big" if head[:4] == b"FORM" else "little") + 8
+    return size if head[:4] in (b"RIFF", b"FORM") and size < 0x7FFF_0000 else 0
 
 
 def ends_in_a_tag(path: Path) -> bool:
@@ -215,6 +305,8 @@ class Pictures(NamedTuple):
     start: float
     end: float
     hides: bool  # whether there is more than the file wants to be shown
+    shown: int  # how many of its packets are
+    aspect: float  # width of a pixel by its height
     keyframes: list[tuple[float, int]]  # time, and where to seek for it in units of the stream
 
 
@@ -223,14 +315,15 @@ def scan_pictures(path: Path) -> Pictures:
     extent, keyframes = Extent(), []
     with open_media(path) as container:
         stream = video_stream(container, path)
+        aspect = pixel_aspect(stream)
         for packet in packets_of(container, stream, path):
             if packet.size and packet.pts is not None:
                 extent.add(packet)
                 if packet.is_keyframe:
                     keyframes.append((float(packet.pts * stream.time_base), packet.pts))
     if extent.start == math.inf:
-        raise ClipError("E_NOVIDEO", f"{path.name} has a video track without any frame")
-    return Pictures(extent.start, extent.end, extent.hides, keyframes)
+        raise without("E_NOVIDEO", path, "a video track without any frame")
+    return Pictures(*extent.span, extent.hides, extent.count, aspect, keyframes)
 
 
 def check_decoder(stream: Any, path: Path) -> None:
@@ -241,13 +334,24 @@ def check_decoder(stream: Any, path: Path) -> None:
         raise ClipError("E_CODEC", f"{path.name}: {what}; convert it, for example to H.264 and AAC")
 
 
+def picture_tracks(container: Any) -> list[Any]:
+    """The video tracks; a cover picture, which songs carry as one, is none."""
+    from av.stream import Disposition
+
+    cover = Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & cover]
+
+
 def video_stream(container: Any, path: Path) -> Any:
-    if not container.streams.video:
-        raise ClipError("E_NOVIDEO", f"{path.name} has no video track")
-    stream = container.streams.video[0]
+    tracks = picture_tracks(container)
+    if not tracks:
+        cover = ", only a cover picture" if container.streams.video else ""
+        raise ClipError("E_NOVIDEO", f"{path.name} has no video track{cover}")
+    stream = tracks[0]
     check_decoder(stream, path)
-    if stream.width * stream.height > MAX_PIXELS:
-        size = f"{stream.width} x {stream.height} pixels"
+    width, height = shown_size(stream.width, stream.height, pixel_aspect(stream))
+    if width * height > MAX_PIXELS:
+        size = f"{width} x {height} pixels"
         raise ClipError("E_LIMIT", f"{path.name} has {size}, the limit is {MAX_PIXELS}")
     return stream
 
@@ -258,8 +362,9 @@ def frames_at(
     """Yield (indices into the ascending `times`, RGB frame (H, W, 3)) of what is on screen then.
 
     By timestamps, so variable frame rates and late starts are right. Times before the first frame
-    or after the last one has left the screen get no frame. Only the part of the file that is
-    needed is decoded: from the last entry point before the first time to the last time.
+    or after the last one has left the screen get no frame; but of a still picture with sound the
+    one frame stays. Only the part of the file that is needed is decoded: from the last entry point
+    before the first time to the last time.
     """
     pictures = scan_pictures(path)
     with open_media(path) as container:
@@ -273,21 +378,23 @@ def frames_at(
             if frame.time is None:
                 continue
             if shown is not None:
-                yield from _on_screen(times, shown, frame.time, threads)
+                yield from _on_screen(times, shown, frame.time, pictures.aspect, threads)
             shown = frame
             if frame.time > times[-1]:
                 return
         if shown is None:
-            raise ClipError("E_NOVIDEO", f"{path.name} has a video track without any frame")
-        end = shown.time + frame_seconds(stream, shown)
-        yield from _on_screen(times, shown, end, threads)
+            raise without("E_NOVIDEO", path, "a video track without any frame")
+        end = math.inf if pictures.shown == 1 else shown.time + frame_seconds(stream, shown)
+        yield from _on_screen(times, shown, end, pictures.aspect, threads)
 
 
-def _on_screen(times: np.ndarray, frame: Any, until: float, threads: int) -> Iterator:
+def _on_screen(
+    times: np.ndarray, frame: Any, until: float, aspect: float, threads: int
+) -> Iterator[tuple[list[int], np.ndarray]]:
     """The frame with the indices of the times in [frame.time, until), if there are any."""
     indices = np.flatnonzero((times >= frame.time) & (times < until))
     if len(indices):
-        yield indices.tolist(), upright(frame, threads)
+        yield indices.tolist(), upright(frame, aspect, threads)
 
 
 def frame_seconds(stream: Any, frame: Any) -> float:
@@ -297,7 +404,52 @@ def frame_seconds(stream: Any, frame: Any) -> float:
     return 1 / float(stream.average_rate or 25)
 
 
-def upright(frame: Any, threads: int) -> np.ndarray:
-    """RGB (H, W, 3) as a player shows it: the rotation that the file asks for is applied."""
-    picture = frame.reformat(format="rgb24", threads=threads).to_ndarray()
-    return np.rot90(picture, k=round(frame.rotation / 90) % 4)
+def is_plain(path: Path) -> bool:
+    """Whether a file's pictures are as any program reads them: square pixels, not mirrored, not
+    one alone."""
+    pictures = scan_pictures(path)
+    if pictures.aspect != 1 or pictures.shown == 1:
+        return False
+    with open_media(path) as container:
+        frame = next(iter(container.decode(video_stream(container, path))), None)
+    return frame is None or not is_mirrored(frame)
+
+
+def pixel_aspect(stream: Any) -> float:
+    """Width of a pixel by its height, as the file says; 1 where it says nothing."""
+    return float(stream.sample_aspect_ratio or 1)
+
+
+def shown_size(width: int, height: int, aspect: float) -> tuple[int, int]:
+    """Pixels of a frame whose pixels are made square: the shorter side of a pixel is drawn out."""
+    return round(width * max(1.0, aspect)), round(height * max(1.0, 1 / aspect))
+
+
+def upright(frame: Any, aspect: float, threads: int) -> np.ndarray:
+    """RGB (H, W, 3) as a player shows it: square pixels, turned and mirrored as the file asks."""
+    width, height = shown_size(frame.width, frame.height, aspect)
+    picture = frame.reformat(width, height, format="rgb24", threads=threads).to_ndarray()
+    across, down, transposed = orientation(frame)
+    if transposed:
+        picture = picture.swapaxes(0, 1)
+    return np.ascontiguousarray(picture[::down, ::across])
+
+
+def orientation(frame: Any) -> tuple[int, int, bool]:
+    """Direction (1 or -1) across and down, and whether rows become columns before that.
+
+    From the display matrix of ISO 14496-12, to the nearest quarter turn: a pixel at (x, y) is shown
+    at (a x + c y, b x + d y).
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 1, 1, False
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+    transposed = abs(b) + abs(c) > abs(a) + abs(d)
+    across, down = (c, b) if transposed else (a, d)
+    return -1 if across < 0 else 1, -1 if down < 0 else 1, transposed
+
+
+def is_mirrored(frame: Any) -> bool:
+    across, down, transposed = orientation(frame)
+    return across * down * (-1 if transposed else 1) < 0

@@ -26,6 +26,14 @@ from utils.files import DAMAGED, digest, sha256, write_atomic
 
 Rows = Iterator[tuple[bytes, np.ndarray]]  # word, (D,)
 STORE = "word_vectors.npz"  # below features/: the vectors of the corpus' words, and their origin
+BOM = b"\xef\xbb\xbf"
+FOREIGN = {  # first bytes of files that are often taken for vectors
+    b"\xba\x16\x4f\x2f": "it is a fastText model: give the .vec that is published beside it",
+    **dict.fromkeys(
+        (b"\x80" + bytes([version]) for version in range(2, 6)),
+        "it is a Python pickle: save the vectors with gensim's save_word2vec_format",
+    ),
+}
 MAX_VALUES, MAX_WORD_BYTES = 10_000, 1000  # of one word
 MAX_LINE = 1 << 18  # bytes: 10,000 values take less
 MAX_WORDS = 50_000_000  # in an .npz; the largest published files have 3 million
@@ -140,7 +148,9 @@ def _rows(path: Path, wanted: set[bytes]) -> Rows:
     if zipfile.is_zipfile(path):
         yield from _npz_rows(path, wanted)
         return
-    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else open(path, "rb") as file:
         count, size, start = _read_first_line(file)
         file.seek(start)
         # without the first line that word2vec writes it is GloVe's text
@@ -154,12 +164,25 @@ def _rows(path: Path, wanted: set[bytes]) -> Rows:
 
 def _read_first_line(file: Any) -> tuple[int | None, int, int]:
     """How many words there are, if it is told; values per word; where the first word stands."""
-    fields = file.readline(MAX_LINE).split()
-    count, size, start = None, len(fields) - 1, 0
+    begin = len(BOM) if file.read(len(BOM)) == BOM else 0
+    file.seek(begin)
+    line = file.readline(MAX_LINE)
+    for signature, what in FOREIGN.items():
+        if line.startswith(signature):
+            raise ValueError(what)
+    fields = line.split()
     if len(fields) == 2 and all(field.isdigit() for field in fields):
         count, size, start = int(fields[0]), int(fields[1]), file.tell()
-    if not 1 <= size <= MAX_VALUES:
+    else:
+        count, size, start = None, len(fields) - 1, begin
+    if not (2 if count is None else 1) <= size <= MAX_VALUES:
         raise ValueError(f"its first line promises {size} values a word")
+    if count is None:
+        try:
+            fields[0].decode()
+            [float(field) for field in fields[-2:]]
+        except ValueError as error:
+            raise ValueError("its first line is no word with its values") from error
     return count, size, start
 
 

@@ -68,7 +68,7 @@ class Predictor:
     """
 
     no_person = f"it is compared with other clips of the person: give {FEW} or more of one person"
-    no_words = "no words: give --text, or a .txt, .srt or .npz beside the clip"
+    no_words = "no words: give --text, or a .txt, .srt, .vtt or .npz beside the clip"
 
     def __init__(
         self,

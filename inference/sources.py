@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +11,15 @@ from corpora.manifest import Clip
 from extract.media import FORMATS
 from extract.transcribe import Cue
 from utils.errors import UsageError
+from utils.files import files_below
 
-TEXTS = (".txt", ".srt", ".npz")  # given alone: words without a clip
+SUBTITLES = (".srt", ".vtt")  # words with times
+TEXTS = (".txt", *SUBTITLES, ".npz")  # given alone: words without a clip
 SCRATCH = "predict-"  # how temporary folders with parts of clips are called
 SPLIT = "clips"  # the one split of what is predicted
-TIME = r"(\d+):(\d\d):(\d\d)[,.](\d+)"
-TIMES = re.compile(rf"{TIME} *--> *{TIME}.*")  # the line of a subtitle that says when
+TIME = r"(?:(\d+):)?(\d\d):(\d\d)[,.](\d+)"
+TIMES = re.compile(rf"{TIME}\s*-->\s*{TIME}.*")  # the line of a subtitle that says when
+WORD_TIME = re.compile(r"<\d[\d:.]*>")  # within a subtitle, as automatic captions have them
 
 
 class Source(NamedTuple):
@@ -35,7 +39,7 @@ def find_sources(paths: list[Path], text: str | None) -> list[Source]:
         if not path.exists():
             raise UsageError(f"no such file or folder: {path}")
         if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in FORMATS)
+            files += [file for file in files_below(path) if file.suffix.lower() in FORMATS]
         else:
             files.append(path)
     if text is not None and len(files) > 1:
@@ -49,6 +53,17 @@ def find_sources(paths: list[Path], text: str | None) -> list[Source]:
     return [make_source(path, text, names) for path in files]
 
 
+def left_out(paths: list[Path]) -> list[Path]:
+    """What the folders hold that is neither a clip nor the words of one."""
+    return [
+        file
+        for folder in paths
+        if folder.is_dir()
+        for file in files_below(folder)
+        if file.suffix.lower() not in (*FORMATS, *TEXTS) and file.name[0] != "."
+    ]
+
+
 def make_source(path: Path, text: str | None, names: set[str]) -> Source:
     """The clip with the words that are given, or that lie beside it under its name; named as none
     of `names`, which it joins."""
@@ -56,14 +71,14 @@ def make_source(path: Path, text: str | None, names: set[str]) -> Source:
     names.add(name)
     words, problem = None, ""
     if text is None:
-        vectors = (path.with_suffix(".npz"), path.with_name(f"{path.stem.split('-')[0]}.npz"))
-        words = next((file for file in vectors if file.is_file()), None)  # by id: MERC2020's way
-        written = (path.with_suffix(".txt"), path.with_suffix(".srt"))
+        by_id = path.with_name(path.name.split("-")[0] + ".npz")  # MERC2020's way
+        words = beside(path, ".npz") or (by_id if by_id.is_file() else None)
+        written = beside(path, ".txt", *SUBTITLES)
         try:
-            text = next((read_text(file) for file in written if file.is_file()), "")
+            text = read_text(written) if written else ""
         except UsageError as error:  # costs the words of this clip alone
             text, problem = "", f"E_READ: {error}"
-    media = Path() if path.suffix in TEXTS else path
+    media = Path() if path.suffix.lower() in TEXTS else path
     clip = Clip(name, SPLIT, media, transcript=text, words=words)
     return Source(str(path), clip, problem=problem)
 
@@ -78,31 +93,43 @@ def new_name(path: Path, names: set[str]) -> str:
     return name
 
 
+def beside(path: Path, *endings: str) -> Path | None:
+    """The first file of the clip's name with one of these endings, in small or capital letters."""
+    spelled = (form for ending in endings for form in (ending, ending.upper(), ending.title()))
+    files = (path.with_suffix(ending) for ending in spelled)
+    return next((file for file in files if file.is_file()), None)
+
+
 def read_text(path: Path) -> str:
-    """The words of a .txt, or of all subtitles of an .srt, in one line."""
-    if path.suffix == ".srt":
+    """The words of a .txt, or of all subtitles of an .srt or .vtt, in one line."""
+    if path.suffix.lower() in SUBTITLES:
         return " ".join(word for cue in read_cues(path) for word in cue.words.split())
     return " ".join(_read(path).split())
 
 
 def read_cues(path: Path) -> list[Cue]:
-    """The subtitles of an .srt; UsageError for a file without any."""
-    cues = []
-    for block in re.split(r"\n\s*\n", _read(path)):
+    """The subtitles of an .srt or .vtt; UsageError for a file without any."""
+    text = _read(path)
+    cues: list[Cue] = []
+    before = ""
+    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
         lines = block.strip().splitlines()
         for number, line in enumerate(lines):
             if times := TIMES.fullmatch(line.strip()):
                 start, end = _seconds(*times.groups()[:4]), _seconds(*times.groups()[4:])
-                words = re.sub(r"<[^>]*>", "", " ".join(lines[number + 1 :]))
-                cues.append(Cue(start, end, words))
+                said = [html.unescape(re.sub(r"<[^>]*>", "", each)) for each in lines[number + 1 :]]
+                if WORD_TIME.search(text):  # automatic captions show each line again, to scroll it
+                    said = [each for each in said if each.strip() and each.strip() != before]
+                    before = said[-1].strip() if said else before
+                cues.append(Cue(start, end, " ".join(said)))
                 break
     if not cues:
         raise UsageError(f"{path} holds no subtitles (00:00:01,000 --> 00:00:02,500 and words)")
     return cues
 
 
-def _seconds(hours: str, minutes: str, seconds: str, fraction: str) -> float:
-    return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + float(f"0.{fraction}")
+def _seconds(hours: str | None, minutes: str, seconds: str, fraction: str) -> float:
+    return int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds) + float(f"0.{fraction}")
 
 
 def _read(path: Path) -> str:

@@ -1,21 +1,16 @@
-"""Predictions for one recording -> a time line as a picture, and the video with them drawn in."""
+"""Predictions for one recording -> a time line as a picture, and what is drawn into its video."""
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from extract.media import open_media
 from inference.figure import CAUTION, GREY, class_name, part_name
 from inference.prediction import ClipPrediction
-from inference.sources import SCRATCH
-from utils.errors import ClipError
 from utils.plots import INK, blank_figure, literal, png
-from utils.scratch import scratch_folder
 
 COLORS = ("#e8b93c", "#c8553d", "#6a9a4f", "#7d5ba6", "#4a78b5", "#b9bec6", "#e58a35", "#4fb3a5")
 
@@ -66,36 +61,6 @@ def stack(axis: Any, prediction: ClipPrediction, start: float, end: float) -> No
     floors = np.cumsum([0, *prediction.probabilities[:-1]])
     for value, floor, color in zip(prediction.probabilities, floors, COLORS * 9, strict=False):
         axis.bar(start, value, end - start, floor, align="edge", color=color, edgecolor="white")
-
-
-def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes | None:
-    """The video as .mp4 with each answer drawn in while it holds; None for sound alone."""
-    try:
-        with open_media(path) as container:  # moviepy would guess what the file is
-            if not container.streams.video:
-                return None
-    except ClipError:
-        return None
-    from moviepy import CompositeVideoClip, ImageClip, VideoFileClip
-
-    with (
-        warnings.catch_warnings(action="ignore"),  # one for every frame that a cut file lacks
-        VideoFileClip(str(path)) as video,
-        scratch_folder(SCRATCH) as folder,
-    ):
-        video = video.cropped(width=video.w // 2 * 2, height=video.h // 2 * 2)  # H.264: even
-        drawn = [
-            ImageClip(overlay(prediction, video.w))
-            .with_start(prediction.source.start or 0)
-            .with_end(min(prediction.source.end or video.duration, video.duration))
-            .with_position(("left", "bottom"))
-            for prediction in predictions
-            if prediction.parts
-        ]
-        whole = CompositeVideoClip([video, *drawn])
-        file = folder.path / "annotated.mp4"
-        whole.write_videofile(str(file), codec="libx264", audio_codec="aac", logger=None)
-        return file.read_bytes()
 
 
 def overlay(prediction: ClipPrediction, width: int) -> np.ndarray:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from extract.audio import SPEECH_SETTINGS, check_wave, read_mono
-from extract.media import FORMATS, Extent, open_media
-from inference.sources import Cue, Source, read_cues
+from extract.media import FORMATS, Extent, open_media, picture_tracks
+from inference.sources import SUBTITLES, Cue, Source, beside, read_cues
 from utils.errors import ClipError, UsageError
 from utils.files import write_bytes
 
@@ -27,12 +27,15 @@ UTTERANCE = 6.0  # seconds at most: about what the speech models see at once (40
 LONGEST = 24 * 3600  # seconds; what claims more is damaged or forged
 LEVEL, MIN_LEVEL = 0.1, 5e-4  # of a voice, as amplitude: what the detector likes; the quietest
 Span = tuple[float, float]
+# Containers for parts of a recording, by the kind of the whole: Matroska takes most codecs.
+SAME, OTHERS, MATROSKA = ("mov", "asf", "ogg"), {"amr": (".mov", "mov")}, (".mkv", "matroska")
 
 
 def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
     """The source itself, or the utterances of one that lasts over `longest` seconds, in `folder`.
 
-    Their words come from an .srt beside it, by time: words without times belong to none of them.
+    Their words come from an .srt or .vtt beside it, by time: words without times belong to none of
+    them.
     """
     media = source.clip.media
     if media.suffix.lower() not in FORMATS:
@@ -41,10 +44,10 @@ def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
         start, end = whole(media)
         if not longest < end - start <= LONGEST:
             return [source]
-        spans = find_utterances(media)
+        spans, track = find_utterances(media)
         cues, problem = read_subtitles(source)
         parts = zip(spans, share_words(cues, spans), strict=True)
-        return [_part(source, span, said, problem, folder) for span, said in parts]
+        return [_part(source, span, track, said, problem, folder) for span, said in parts]
     except ClipError:  # damaged: the prediction says how
         return [source]
 
@@ -59,15 +62,15 @@ def whole(path: Path) -> Span:
     return min(max(0.0, extent.start), extent.end), extent.end
 
 
-def find_utterances(path: Path) -> list[Span]:
-    """Where somebody speaks; equal parts of the whole where nobody is heard."""
+def find_utterances(path: Path) -> tuple[list[Span], int | None]:
+    """Where somebody speaks, and in which track; equal parts of the whole where nobody is heard."""
     try:
         sound = read_mono(path, SPEECH_SETTINGS | {"max_seconds": LONGEST})
         check_wave(sound.wave, path, SPEECH_SETTINGS)
     except ClipError:
-        return evenly(*whole(path))
+        return evenly(*whole(path)), None
     spoken = [(sound.offset + start, sound.offset + end) for start, end in utterances(sound.wave)]
-    return spoken or evenly(*whole(path))
+    return spoken or evenly(*whole(path)), sound.track
 
 
 def utterances(wave: np.ndarray) -> list[Span]:
@@ -137,10 +140,9 @@ def evenly(start: float, end: float) -> list[Span]:
 
 def read_subtitles(source: Source) -> tuple[list[Cue], str]:
     """The words with times that lie beside a recording, or why it has words but none of these."""
-    srt = source.clip.media.with_suffix(".srt")
-    if srt.is_file():
+    if written := beside(source.clip.media, *SUBTITLES):
         try:
-            return read_cues(srt), ""
+            return read_cues(written), ""
         except UsageError as error:  # costs the words alone
             return [], f"E_READ: {error}"
     if source.clip.transcript or source.clip.words:
@@ -169,29 +171,33 @@ def share_words(cues: list[Cue], spans: list[Span]) -> list[str]:
     return [" ".join(words) for words in said]
 
 
-def _part(source: Source, span: Span, said: str, problem: str, folder: Path) -> Source:
+def _part(
+    source: Source, span: Span, track: int | None, said: str, problem: str, folder: Path
+) -> Source:
     start, end = span
     name = f"{source.clip.clip_id}-{start:07.2f}"
-    ending, data = copy_packets(source.clip.media, start, end)
+    ending, data = copy_packets(source.clip.media, start, end, track)
     media = folder / f"{name}{ending}"
     write_bytes(media, data)
     clip = replace(source.clip, clip_id=name, media=media, transcript=said, words=None, span=span)
     return Source(source.name, clip, start, end, problem)
 
 
-def copy_packets(path: Path, start: float, end: float) -> tuple[str, bytes]:
-    """An ending and a file: the first sound and picture between two moments, times as they were.
+def copy_packets(path: Path, start: float, end: float, track: int | None) -> tuple[str, bytes]:
+    """An ending and a file: a track of sound (of None the first) and the picture between two
+    moments, times as they were.
 
     The picture starts at the key frame before: faces are looked for in the span only.
     """
     import av
 
     buffer = io.BytesIO()
-    is_mov = FORMATS[path.suffix.lower()] == "mov"
-    ending, kind = (path.suffix.lower(), "mov") if is_mov else (".mkv", "matroska")
+    kind = FORMATS[path.suffix.lower()]
+    ending, kind = (path.suffix.lower(), kind) if kind in SAME else OTHERS.get(kind, MATROSKA)
     with open_media(path) as container, av.open(buffer, "w", format=kind) as part:
-        streams = [*container.streams.video[:1], *container.streams.audio[:1]]
-        copies = {stream: part.add_stream_from_template(stream) for stream in streams}
+        sound = container.streams.audio[:1] if track is None else [container.streams[track]]
+        streams = [*picture_tracks(container)[:1], *sound]
+        copies = {stream: part.add_stream_from_template(stream, opaque=True) for stream in streams}
         container.seek(max(0, int(start * 1e6)))
         key_frame: dict[Any, int] = {}
         for packet in container.demux(streams):

@@ -30,6 +30,24 @@ class LayerMix(nn.Module):
         return torch.einsum("l,bl...->b...", self.shares.to(x.dtype), x)
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm that also learns from batches with one value of each feature, such as one clip:
+    these move its running statistics, and are normalized by them. (B, D) or (B, D, T), as it is."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or input.numel() > self.num_features:
+            return super().forward(input)
+        value, momentum = input.detach().flatten().float(), self.momentum or 0.1
+        self.num_batches_tracked += 1
+        self.running_var = self.running_var.lerp((value - self.running_mean).square(), momentum)
+        self.running_mean = self.running_mean.lerp(value, momentum)
+        statistics = self.running_mean, self.running_var
+        return nn.functional.batch_norm(input, *statistics, self.weight, self.bias, eps=self.eps)
+
+
 class VectorEncoder(nn.Module):
     """One vector per clip through a small perceptron: (B, D) -> one token (B, 1, hidden).
 
@@ -47,7 +65,7 @@ class VectorEncoder(nn.Module):
     ):
         super().__init__()
         self.mix = LayerMix(layers) if layers else nn.Identity()
-        self.norm = nn.BatchNorm1d(dim)
+        self.norm = BatchNorm(dim)
         self.hidden = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, hidden), nn.GELU())
         self.token_dim = hidden
         self.pooling = POOLINGS[pooling](hidden)
@@ -75,7 +93,7 @@ class SequenceEncoder(nn.Module):
     ):
         super().__init__()
         self.mix = LayerMix(layers) if layers else nn.Identity()
-        self.norm = nn.BatchNorm1d(dim)
+        self.norm = BatchNorm(dim)
         if body == "lstm":
             self.lstm = nn.LSTM(dim, hidden, batch_first=True, bidirectional=True)
         else:

@@ -261,7 +261,7 @@ def steps(tmp_path_factory) -> Path:
 
 def test_timestamps_that_tremble_change_no_sample(steps, tmp_path):
     clip = remux(steps, tmp_path / "a.mkv", jump=lambda time: 0.01 * np.sin(1e4 * time))
-    [wave, offset, _, gaps], whole = read_mono(clip), read_mono(steps)
+    [wave, offset, _, gaps, _], whole = read_mono(clip), read_mono(steps)
     np.testing.assert_array_equal(wave, whole.wave)
     assert abs(offset - whole.offset) < 0.011 and gaps == 0
 
@@ -291,7 +291,7 @@ def test_of_samples_for_the_same_time_the_first_count(steps, tmp_path):
 
 def test_sound_before_the_first_sample_is_left_out(steps, tmp_path):
     clip = move_clusters(steps, tmp_path / "a.mkv", lambda ms: -220 if ms else 250)
-    wave, offset, _, gaps = read_mono(clip)
+    wave, offset, _, gaps, _ = read_mono(clip)
     assert offset == 0.25 and gaps == pytest.approx(0.47, abs=0.01)
     assert len(wave) / 16_000 == pytest.approx(2.53, abs=0.01)
     assert wave[0] == pytest.approx(1e-5) and wave[-1] == pytest.approx(0.48)
@@ -460,16 +460,16 @@ def test_colours_are_converted_on_the_threads_of_the_worker():
     asked = []
 
     class Frame:
-        rotation = 0
+        width, height, side_data = 120, 90, {}
 
-        def reformat(self, format, threads):
+        def reformat(self, width, height, format, threads):
             asked.append(threads)
             return self
 
         def to_ndarray(self):
             return flat((0, 0, 0))
 
-    upright(Frame(), 3)
+    upright(Frame(), 1.0, 3)
     assert asked == [3]
 
 

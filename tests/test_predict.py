@@ -302,7 +302,7 @@ def test_pictures_and_tables(place, inputs, ask):
         "ben.mp4",
         "silent.mp4",
     }
-    assert "words.npz: no picture to draw the answer in" in done.err
+    assert "words.npz is not annotated: words have no picture to draw the answer in" in done.err
     for name in pictures:
         width, height = Image.open(done.folder / name).size
         assert width / height == pytest.approx(11 / 5.4, abs=0.01) and width > 1000
@@ -315,8 +315,8 @@ def test_pictures_and_tables(place, inputs, ask):
 def test_the_annotated_video_shows_the_answer_while_it_holds(place, face_image, tmp_path):
     from corpora.manifest import Clip
     from extract.faces import frames_at
+    from inference.annotate import annotate
     from inference.sources import Source
-    from inference.timeline import annotate
 
     media = make_clip(
         tmp_path / "clip.mp4",

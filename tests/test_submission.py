@@ -157,7 +157,7 @@ def test_ids_match_as_text_or_as_unique_numbers(tmp_path):
         ("", UsageError, "no column FileID"),
         ("Name\n7\n", UsageError, "its header is: Name"),
         ("FileID,Name\n7\n", UsageError, "line 2: expected 2"),
-        ('FileID,Name\n7,"a\nb"\n', UsageError, "line 3"),
+        ('FileID,Name\n7,"a\nb"\n8\n', UsageError, "line 4: expected 2"),
     ],
 )
 def test_faulty_sheets_are_refused(tmp_path, content, error, says):

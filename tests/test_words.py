@@ -149,7 +149,7 @@ DAMAGE = {
     "not a number": (b"a 1 2\nthe 1 nan\n", "'the' holds a value that is no number"),
     "none known": (b"a 1 2\nb 1 2\n", "knows none of the words"),
     "cut binary": (b"2 2\nthe \x00\x00\x80\x3f\x00\x00", "cut short: 0 of 2"),
-    "not a gz": (b"", "ot a gzipped file"),
+    "not a gz": (b"", "0 values"),
     "not an npz": (b"PK\x05\x06" + bytes(18), "no item named 'words.npy'"),
 }
 

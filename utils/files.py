@@ -198,6 +198,17 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Every file of a folder and its folders, sorted, without what macOS leaves there: a
+    `._clip.mp4` beside each clip, in archives in a folder `__MACOSX`."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if not (path.name.startswith("._") or "__MACOSX" in path.relative_to(folder).parts)
+        and not path.is_dir()
+    )
+
+
 def check_place(folder: Path) -> None:
     """UsageError unless files can be written in `folder`, or it can be made; makes nothing."""
     there = existing(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from utils.errors import IntegrityError, UsageError, listed
 
 ID_COLUMN, PREDICTION_COLUMN = "FileID", "Emotion"
 BOM = "\ufeff"
+SEPARATOR_LINE = re.compile(r"\ufeff?sep=([,;\t])\r?\n", re.IGNORECASE)  # Excel's, above the header
 
 
 class Sheet:
@@ -20,25 +20,30 @@ class Sheet:
     def __init__(self, path: Path):
         self.path = Path(path)
         text = self._read()
-        self.mark = BOM if text.startswith(BOM) else ""
-        self.lines = io.StringIO(text.removeprefix(BOM), newline="").readlines() or [""]
-        self.separator = max(",;\t", key=self.lines[0].count)
+        said = SEPARATOR_LINE.match(text)
+        self.mark = said.group() if said else BOM if text.startswith(BOM) else ""
+        text = text.removeprefix(self.mark)
+        self.separator = said[1] if said else max(",;\t", key=text.partition("\n")[0].count)
+        quoted = rf'[ ]*"(?:[^"]|"")*"[ ]*(?=[{self.separator}\r\n]|\Z)'
+        self.field = rf"{quoted}|[^{self.separator}\r\n]*"
+        self.lines = self._records(text)
         self.columns = [unquote(field) for field in self._split(self.lines[0])]
         self._check_columns()
+        names = [name.casefold() for name in self.columns]
+        self.id_column = names.index(ID_COLUMN.casefold())
+        answer = PREDICTION_COLUMN.casefold()
+        self.answer_column = names.index(answer) if answer in names else len(names)
         self.ids = [self._id(line, number) for number, line in self._rows()]
         self._check_ids()
 
     def filled(self, predictions: dict[str, str]) -> bytes:
         """The sheet with each row's prediction in the column Emotion, added when there is none."""
         lines = list(self.lines)
-        if PREDICTION_COLUMN in self.columns:
-            column = self.columns.index(PREDICTION_COLUMN)
-        else:
-            column = len(self.columns)
-            lines[0] = self._with_field(lines[0], column, PREDICTION_COLUMN)
+        if self.answer_column == len(self.columns):
+            lines[0] = self._with_field(lines[0], PREDICTION_COLUMN)
         for number, line in self._rows():
             prediction = predictions[self._id(line, number)]
-            lines[number - 1] = self._with_field(line, column, prediction)
+            lines[number - 1] = self._with_field(line, prediction)
         return (self.mark + "".join(lines)).encode()
 
     def _read(self) -> str:
@@ -50,10 +55,11 @@ class Sheet:
             raise UsageError(f"{self.path} is not UTF-8 text: {error}") from error
 
     def _check_columns(self) -> None:
+        names = [name.casefold() for name in self.columns]
         for name in (ID_COLUMN, PREDICTION_COLUMN):
-            if self.columns.count(name) > 1:
+            if names.count(name.casefold()) > 1:
                 raise UsageError(f"{self.path} has the column {name} twice")
-        if ID_COLUMN not in self.columns:
+        if ID_COLUMN.casefold() not in names:
             have = ", ".join(self.columns)
             raise UsageError(f"{self.path} has no column {ID_COLUMN}; its header is: {have}")
 
@@ -64,8 +70,13 @@ class Sheet:
         if not self.ids:
             raise IntegrityError(f"{self.path} lists no clips")
 
+    def _records(self, text: str) -> list[str]:
+        """The rows as they are written, with their line ends; a field in quotes may hold some."""
+        record = rf"(?:{self.field})(?:{self.separator}(?:{self.field}))*(?:\r\n|\r|\n|\Z)"
+        return [found.group() for found in re.finditer(record, text) if found.group()] or [""]
+
     def _rows(self) -> Iterator[tuple[int, str]]:
-        """(line number, line) below the header, without lines of nothing but separators."""
+        """(number, row) below the header, without rows of nothing but separators."""
         for number, line in enumerate(self.lines[1:], 2):
             if line.replace(self.separator, "").strip():
                 yield number, line
@@ -73,26 +84,28 @@ class Sheet:
     def _id(self, line: str, number: int) -> str:
         fields = self._split(line)
         if len(fields) != len(self.columns):
-            raise UsageError(f"{self.path} line {number}: expected {len(self.columns)} fields")
-        name = fields[self.columns.index(ID_COLUMN)]
+            lines = (self.mark + "".join(self.lines[: number - 1])).splitlines()
+            place = f"{self.path} line {len(lines) + 1}"
+            raise UsageError(f"{place}: expected {len(self.columns)} fields")
+        name = fields[self.id_column].strip()
         if name.startswith('"') and not name[1:].endswith('"'):
             raise UsageError(f"{self.path}: the quote of {name} is not closed")
         return unquote(name)
 
     def _split(self, line: str) -> list[str]:
-        """Fields of a line as they are written, quotes included."""
-        field = rf'((?:"(?:[^"]|"")*")|[^{self.separator}]*)'
+        """Fields of a row as they are written, quotes included."""
         content = line.rstrip("\r\n") + self.separator
-        return re.findall(rf"{field}(?:{self.separator}|$)", content)[:-1]
+        return re.findall(rf"({self.field}){self.separator}", content)
 
-    def _with_field(self, line: str, column: int, value: str) -> str:
-        """The line with `value` in that column, or behind the last one."""
+    def _with_field(self, line: str, value: str) -> str:
+        """The row with `value` in the column of the answers, or behind the last one."""
         fields = self._split(line)
-        fields[column : column + 1] = [value]
+        fields[self.answer_column : self.answer_column + 1] = [value]
         return self.separator.join(fields) + line[len(line.rstrip("\r\n")) :]
 
 
 def unquote(field: str) -> str:
+    field = field.strip()
     if field.startswith('"'):
         return field[1:-1].replace('""', '"')
     return field

@@ -1,0 +1,82 @@
+"""A video and its answers -> the video with each answer drawn in while it holds."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from extract.audio import sound_tracks
+from extract.media import FORMATS, open_media, pixel_aspect, upright, video_stream
+from inference.prediction import ClipPrediction
+from inference.timeline import overlay
+from utils.errors import ClipError
+
+RATE = 48_000  # Hz, of the sound that is written
+
+
+def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes:
+    """An .mp4 (H.264, AAC): upright, with square pixels, and each picture at its own time.
+
+    ClipError for a file without pictures, or one that cannot be read to its end.
+    """
+    import av
+
+    if path.suffix.lower() not in FORMATS:
+        raise ClipError("E_NOVIDEO", "words have no picture to draw the answer in")
+
+    buffer, draw = io.BytesIO(), drawer(predictions)
+    with open_media(path) as container, av.open(buffer, "w", format="mp4") as made:
+        video = video_stream(container, path)
+        streams, aspect, last = [video], pixel_aspect(video), -1
+        pictures = made.add_stream("libx264", rate=video.average_rate or 25)
+        pictures.codec_context.time_base = video.time_base
+        try:
+            sound = container.streams[sound_tracks(path)[0]]
+        except ClipError:  # without sound, or in a format that nothing here decodes
+            sounds = None
+        else:
+            streams.append(sound)
+            layout = "mono" if sound.channels == 1 else "stereo"
+            sounds = made.add_stream("aac", rate=RATE, layout=layout)
+        for packet in container.demux(streams):
+            for frame in packet.decode():
+                if sounds and packet.stream is not video:
+                    made.mux(sounds.encode(frame))
+                elif frame.pts is not None and frame.pts > last:  # damaged files go back in time
+                    picture = draw(upright(frame, aspect, threads=0), float(frame.time))
+                    if last < 0:
+                        pictures.height, pictures.width = picture.shape[:2]
+                    drawn = av.VideoFrame.from_ndarray(picture, "rgb24")
+                    drawn.pts, drawn.time_base, last = frame.pts, frame.time_base, frame.pts
+                    made.mux(pictures.encode(drawn))
+        for stream in (pictures, sounds):
+            if stream:
+                made.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def drawer(predictions: list[ClipPrediction]) -> Any:
+    """(picture (H, W, 3) uint8, its second) -> the picture, of even height and width as H.264 wants
+    them, with the plate of the answer that holds then at the bottom left."""
+
+    @cache
+    def plate(index: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        drawn = overlay(predictions[index], width).astype(np.float32)  # (h, w, 4)
+        return drawn[..., :3], drawn[..., 3:] / 255
+
+    def draw(picture: np.ndarray, time: float) -> np.ndarray:
+        height, width = (size // 2 * 2 for size in picture.shape[:2])
+        picture = picture[:height, :width].copy()
+        for index, prediction in enumerate(predictions):
+            start, end = prediction.source.start or 0.0, prediction.source.end or np.inf
+            if prediction.parts and start <= time < end:
+                color, share = (each[-height:, :width] for each in plate(index, width))
+                place = picture[-len(color) :, : color.shape[1]]
+                place[:] = np.rint(share * color + (1 - share) * place)
+        return picture
+
+    return draw
