@@ -60,6 +60,7 @@ def main() -> None:
 
 
 def submit(args: argparse.Namespace) -> None:
+    from evaluation.ensemble import combine_runs
     from training.features import Features
 
     device = device_name(args.device)
@@ -69,13 +70,19 @@ def submit(args: argparse.Namespace) -> None:
     check_missing(args, sheets, found, features)
     tell_oddities(sheets, found, features)
     members = members_of(args, features)
+    found = [answerable(each, members, features) for each in found]
+    check_missing(args, sheets, found, features)
     rows = {(row["split"], row["clip_id"]): row for each in found for row in each.values()}
     if not rows:
         raise IntegrityError(f"no clip of the sheets has features in {args.features_dir}")
     votes = [vote_of(member, list(rows.values()), features, args, device) for member in members]
-    for member, (_, scores) in zip(members, votes, strict=True):
-        print(f"{member.path}: {accuracy(member, rows, scores, features)}")
-    probabilities, scores = (combine_all(members, list(each)) for each in zip(*votes, strict=True))
+    labels = [row["emotion"] for row in rows.values()]
+    for member, (clips, (_, scores)) in zip(members, votes, strict=True):
+        own = [labels[index] for index in clips]
+        print(f"{member.path}: {accuracy(member, own, scores, features)}")
+    probabilities, scores = (
+        combine_runs(members, [(clips, each[kind]) for clips, each in votes])[1] for kind in (0, 1)
+    )
     features.check_unchanged()
     place = {key: index for index, key in enumerate(rows)}
     for sheet, each in zip(sheets, found, strict=True):
@@ -83,7 +90,7 @@ def submit(args: argparse.Namespace) -> None:
         arrays = {"probabilities": probabilities[index], "scores": scores[index]}
         write_submission(args, sheet, list(each), arrays, features.classes)
     if len(members) > 1:
-        print(f"ensemble of {len(members)}: {accuracy(None, rows, scores, features)}")
+        print(f"ensemble of {len(members)}: {accuracy(None, labels, scores, features)}")
 
 
 def sheet_paths(args: argparse.Namespace) -> list[Path]:
@@ -187,15 +194,28 @@ def members_of(args: argparse.Namespace, features: Any) -> list:
     return members
 
 
-def vote_of(member: Any, rows: list[dict], features: Any, args: Any, device: str) -> list:
-    """(N, K) of one model: its probabilities, and its scores with --temperature."""
+def answerable(found: dict[str, dict], members: list, features: Any) -> dict[str, dict]:
+    """Without the clips that lack what each of these runs reads (preprocess.py --partial)."""
     import pandas as pd
 
-    from evaluation.ensemble import image_views, make_dataset, vote
+    from evaluation.ensemble import readable
+
+    table = pd.DataFrame([*found.values()], index=[*found])
+    some = {name for member in members for name in readable(member, table, features).index}
+    return {name: row for name, row in found.items() if name in some}
+
+
+def vote_of(member: Any, rows: list[dict], features: Any, args: Any, device: str) -> tuple:
+    """Which of the clips one model can read, and their (N, K): its probabilities, and its scores
+    with --temperature."""
+    import pandas as pd
+
+    from evaluation.ensemble import image_views, make_dataset, readable, vote
 
     frames = {"face_frames": args.face_frames}
-    dataset = make_dataset(member, pd.DataFrame(rows), features, **frames)
-    return vote(
+    table = readable(member, pd.DataFrame(rows), features)
+    dataset = make_dataset(member, table, features, **frames)
+    return table.index, vote(
         member,
         dataset,
         device,
@@ -206,20 +226,9 @@ def vote_of(member: Any, rows: list[dict], features: Any, args: Any, device: str
     )
 
 
-def combine_all(members: list, votes: list) -> Any:
-    """(N, K) of the ensemble, the clips in their order."""
-    import pandas as pd
-
-    from evaluation.ensemble import combine_runs
-
-    clips = pd.RangeIndex(len(votes[0]))
-    return combine_runs(members, [(clips, each) for each in votes])[1]
-
-
-def accuracy(member: Any, rows: dict, scores: Any, features: Any) -> str:
+def accuracy(member: Any, labels: list[str], scores: Any, features: Any) -> str:
     """The member's validation score, and the score on these clips where they carry labels."""
     predicted = [features.classes[index] for index in scores.argmax(axis=1)]
-    labels = [row["emotion"] for row in rows.values()]
     right = sum(label == each for label, each in zip(labels, predicted, strict=True))
     labelled = sum(map(bool, labels))
     here = f"{right} of {labelled} right here" if labelled else "no labels here"

@@ -48,6 +48,8 @@ def parse_args() -> argparse.Namespace:
     add("--workers", default=available_cores(), type=ranged(int, 1), help="clips worked on at once")
     add("--backend", default="loky", choices=BACKENDS, help="loky: this machine; else a cluster")
     add("--scheduler", help="address of the dask or ray cluster; default: start one here")
+    keep = "keep clips that lack a sound, a face or words, with what they have"
+    add("--partial", action="store_true", help=keep)
     add("--face_fps", default=10.0, type=ranged(float, 0.1, 240), help="face crops per second")
     add("--face_size", default=160, type=ranged(int, 16, 1024), help="pixels, side of a face crop")
     add("--face_align", action="store_true", help="turn crops upright by eyes, nose and mouth")
@@ -221,6 +223,7 @@ def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path
         device=device,
         threads=max(1, available_cores() // args.workers),
         retry_failed=args.retry_failed,
+        partial=args.partial,
         verify=args.verify,
         clip_seconds=args.clip_seconds,
         memory_mb=args.memory_mb,
@@ -374,7 +377,7 @@ def write_tables(args: argparse.Namespace, listing: Listing, records: dict) -> t
     import pandas as pd
 
     from corpora.manifest import Failure, relative
-    from extract.clip import MANIFEST_COLUMNS, facts_of, manifest_row
+    from extract.clip import MANIFEST_COLUMNS, facts_of, manifest_row, missing_of
 
     failures, rows = [*listing.failures], []
     for clip in listing.clips:
@@ -384,6 +387,8 @@ def write_tables(args: argparse.Namespace, listing: Listing, records: dict) -> t
             failures.append(Failure(clip.clip_id, clip.media, *reason))
         else:
             row = manifest_row(clip, facts_of(record, args.modalities), args.data_dir)
+            if args.partial:
+                row["missing"] = missing_of(record, args.modalities)
             if said := args.said.get((clip.split, clip.clip_id)):
                 row |= {"language": said.language, "confidence": said.confidence}
             rows.append(row)
@@ -392,19 +397,21 @@ def write_tables(args: argparse.Namespace, listing: Listing, records: dict) -> t
     columns = [each.name for each in fields(Failure)]
     failed = pd.DataFrame(failures, columns=columns, dtype=object)  # pyarrow takes no odd names
     write_csv(args.features_dir / "failed.csv", failed, for_people=True)
-    manifest_columns = [*MANIFEST_COLUMNS, *(("language", "confidence") if args.said else ())]
+    manifest_columns = [*MANIFEST_COLUMNS, *(["missing"] if args.partial else [])]
+    manifest_columns += ["language", "confidence"] if args.said else []
+    rows = [dict.fromkeys(manifest_columns, "") | row for row in rows]  # beside NaN 3 becomes 3.0
     manifest = pd.DataFrame(rows, columns=manifest_columns)
     write_csv(args.features_dir / "manifest.csv", manifest)
     for sheet in listing.sheets:
         write_bytes(args.features_dir / sheet.name, sheet.read_bytes())
-    report(args.features_dir, len(rows), failures)
+    report(args.features_dir, len(rows), failures, [row.get("missing", "") for row in rows])
     return len(rows), len(failures)
 
 
 LACKS = {"E_NOAUDIO": "sound", "E_SILENT": "sound", "E_NOFACE": "a face", "E_NOVIDEO": "a face"}
 
 
-def report(features_dir: Path, usable: int, failures: list) -> None:
+def report(features_dir: Path, usable: int, failures: list, missing: list[str]) -> None:
     for failure in failures[:SHOWN]:
         line = f"rejected {failure.clip_id}: {failure.code}: {failure.reason}"
         print("".join(each if each.isprintable() else "?" for each in line), file=sys.stderr)
@@ -412,12 +419,17 @@ def report(features_dir: Path, usable: int, failures: list) -> None:
         print(f"... and {len(failures) - SHOWN} more", file=sys.stderr)
     free = shutil.disk_usage(features_dir).free >> 30
     print(f"{usable} of {usable + len(failures)} clips usable, {free} GiB free in {features_dir}")
+    if any(missing):
+        lacking = Counter(name for names in missing for name in names.split())
+        counts = ", ".join(f"{count} without {name}" for name, count in lacking.items())
+        print(f"{sum(map(bool, missing))} of them have a part only ({counts})")
     if failures:
         kinds = Counter(failure.code for failure in failures)
         reasons = ", ".join(f"{count} {CLIP_CODES[code]}" for code, count in kinds.most_common())
         print(f"{len(failures)} rejected ({reasons}): see {features_dir / 'failed.csv'}")
         if lost := {LACKS[code] for code in kinds if code in LACKS}:
-            print(f"clips without {' or '.join(sorted(lost))} can still be used: --modalities")
+            without = " or ".join(sorted(lost))
+            print(f"clips without {without} can still be used: --partial keeps what they have")
 
 
 def verified(features_dir: Path, clips: int, changed: list[Path]) -> str:

@@ -180,8 +180,11 @@ def compare(
     heard = rows[:0]
     if "speech" in modalities:
         heard = rows
-        paths = files_of(features_dir, rows, "speech", ".npy")
-        links += [(*pair, "same sound") for pair in same_sound(paths)]
+        if "missing" in rows:  # preprocess.py --partial
+            heard = rows[~rows["missing"].str.split().map(lambda names: "speech" in names)]
+        place = heard.index.to_numpy()
+        paths = files_of(features_dir, heard, "speech", ".npy")
+        links += [(place[one], place[other], "same sound") for one, other in same_sound(paths)]
     compared = {
         "speakers": rows[rows["speaker"] != ""],
         "dialogues": rows[rows["dialogue"] != ""],

@@ -58,6 +58,12 @@ class Member:
         return self.task.label_columns[self.task.main_head]
 
 
+def readable(member: Member, rows: pd.DataFrame, features: Features) -> pd.DataFrame:
+    """The clips that have what the member reads: all of it, or some where it has learnt to do
+    without the rest."""
+    return features.having(rows, member.task.inputs, some=len(member.model.missing) > 0)
+
+
 def combine(votes: Sequence[Votes]) -> Votes:
     """The mean vote for each clip, over those who vote on it."""
     clips = np.concatenate([index for index, _ in votes])

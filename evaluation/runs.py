@@ -20,11 +20,12 @@ from evaluation.ensemble import (
     group_checkpoints,
     load_members,
     make_dataset,
+    readable,
 )
 from models.fusion import Tokens
 from training.checkpoint import NO_CLIPS
 from training.data import ClipDataset, make_loader
-from training.features import Features
+from training.features import Features, lacks
 from training.fingerprint import fingerprints, known
 from training.inference import infer
 from training.modalities import modality
@@ -89,6 +90,8 @@ def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[E
     for member in sorted(load_members(paths, features), key=lambda each: each.path):
         groups[member.run].append(judge(member, features, options))
     judged = {name_of(run, parts): parts for run, parts in groups.items()}
+    if "missing" in features.manifest:
+        judged = on_common_clips(judged)
     check_comparable(judged)
     runs = []
     for name, parts in judged.items():
@@ -105,15 +108,32 @@ def judge(member: Member, features: Features, options: Any) -> Judged:
     """The clips to judge a checkpoint by; IntegrityError for clips that it was trained on."""
     column = member.label
     judged = judged_clips(member.config, features, options.split)
-    clips = judged[judged[column].isin(features.classes)]
+    labelled = judged[judged[column].isin(features.classes)]
+    clips = readable(member, labelled, features)
     if clips.empty:
         raise UsageError(
             f"{member.path}: none of {len(judged)} clips has its {column}: nothing to score"
         )
     warnings = warnings_of(member, clips, features, options.allow_training_clips)
-    if len(clips) < len(judged):
-        warnings.append(f"{len(judged) - len(clips)} clips without {column} are left out")
+    if len(labelled) < len(judged):
+        warnings.append(f"{len(judged) - len(labelled)} clips without {column} are left out")
+    if lacking := len(labelled) - len(clips):
+        warnings.append(f"{lacking} clips without {' or '.join(member.task.inputs)} are left out")
     return Judged(member, clips, warnings)
+
+
+def on_common_clips(runs: dict[str, list[Judged]]) -> dict[str, list[Judged]]:
+    """The runs on those clips that each of them can read."""
+    tables = [all_clips([part.clips for part in parts]) for parts in runs.values()]
+    common = set.intersection(*(set(each.index) for each in tables))
+    reduced: dict[str, list[Judged]] = {name: [] for name in runs}
+    for name, parts in runs.items():
+        for part in parts:
+            clips = part.clips[part.clips.index.isin(common)]
+            note = f"{len(part.clips) - len(clips)} clips that another run cannot read are left out"
+            more = [note] if len(clips) < len(part.clips) else []
+            reduced[name].append(Judged(part.member, clips, [*part.warnings, *more]))
+    return reduced
 
 
 def check_comparable(runs: dict[str, list[Judged]]) -> None:
@@ -159,6 +179,7 @@ def run_of(judged: Judged, name: str, features: Features, options: Any) -> Evalu
     run = Evaluated(name, clips, predicted, [facts], warnings)
     chosen_on = known_clips(member, features)[1]
     apart = chosen_on[chosen_on[member.label].isin(features.classes)]
+    apart = readable(member, apart, features)
     if apart.empty or apart.index.isin(clips.index).any():
         return run
     predicted = predictions_of(member, apart, features, options, robustness=False)
@@ -335,5 +356,10 @@ def pool(name: str, parts: list[Evaluated]) -> Evaluated:
 def labels_of(run: Evaluated, condition: Condition, classes: list[str]) -> np.ndarray:
     """(N,) class indices in the column that the prediction is about; -1 for an unknown label."""
     number = {name: index for index, name in enumerate(classes)}
-    labels = run.clips[run.under(condition).column]
-    return labels.map(lambda label: number.get(label, -1)).to_numpy()
+    labels = run.clips[run.under(condition).column].map(lambda label: number.get(label, -1))
+    kind, names = condition
+    if kind == "inputs" and condition != ALL:  # what a clip lacks tells nothing about it
+        inputs = names.split("+")
+        rows = run.clips.to_dict("records")
+        labels[[all(lacks(row, name) for name in inputs) for row in rows]] = -1
+    return labels.to_numpy()

@@ -28,6 +28,13 @@ from utils.guard import Limits, guarded, lift_memory_limit
 # failures are tried again.
 SCHEMA = 2
 REVISION = 2
+# What a clip may do without, with --partial: there is no sound, face or word in it. What is damaged
+# is rejected all the same.
+LACKING = {
+    "speech": ("E_NOAUDIO", "E_SILENT", "E_SHORT"),
+    "video": ("E_NOVIDEO", "E_NOFACE"),
+    "text": ("E_MISSING", "E_SHORT"),
+}
 EMPTY: dict[str, Any] = {"stages": {}, "failure": None}  # the record of a clip without any
 
 
@@ -43,6 +50,7 @@ class Job:
     threads: int = 1
     retry_failed: bool = False
     verify: bool = False  # are the files still as they were written?
+    partial: bool = False  # keep a clip that lacks a sound, a face or words, with what it has
     clip_seconds: float = 0  # deadline of a stage, and as much again per 10 MB; 0: no supervision
     memory_mb: int = 0  # limit of the process that works on a clip
 
@@ -56,7 +64,8 @@ class Stage(NamedTuple):
     make: Callable[[Clip, Job, dict, BinaryIO], dict[str, Any]]
     source: Callable[[Clip], Path | str | None]  # a file, a transcript, or only other stages
     ending: str
-    needs: tuple[str, ...] = ()  # stages whose facts or files it reads, where the job has them
+    needs: tuple[str, ...] = ()  # stages whose files it reads, where the job has them
+    follows: tuple[str, ...] = ()  # stages whose facts it uses, where there are any
     libraries: tuple[str, ...] = ()
     supervised: bool = True  # it reads foreign files: in a process of its own that may die
 
@@ -154,10 +163,12 @@ SOUND = ("librosa.feature.spectral", "scipy.signal", "av")
 PICTURE = ("torch", "facenet_pytorch", "cv2", "av")
 STAGES = {
     "speech": Stage(make_speech, lambda clip: clip.media, ".npy", libraries=SOUND),
-    "wave": Stage(make_wave, lambda clip: clip.media, ".npy", ("speech",), SOUND),
-    "video": Stage(make_video, lambda clip: clip.media, ".npy", ("speech",), PICTURE),
+    "wave": Stage(make_wave, lambda clip: clip.media, ".npy", ("speech",), libraries=SOUND),
+    "video": Stage(make_video, lambda clip: clip.media, ".npy", (), ("speech",), PICTURE),
     "text": Stage(make_text, lambda clip: clip.words or clip.transcript, ".npz"),
-    "video_embedding": Stage(make_video_embedding, lambda clip: None, ".npy", ("video",), PICTURE),
+    "video_embedding": Stage(
+        make_video_embedding, lambda clip: None, ".npy", ("video",), libraries=PICTURE
+    ),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "speech": audio.SPEECH_SETTINGS,
@@ -182,7 +193,8 @@ def process_clip(clip: Clip, job: Job) -> dict:
 
     The record is written last: files without a record that names them do not count. A clip that
     cannot be used gets a record too, with its failure, and is tried again when its source or the
-    settings change, or with `retry_failed`.
+    settings change, or with `retry_failed`. With `partial` what a clip lacks costs only the stages
+    that need it, as long as it has something.
     """
     path = record_path(job.features_dir, clip)
     stored = read_record(path)
@@ -190,6 +202,9 @@ def process_clip(clip: Clip, job: Job) -> dict:
     if stored.get("revision") != REVISION:
         before = _of_this_revision(stored, clip, job)
     record: dict[str, Any] = {"stages": {}, "failure": None, "revision": REVISION}
+    failures = [before["failure"]] if before["failure"] else []
+    failures += before.get("missing", [])
+    missing: dict[str, dict] = {}  # stage -> why the clip does without
     facts: dict[str, Any] = {}
     keys: dict[str, str] = {}
     kept: dict[str, str] = {}  # of stages that this run does not ask for: the next one may
@@ -201,20 +216,32 @@ def process_clip(clip: Clip, job: Job) -> dict:
                 if old["key"] == kept[name]:
                     record["stages"][name] = old
             continue
-        keys[name] = _stage_key(name, clip, job, keys)
-        failure = before["failure"]
-        if failure and failure["key"] == keys[name] and not _try_again(failure, job):
-            record["failure"] = failure
-            break
-        if not (old and old["key"] == keys[name] and _is_there(job, clip, name)):
+        if lost := [missing[need] for need in stage_named(name, job).needs if need in missing]:
+            missing[name] = lost[0] | {"stage": name}
+            continue
+        key = _stage_key(name, clip, job, keys)
+        known = [each for each in failures if each["stage"] == name and each["key"] == key]
+        failure = known[0] if known and not _try_again(known[0], job) else None
+        if not (failure or (old and old["key"] == key and _is_there(job, clip, name))):
             try:
-                old = _supervised(_write, name, clip, job, facts, keys[name])
+                old = _supervised(_write, name, clip, job, facts, key)
             except ClipError as error:
                 reason = {"stage": name, "code": error.code, "reason": error.reason}
-                record["failure"] = {"key": keys[name], **reason, "limits": limits_of(job)}
-                break
-        record["stages"][name] = old
-        facts |= old["facts"]
+                failure = {"key": key, **reason, "limits": limits_of(job)}
+        lacking = LACKING.get(name, ("E_SHORT",))  # of an encoder of words
+        if failure and not (job.partial and failure["code"] in lacking):
+            record["failure"] = failure
+            break
+        if failure:
+            missing[name] = failure
+        else:
+            keys[name] = key
+            record["stages"][name] = old
+            facts |= old["facts"]
+    if missing and not record["failure"]:
+        record["missing"] = [*missing.values()]
+        if all(name in missing for name in job.modalities):
+            record["failure"] = record.pop("missing")[0]
     if record != stored:
         write_json(path, record | {"digest": digest(record)})
     return record
@@ -228,7 +255,7 @@ def _of_this_revision(record: dict, clip: Clip, job: Job) -> dict:
                 return EMPTY
         except ClipError:  # the stages will say it
             return EMPTY
-    return record | {"failure": None}  # what failed then may be read now
+    return {**record, "failure": None, "missing": []}  # what failed then may be read now
 
 
 def _is_current(stage: str, clip: Clip, job: Job, stages: dict) -> bool:
@@ -326,7 +353,7 @@ def _digest_of(source: Path, stamp: tuple | None) -> str:
 def _stage_key(name: str, clip: Clip, job: Job, keys: dict[str, str]) -> str:
     """Names everything the stage's result depends on, so that a change of any of it is seen."""
     stage = stage_named(name, job)
-    upstream = [keys[need] for need in stage.needs if need in keys]
+    upstream = [keys[name] for name in (*stage.needs, *stage.follows) if name in keys]
     word_dim = job.word_dim if name == "text" else None
     source: Any = stage.source(clip)
     if isinstance(source, Path):
@@ -378,6 +405,12 @@ def manifest_row(clip: Clip, facts: dict[str, Any], data_dir: Path) -> dict[str,
     """One row of manifest.csv: the clip as listed, then the facts of its features."""
     row = {**asdict(clip), "words": ""} | facts
     return row | {"media": relative(clip.media, data_dir)}
+
+
+def missing_of(record: dict, modalities: tuple[str, ...]) -> str:
+    """The column `missing` of --partial: which of these stages the clip does without."""
+    names = [each["stage"] for each in record.get("missing", ())]
+    return " ".join(name for name in names if name in modalities)
 
 
 def facts_of(record: dict, modalities: tuple[str, ...]) -> dict[str, Any]:

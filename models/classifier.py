@@ -58,9 +58,14 @@ class EmotionClassifier(nn.Module):
     def forward(self, inputs: Inputs, left_out: dict[str, Tensor] | None = None) -> Prediction:
         return self.classify(self.encode(inputs), left_out)
 
-    def encode(self, inputs: Inputs) -> dict[str, Tokens]:
-        """Tokens of each modality that is given."""
-        return {name: Tokens(*self.encoders[name](*given)) for name, given in inputs.items()}
+    def encode(self, inputs: Inputs, absent: dict[str, Tensor] | None = None) -> dict[str, Tokens]:
+        """Tokens of each modality that is given; of clips that lack it (`absent` {modality: (B,)
+        bool}) the learnt token."""
+        tokens = {name: Tokens(*self.encoders[name](*given)) for name, given in inputs.items()}
+        if absent and self.missing:
+            filled = self.stand_in(tokens, absent)
+            tokens = {name: filled[name] for name in tokens}
+        return tokens
 
     def classify(
         self, tokens: dict[str, Tokens], left_out: dict[str, Tensor] | None = None

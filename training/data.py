@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from training.features import Features
+from training.features import Features, lacks
 from training.loader import Loader
 from training.modalities import Shape, modality
 from training.randomness import clip_number, generator
@@ -73,7 +73,11 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 class ClipDataset(Dataset):
-    """Item (epoch, index) -> inputs, label indices per head (-1: unknown) and the clip's id."""
+    """Item (epoch, index) -> inputs, label indices per head (-1: unknown) and the clip's id.
+
+    Where some clips lack an input also which ones do (`absent`). Another clip's stands there, so
+    that batch norm sees real features, and the clip has no label for heads that see nothing else.
+    """
 
     def __init__(
         self,
@@ -91,6 +95,10 @@ class ClipDataset(Dataset):
         self.scales = scales or {}
         if scales is None and config["standardize"] == "speaker":
             self.scales = speaker_scales(features, rows, task.inputs)
+        self.donors = {
+            name: [row for row in self.rows if not lacks(row, name)] for name in task.inputs
+        }
+        self.is_partial = any(len(each) < len(self.rows) for each in self.donors.values())
         number = {name: index for index, name in enumerate(features.classes)}
         self.labels = [
             {head: number.get(row[column], -1) for head, column in task.label_columns.items()}
@@ -103,13 +111,27 @@ class ClipDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         row = self.rows[index]
-        rng = generator(self.config["seed"], "clip", epoch, clip_number(row))
+        rng, names = (
+            generator(self.config["seed"], "clip", epoch, clip_number(row)),
+            self.task.inputs,
+        )
         try:
-            inputs = {name: self.view(row, name, rng) for name in self.task.inputs}
+            inputs = {name: self.view(self.donor(index, name), name, rng) for name in names}
         except Exception as error:
             error.add_note(f"in clip {row['split']}/{row['clip_id']} of {self.features.folder}")
             raise
-        return {"inputs": inputs, "labels": self.labels[index], "clip_id": row["clip_id"]}
+        item = {"inputs": inputs, "labels": self.labels[index], "clip_id": row["clip_id"]}
+        if self.is_partial:
+            absent = {name: lacks(row, name) for name in names}
+            seen = {head: inputs for head, (inputs, _) in self.task.heads.items()}
+            blind = [head for head, inputs in seen.items() if all(absent[name] for name in inputs)]
+            item |= {"absent": absent, "labels": item["labels"] | dict.fromkeys(blind, -1)}
+        return item
+
+    def donor(self, index: int, name: str) -> dict[str, Any]:
+        """The clip itself, or the one whose input stands in where it has none."""
+        row, having = self.rows[index], self.donors[name]
+        return having[index % len(having)] if lacks(row, name) else row
 
     def view(self, row: dict, name: str, rng: np.random.Generator) -> tuple[Tensor, ...]:
         feature = self.features.load(row, name)
@@ -120,7 +142,7 @@ class ClipDataset(Dataset):
 
     def shapes(self) -> dict[str, Shape]:
         """{input: the shape of the first clip's feature}."""
-        return {name: self.features.shape(self.rows[0], name) for name in self.task.inputs}
+        return {name: self.features.shape(rows[0], name) for name, rows in self.donors.items()}
 
 
 class EpochBatches(Sampler):

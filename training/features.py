@@ -126,6 +126,13 @@ class Features:
             )
         return rows
 
+    def having(self, rows: pd.DataFrame, inputs: tuple[str, ...], some: bool) -> pd.DataFrame:
+        """The rows with all of the inputs, or with `some` of them."""
+        if "missing" not in rows or rows.empty:
+            return rows
+        lacking = [sum(lacks(row, name) for name in inputs) for row in rows.to_dict("records")]
+        return rows[[count <= (len(inputs) - 1 if some else 0) for count in lacking]]
+
     def folds(self) -> list[str]:
         """Names of the folds among the clips of train and val."""
         rows = self.manifest[self.manifest["split"].isin(("train", "val"))]
@@ -157,6 +164,8 @@ class Features:
     def digest_of(self, row: dict, name: str) -> str:
         """Tells a clip's file from another one: the sha256 in its record, else of what `ends`
         reads."""
+        if lacks(row, name):
+            return ""
         stage = (self.record(row) or {}).get(modality(name).folder, {})
         if "sha256" in stage:
             return stage["sha256"]
@@ -240,12 +249,13 @@ class Features:
 
     def check_files(self, rows: list[dict], inputs: tuple[str, ...]) -> None:
         """IntegrityError that lists feature files that are missing."""
-        folders = {self.path(row, name).parent for row in rows for name in inputs}
+        pairs = [(row, name) for row in rows for name in inputs if not lacks(row, name)]
+        folders = {self.path(row, name).parent for row, name in pairs}
         there = {
             folder: {path.name for path in folder.iterdir()} if folder.is_dir() else set()
             for folder in folders
         }
-        paths = (self.path(row, name) for row in rows for name in inputs)
+        paths = (self.path(row, name) for row, name in pairs)
         missing = [path for path in paths if path.name not in there[path.parent]]
         if missing:
             maker = "run preprocess.py again, it makes only what is missing"
@@ -257,16 +267,22 @@ class Features:
     def verify(self, rows: Iterable[dict], inputs: tuple[str, ...]) -> None:
         """Read every byte now; IntegrityError for the first file that is not as it was written."""
         rows = list(rows)
-        for name in inputs:
-            self.shape(rows[0], name)  # what the others are compared with
+        for name in inputs:  # what the others are compared with
+            self.shape(next(row for row in rows if not lacks(row, name)), name)
 
         def read(row: dict) -> None:
             for name in inputs:
-                self.load(row, name)
+                if not lacks(row, name):
+                    self.load(row, name)
 
         with ThreadPool(available_cores()) as pool:  # hashing leaves the interpreter free
             for _ in tqdm(pool.imap(read, rows), "verifying", len(rows), **BAR):
                 pass
+
+
+def lacks(row: dict[str, Any], name: str) -> bool:
+    """Whether a clip does without this input (preprocess.py --partial)."""
+    return modality(name).folder in row.get("missing", "").split()
 
 
 def comparable(features_config: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from models.classifier import EmotionClassifier, Inputs
@@ -36,21 +37,28 @@ def infer(
     few = len(loader) < 2
     for batch in progress(loader, desc=title, unit="batch", disable=few):
         with around():
-            result = read(encode_views(model, to_device(batch["inputs"], device), views))
+            inputs = to_device(batch["inputs"], device)
+            absent = {name: each.to(device) for name, each in batch.get("absent", {}).items()}
+            result = read(encode_views(model, inputs, views, absent))
         yield batch, result
 
 
 def encode_views(
-    model: EmotionClassifier, inputs: Inputs, views: Views = ONE_VIEW
+    model: EmotionClassifier,
+    inputs: Inputs,
+    views: Views = ONE_VIEW,
+    absent: dict[str, Tensor] | None = None,
 ) -> list[dict[str, Tokens]]:
-    """The tokens under each view of one modality; the others are encoded once."""
+    """The tokens under each view of one modality; the others are encoded once. `absent`
+    {modality: (B,) bool}: clips that lack it."""
     changed = [name for name in views if name in inputs]
     if not changed:
-        return [model.encode(inputs)]
+        return [model.encode(inputs, absent)]
     (name,) = changed
-    others = model.encode({other: given for other, given in inputs.items() if other != name})
+    others = {other: given for other, given in inputs.items() if other != name}
+    encoded = model.encode(others, absent)
     first, *rest = inputs[name]
-    return [others | model.encode({name: (view(first), *rest)}) for view in views[name]]
+    return [encoded | model.encode({name: (view(first), *rest)}, absent) for view in views[name]]
 
 
 def progress(*args: Any, **options: Any) -> tqdm:

@@ -36,9 +36,10 @@ def fit(run: Run, record: Record, stop: StopSignal) -> dict[str, Any]:
                 seed, position = config["seed"], (run.step, dist.rank)
                 torch.manual_seed(torch_seed(seed, "dropout", *position))
                 inputs, targets = to_device(batch["inputs"], device), run.targets(batch)
-                inputs, targets = run.mixer(inputs, targets, generator(seed, "mixing", *position))
+                rng = generator(seed, "mixing", *position)
+                inputs, targets, partners = run.mixer(inputs, targets, rng)
                 clips = len(batch["clip_id"])
-                left_out = run.left_out(clips)  # modality dropout
+                left_out = run.left_out(batch, partners)  # modality dropout, and what is missing
 
                 # On a CPU a stop leaves this part at any layer: nothing has changed by then.
                 optimizer.zero_grad(set_to_none=True)

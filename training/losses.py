@@ -19,9 +19,11 @@ Loss = Callable[..., Tensor]  # (prediction, targets, class_weights, config)
 
 
 def smooth_one_hot(labels: Tensor, n_classes: int, smoothing: float) -> Tensor:
-    """(B,) class indices -> (B, K): 1 - smoothing on the class, smoothing spread over all K."""
-    one_hot = torch.nn.functional.one_hot(labels, n_classes).float()
-    return one_hot * (1 - smoothing) + smoothing / n_classes
+    """(B,) class indices -> (B, K): 1 - smoothing on the class, smoothing spread over all K; zeros
+    where the class is unknown (-1), which cost and teach nothing."""
+    one_hot = torch.nn.functional.one_hot(labels.clamp(min=0), n_classes).float()
+    smooth = one_hot * (1 - smoothing) + smoothing / n_classes
+    return smooth * (labels >= 0).unsqueeze(1)
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -25,16 +25,18 @@ class Mixer:
 
     def __call__(
         self, inputs: Inputs, targets: Targets, rng: np.random.Generator
-    ) -> tuple[Inputs, Targets]:
+    ) -> tuple[Inputs, Targets, Tensor | None]:
+        """Inputs, targets, and with which clip each was mixed (B,), if any were."""
         drawn = [member for member in self.members if rng.random() < member[0]]
         if not drawn:
-            return inputs, targets
+            return inputs, targets, None
         _, alpha, mix = drawn[int(rng.integers(len(drawn)))]
         some = next(iter(targets.values()))
         order = torch.from_numpy(rng.permutation(len(some))).to(some.device)
         inputs, kept = mix(inputs, float(rng.beta(alpha, alpha)), order, rng)
         kept = kept.to(some.device).unsqueeze(1)  # (B, 1)
-        return inputs, {head: kept * y + (1 - kept) * y[order] for head, y in targets.items()}
+        mixed = {head: kept * y + (1 - kept) * y[order] for head, y in targets.items()}
+        return inputs, mixed, order
 
 
 def mixup(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from models import build_model
@@ -16,11 +18,12 @@ from models.fusion import FUSIONS
 from models.pooling import POOLINGS
 from training.checkpoint import Checkpoint, find_checkpoints, load_checkpoint
 from training.data import ClipDataset
+from training.features import Features, lacks
 from training.fingerprint import known
 from training.losses import LOSSES
 from training.modalities import MODALITIES, MODES, modality
 from training.optim import OPTIMIZERS, SCHEDULES
-from training.tasks import Task
+from training.tasks import Task, learns_missing
 from training.views import face_flags
 from utils.distributed import SingleProcess
 from utils.errors import IntegrityError, UsageError, one_of
@@ -71,10 +74,32 @@ def own_settings(name: str, checkpoint: Checkpoint) -> list[str]:
     return [*own, "pooling"] if "pooling" in built else own
 
 
+def with_inputs(
+    features: Features, rows: pd.DataFrame, task: Task, config: dict[str, Any]
+) -> pd.DataFrame:
+    """The clips that have the inputs of the task, or with modality dropout some of them; the others
+    are told."""
+    learns = learns_missing(task, config)
+    kept = features.having(rows, task.inputs, some=learns)
+    if left_out := len(rows) - len(kept):
+        what = f"{left_out} of {len(rows)} clips lack {' or '.join(task.inputs)}: left out"
+        if not learns and len(task.inputs) > 1:
+            what += "; with --modality_dropout 0.3 training learns from what they have"
+        print(what, file=sys.stderr)
+    if kept.empty:
+        raise UsageError(f"{features.folder}: no clip has {' and '.join(task.inputs)}")
+    return kept
+
+
 def check_data(train_set: ClipDataset, val_set: ClipDataset, dist: SingleProcess) -> None:
     """Everything that would fail in the middle of a run, and can be seen cheaply, fails here."""
     for dataset in (train_set, val_set):
         dataset.features.check_files(dataset.rows, dataset.task.inputs)
+        for name, having in dataset.donors.items():
+            if not having:
+                raise UsageError(
+                    f"{dataset.features.folder}: no clip to train or validate has {name}"
+                )
         for row, labels in zip(dataset.rows, dataset.labels, strict=True):
             if min(labels.values()) < 0:
                 classes = " ".join(dataset.features.classes)
@@ -82,8 +107,9 @@ def check_data(train_set: ClipDataset, val_set: ClipDataset, dist: SingleProcess
                     f"{dataset.features.folder / 'manifest.csv'}: a label of clip "
                     f"{row['clip_id']} is not one of {classes}"
                 )
-            if any(modality(name).picture == "frames" for name in dataset.task.inputs):
-                face_flags(row)
+            for name in dataset.task.inputs:
+                if modality(name).picture == "frames" and not lacks(row, name):
+                    face_flags(row)
     check_learnt(train_set)
     if len(train_set) < 2:
         folder = train_set.features.folder
@@ -293,4 +319,6 @@ def clips_by_class(dataset: ClipDataset, name: str) -> str:
     column = dataset.task.label_columns[dataset.task.main_head]
     counts = Counter(row[column] for row in dataset.rows)
     classes = ", ".join(f"{each} {counts[each]}" for each in dataset.features.classes)
-    return f"{len(dataset)} {name} clips ({classes})"
+    lacking = {each: len(dataset) - len(rows) for each, rows in dataset.donors.items()}
+    without = "".join(f"; {count} without {each}" for each, count in lacking.items() if count)
+    return f"{len(dataset)} {name} clips ({classes}{without})"

@@ -35,6 +35,7 @@ from training.prepare import (
     create_model,
     load_starts,
     provenance,
+    with_inputs,
 )
 from training.randomness import generator
 from training.resume import check_best, check_folder, check_same
@@ -79,14 +80,10 @@ class Run:
             starts = load_starts(config, task)
             adopt_settings(config, starts, options.given)
             earlier = [checkpoint for _, checkpoint in starts.values()]
-        train_set, val_set = (
-            ClipDataset(features, rows, task, config, training)
-            for rows, training in zip(
-                training_rows(features, config["fold"], config["val_fold"]),
-                (True, False),
-                strict=True,
-            )
-        )
+        sets = training_rows(features, config["fold"], config["val_fold"])
+        train_rows, val_rows = (with_inputs(features, rows, task, config) for rows in sets)
+        train_set = ClipDataset(features, train_rows, task, config, training=True)
+        val_set = ClipDataset(features, val_rows, task, config, training=False)
         check_data(train_set, val_set, self.dist)
         if options.verify_features:
             features.verify([*train_set.rows, *val_set.rows], task.inputs)
@@ -213,13 +210,20 @@ class Run:
             for head, labels in batch["labels"].items()
         }
 
-    def left_out(self, clips: int) -> dict[str, Tensor]:
-        """{modality: (B,) bool} of modality dropout; nothing where no token stands in."""
-        names = tuple(self.model.missing)
+    def left_out(self, batch: dict[str, Any], partners: Tensor | None) -> dict[str, Tensor]:
+        """{modality: (B,) bool} of modality dropout, and what a clip or the one that is mixed into
+        it lacks; nothing where no token stands in. Something always stays."""
+        names, clips = tuple(self.model.missing), len(batch["clip_id"])
         if not names:
             return {}
         rng = generator(self.config["seed"], "modality dropout", self.step, self.dist.rank)
         drawn = draw_left_out(names, clips, self.config["modality_dropout"], rng)
+        if "absent" in batch:
+            absent = torch.stack([batch["absent"][name] for name in names])  # (M, B)
+            lacking = absent if partners is None else absent | absent[:, partners.cpu()]
+            together = torch.stack([drawn[name] for name in names]) | lacking
+            together = torch.where(together.all(dim=0), absent, together)
+            drawn = dict(zip(names, together, strict=True))
         return {name: dropped.to(self.device) for name, dropped in drawn.items()}
 
     def split(self, clips: int) -> list[slice]:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from training.features import Features
+from training.features import Features, lacks
 from training.modalities import MODALITIES
 from utils.errors import UsageError
 
@@ -80,5 +80,7 @@ def speaker_scales(features: Features, rows: pd.DataFrame, names: Iterable[str])
     bar = tqdm(work, "speakers", file=sys.stderr, leave=False, delay=2)
     for name, speaker in bar:
         clips: list[dict[str, Any]] = by_speaker[speaker]
-        scales[name][speaker] = scale_of(features.load(row, name) for row in clips)
+        scales[name][speaker] = scale_of(
+            features.load(row, name) for row in clips if not lacks(row, name)
+        )
     return scales

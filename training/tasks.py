@@ -86,5 +86,10 @@ def model_arch(
         "heads": {head: list(inputs) for head, (inputs, _) in task.heads.items()},
         "n_classes": n_classes,
         "fusion": config["fusion"],
-        "learn_missing": config["modality_dropout"] > 0 and len(task.inputs) > 1,
+        "learn_missing": learns_missing(task, config),
     }
+
+
+def learns_missing(task: Task, config: dict[str, Any]) -> bool:
+    """Whether a token is learnt that stands in for an input which a clip lacks."""
+    return config["modality_dropout"] > 0 and len(task.inputs) > 1
