@@ -18,7 +18,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from extract.media import FORMATS
 from utils.config import Flags, device_name, ranged
 from utils.errors import IntegrityError, UsageError, listed, one_of, run_script
 from utils.files import check_place, keep_as_it_is, write_atomic, write_bytes
@@ -133,6 +132,8 @@ def find_rows(sheet: Sheet, features: Any, split: str | None) -> dict[str, dict]
 def spellings(clip_id: str) -> list[str]:
     """What an id of a sheet may stand for, best first: itself, itself without the ending of a file
     (a.mp4) or the fraction that tables give to numbers (7.0), and each as a number (7: 00007)."""
+    from extract.media import FORMATS
+
     stem, _, ending = clip_id.rpartition(".")
     names = [clip_id]
     if f".{ending.lower()}" in FORMATS or (stem.isdigit() and not ending.strip("0")):

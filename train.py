@@ -27,10 +27,11 @@ from utils.distributed import hold_run_folder, is_main_process
 from utils.errors import IntegrityError, UsageError, run_script
 from utils.files import check_place, keep_as_it_is, read_json, write_json
 from utils.parallel import set_memory, use_tensor_cores
+from utils.trackers import check_tracker
 
 STARTS = {name: f"{name}_load_weights" for name in MODES}  # modality -> the flag's name
+SHORT = {"learning_rate": ["--lr"]}  # what everybody calls them
 ALSO_KNOWN_AS = {
-    "--lr": "--learning_rate",
     "--epochs": "--n_epoch",
     "--n_epochs": "--n_epoch",
     "--optimizer": "--optim",
@@ -64,7 +65,8 @@ def parse_args() -> argparse.Namespace:
         values = dict.fromkeys(str(recipe(mode)[name]) for mode in TASKS)
         kind = "choices" if isinstance(setting.kind, tuple) else "type"
         described = f"{setting.help} [{'/'.join(values)}]"
-        groups[setting.group].add(f"--{name}", help=described, **{kind: setting.kind})
+        names = [f"--{name}", *SHORT.get(name, ())]
+        groups[setting.group].add(*names, help=described, **{kind: setting.kind})
     for name, flag in STARTS.items():
         help_text = f"start {name} from this run, built as it was there"
         groups["model"].add(f"--{flag}", metavar="RUN", help=help_text)
@@ -76,6 +78,8 @@ def parse_args() -> argparse.Namespace:
     data.add("--verify_features", help="read every feature file before the first step", **yes)
     minutes = "between saves within an epoch; one follows every epoch and stop anyway"
     long_runs.add("--save_minutes", default=10.0, type=ranged(float, 0), help=minutes)
+    tracker = "also log to this package, beside TensorBoard: utils/trackers.py"
+    run.add("--tracker", default=None, choices=("wandb", "mlflow", "trackio"), help=tracker)
     flags.add_machine()
     args = flags.parse_args()
     if "config" in args:  # its settings go through the same checks, and the flags go first
@@ -132,6 +136,8 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
     """One run, or one for each fold."""
     from training.features import Features
 
+    if args.tracker:
+        check_tracker(args.tracker)
     device = device_name(args.device)
     set_memory()
     use_tensor_cores(device)

@@ -690,7 +690,7 @@ BAD_FILES = {
     "half": (lambda path, whole: path.write_bytes(whole[: len(whole) // 2]), "E_TRUNC", " of "),
     "ffconcat": (_ffconcat, "E_OPEN", "ffconcat"),
     "playlist": (_write(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hosts\n"), "E_OPEN", "EXTM3U"),
-    "matroska": (_matroska, "E_OPEN", "mov"),
+    "matroska": (_matroska, "E_OPEN", "is a Matroska or WebM file"),
     "pipe": (lambda path, whole: os.mkfifo(path), "E_OPEN", "regular"),
     "folder": (lambda path, whole: path.mkdir(), "E_OPEN", "regular"),
     "dangling": (lambda path, whole: path.symlink_to("nowhere.mp4"), "E_MISSING", "no file"),

@@ -193,9 +193,9 @@ def test_the_flags_of_a_training_fit_four_screens():
 
 def test_a_flag_of_another_name_gets_the_right_one():
     """By what it means where a script says so, else by its letters."""
-    run = run_script("train.py", "--lr", "3", "--epochs=3", "--batch-size", 8)
+    run = run_script("train.py", "--wd", "3", "--epochs=3", "--batch-size", 8)
     assert run.returncode == 2 and len(run.stderr.splitlines()) == 1
-    for wrong, right in {"--lr": "--learning_rate", "--epochs": "--n_epoch"}.items():
+    for wrong, right in {"--wd": "--weight_decay", "--epochs": "--n_epoch"}.items():
         assert f"{wrong}: did you mean {right}?" in run.stderr
     assert "--batch-size: did you mean --batch_size?" in run.stderr
 

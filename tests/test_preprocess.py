@@ -224,7 +224,7 @@ def spoilt(copies, face_image) -> tuple[Path, Path]:
     shutil.rmtree(features)
     add_clip(data / TRAIN / "00010-a-hap-hap-hap.mp4", face_image, 0.5, level=0)
     add_clip(data / TRAIN / "00011-a-hap-hap-hap.mp4", flat((90, 120, 140)), 0.5)
-    add_clip(data / TRAIN / "00012-a-HAP-hap-hap.mp4", face_image, 0.5)
+    add_clip(data / TRAIN / "00012-a-merry-hap-hap.mp4", face_image, 0.5)
     add_clip(data / VAL / "00013-a-hap-hap-hap.mp4", face_image, 0.5)
     (data / VAL / "00013-a-hap-hap-hap.mp4").write_bytes(b"")
     add_clip(data / VAL / "00014-a-hap-hap-hap.mp4", face_image, 0.5)
@@ -545,7 +545,7 @@ def test_real_clips_are_usable_or_have_a_code(tmp_path):
 
 def test_all_clips_rejected_at_listing_are_listed(tmp_path):
     (tmp_path / "raw").mkdir()
-    rows = "media,split,emotion\na.mp4,Train,HAP\nb.mp4,val,SAD\n"
+    rows = "media,split,emotion\na.mp4,Train,merry\nb.mp4,val,blue\n"
     (tmp_path / "raw" / "manifest.csv").write_text(rows)
     places = ("--data_dir", tmp_path / "raw", "--features_dir", tmp_path / "features")
     done = run_main("preprocess", "--corpus", "csv", *places)

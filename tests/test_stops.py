@@ -444,7 +444,7 @@ def test_a_best_checkpoint_is_neither_lost_nor_trusted_blindly(start, tmp_path):
     assert run.code == 4 and "is gone: only a better epoch" in run.err and "--overwrite" in run.err
     (folder / "4_best_1.0000.pth").write_bytes(whole)
     for name in ("last.pth", "previous.pth", "best.json"):
-        (folder / name).unlink()
+        (folder / name).unlink(missing_ok=True)
     run = start("a", "--n_epoch", "4", "--eval_step", "2", "--resume")
     assert run.code == 2 and "nothing to go on from" in run.err
     assert (folder / "4_best_1.0000.pth").is_file()

@@ -132,7 +132,6 @@ def test_what_a_run_writes(runs):
         assert names == {".lock", "best.json", "config.json", "confusion.png", "curves.png"} | {
             "events.out",
             "last.pth",
-            "previous.pth",
             "metrics.csv",
         }
         assert list(epochs["epoch"]) == [1, 2] and np.isfinite(epochs.to_numpy()).all()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from training.checkpoint import LAST, best_checkpoint, keep_best, save_best, save_last
+from training.checkpoint import LAST, PREVIOUS, best_checkpoint, keep_best, save_best, save_last
+from training.data import ClipDataset
 from training.run import Run
 from training.stopping import StopSignal
 from utils.distributed import Silent, launched_by_torchrun
@@ -17,6 +21,7 @@ from utils.errors import IntegrityError, Interrupted
 from utils.files import check_held, write_json
 from utils.plots import plot_confusion
 from utils.run_log import RunLog
+from utils.trackers import start_tracker
 
 
 @contextlib.contextmanager
@@ -53,7 +58,9 @@ class Record(RunLog):
         self.last_is_sound = run.resumed is None or run.resumed[0].name == LAST
         self.saved_at = time.monotonic()
         write_json(folder / "config.json", run.config)
-        super().__init__(folder, run.rows)
+        name = getattr(run.options, "tracker", None)
+        tracker = start_tracker(name, folder, run.config) if name else None
+        super().__init__(folder, run.rows, tracker)
         if run.resumed:
             print(f"resumed {run.resumed[0]} after step {run.step}")
 
@@ -91,9 +98,29 @@ class Record(RunLog):
                 f"it back, use {LAST}, or start anew with --overwrite"
             )
         write_json(self.folder / "best.json", best)
+        (self.folder / PREVIOUS).unlink(missing_ok=True)  # last.pth is enough for more epochs
         print("curves.png and confusion.png are beside the best checkpoint:")
         clips = f"{best['clips']} validation clips"
         print(f"{best_checkpoint(self.folder)}: {measures(best)} over {clips}", flush=True)
+        if said := no_better_than_guessing(best, self.run.val_loader.dataset):
+            print(said, file=sys.stderr)
+
+
+def no_better_than_guessing(best: dict[str, Any], clips: ClipDataset) -> str:
+    """What to say of a model whose accuracy and mean recall are both within two standard errors of
+    what one gets without looking at a clip; nothing of others."""
+    head = clips.task.main_head
+    counts = Counter(labels[head] for labels in clips.labels if labels[head] >= 0)
+    number, most = counts.most_common(1)[0]
+    usual, chance = most / counts.total(), 1 / len(counts)
+    for value, guessed in ((best["accuracy"], usual), (best["uar"], chance)):
+        if value > guessed + 2 * math.sqrt(guessed * (1 - guessed) / counts.total()):
+            return ""
+    answer = clips.features.classes[number]
+    return (
+        f"no better than guessing: accuracy {best['accuracy']:.2f} over {counts.total()} clips, "
+        f"where always answering {answer} gives {usual:.2f}; see docs/questions.md"
+    )
 
 
 def empty_folder(folder: Path) -> None:

@@ -56,7 +56,8 @@ def check_best(folder: Path, place: Path, state: Checkpoint) -> None:
 
 
 def check_same(state: Checkpoint, identity: dict[str, Any], path: Path) -> None:
-    """IntegrityError that shows what differs between the stopped run and this command."""
+    """IntegrityError that shows what differs between the stopped run and this command. It may have
+    more epochs: from here on it follows their schedule."""
     then, now = (
         {
             **part["config"],
@@ -67,6 +68,9 @@ def check_same(state: Checkpoint, identity: dict[str, Any], path: Path) -> None:
         for part in (state, identity)
     )
     differs = [name for name in now if then.get(name) != now[name]]
-    if differs:
+    if differs == ["n_epoch"] and then["n_epoch"] < now["n_epoch"]:
+        more = f"{then['n_epoch']} epochs then, {now['n_epoch']} now"
+        print(f"{more}: it goes on as one of {now['n_epoch']}", file=sys.stderr)
+    elif differs:
         shown = "; ".join(f"{name}: {then.get(name)} then, {now[name]} now" for name in differs)
         raise IntegrityError(f"cannot resume {path}, its run differs: {shown}")

@@ -7,15 +7,17 @@ from typing import Any
 
 from utils.files import write_csv
 from utils.plots import plot_curves
+from utils.trackers import Tracker
 
 
 class RunLog:
-    """Rows of numbers by epoch. Files are rewritten whole, so a resumed run leaves no doubles."""
+    """Rows of numbers by epoch. Files are rewritten whole, so a resumed run leaves no doubles; a
+    `tracker` (utils/trackers.py) gets each row once."""
 
-    def __init__(self, folder: Path, rows: list[dict[str, Any]]):
+    def __init__(self, folder: Path, rows: list[dict[str, Any]], tracker: Tracker | None = None):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder = folder
+        self.folder, self.tracker = folder, tracker
         self.rows: list[dict[str, Any]] = []
         for events in filter(Path.is_file, folder.glob("events.out.tfevents.*")):
             events.unlink()  # they may hold a row too few, or one twice, of a run that was killed
@@ -28,6 +30,9 @@ class RunLog:
     def add(self, row: dict[str, Any]) -> None:
         self._draw(row)
         self._write()
+        if self.tracker:
+            numbers = {k: v for k, v in row.items() if k != "epoch" and v is not None}
+            self.tracker.log(row["epoch"], numbers)
 
     def _draw(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -44,3 +49,5 @@ class RunLog:
 
     def close(self) -> None:
         self.writer.close()
+        if self.tracker:
+            self.tracker.finish()
