@@ -135,3 +135,33 @@ def png(figure: Any) -> bytes:
 
 def _save(figure: Any, path: Path) -> None:
     write_bytes(path, png(figure))
+
+
+def plot_search(trials: Any, measure: str, higher: bool, title: str) -> bytes:
+    """A search as .png: what each trial reached, and by the values of each setting. `trials`: a
+    table with the columns trial, `measure`, and the settings."""
+    names = list(trials.columns[2:])
+    columns = min(4, len(names) + 1)
+    rows = math.ceil((len(names) + 1) / columns)
+    figure, axes = _figure(rows, columns, (3.4 * columns, 2.9 * rows))
+    axes = list(getattr(axes, "flat", [axes]))
+    values = trials[measure]
+    best = values.idxmax() if higher else values.idxmin()
+    so_far = values.cummax() if higher else values.cummin()
+    axes[0].plot(range(1, len(values) + 1), so_far, color=TRAIN, label="best so far")
+    axes[0].legend(frameon=False)
+    axes[0].set(xlabel="trial", ylabel=f"validation {measure}")
+    for axis, name in zip(axes, [None, *names], strict=False):
+        places: Any = range(1, len(values) + 1) if name is None else trials[name]
+        if name is not None and trials[name].dtype.kind not in "iuf":
+            places = trials[name].astype(str)
+        elif name is not None and 0 < 20 * trials[name].min() < trials[name].max():
+            axis.set_xscale("log")
+        axis.plot(places, values, "o", color=TRAIN, markersize=5)
+        axis.plot([list(places)[best]], [values[best]], "o", color=VAL, markersize=8)
+        if name is not None:
+            axis.set(xlabel=name)
+    for axis in axes[len(names) + 1 :]:
+        axis.set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", color=INK)
+    return png(figure)

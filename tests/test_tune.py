@@ -1,0 +1,121 @@
+"""tune.py: a search that chooses on validation clips, goes on after a stop, and is shared."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from conftest import ROOT, write_features
+from extras import need
+from inside import run_main
+
+pytestmark = pytest.mark.extra
+need("optuna")
+SPACE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "optim": ["adamw", "sgd"]}
+TINY = ["--text_layers", 1, "--text_heads", 2, "--n_epoch", 1, "--num_workers", 0]
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return write_features(tmp_path_factory.mktemp("features"), modalities=("text",))
+
+
+@pytest.fixture
+def command(features, tmp_path):
+    (tmp_path / "space.json").write_text(json.dumps(SPACE))
+    places = ["--features_dir", features, "--logs_dir", tmp_path]
+    return ["--mode", "text", "--exp_name", "s", "--space", tmp_path / "space.json", *places, *TINY]
+
+
+def test_a_search_from_start_to_recipe(command, tmp_path):
+    done = run_main("tune", *command, "--trials", 2)
+    assert done.code == 0, done.err
+    folder = tmp_path / "tune" / "s"
+    table = pd.read_csv(folder / "trials.csv")
+    assert len(table) == 2 and set(table["optim"]) <= {"adamw", "sgd"}
+    assert table["learning_rate"].between(1e-4, 1e-2).all()
+    for row in table.itertuples():
+        best = json.loads((folder / "text" / row.trial / "best.json").read_text())
+        config = json.loads((folder / "text" / row.trial / "config.json").read_text())
+        assert best["uar"] == pytest.approx(row.uar)
+        assert config["learning_rate"] == pytest.approx(row.learning_rate)
+    chosen = json.loads((folder / "best.json").read_text())
+    assert chosen["learning_rate"] == pytest.approx(
+        table.loc[table["uar"].idxmax(), "learning_rate"]
+    )
+    assert (folder / "tune.png").read_bytes().startswith(b"\x89PNG")
+    recipe = (folder / "recipe.sh").read_text()
+    assert f"--learning_rate={chosen['learning_rate']!r}" in recipe and "luckiest" in recipe
+    done = run_main("tune", *command, "--trials", 3)
+    assert "2 of 3 trials are done" in done.out
+    assert len(pd.read_csv(folder / "trials.csv")) == 3
+    again = run_main("tune", *command, "--trials", 3)
+    assert again.code == 0 and "3 of 3 trials are done" in again.out
+    other = run_main("tune", *command, "--trials", 3, "--measure", "loss")
+    assert other.code == 2 and "measure uar then, loss now" in other.err
+
+
+def test_a_killed_search_goes_on_in_the_same_folder(command, tmp_path):
+    line = [sys.executable, str(ROOT / "tune.py"), *map(str, command), "--trials", "2"]
+    folder = tmp_path / "tune" / "s"
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "trial-0000.txt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = run_main("tune", *command, "--trials", 2)
+    assert done.code == 0, done.err
+    assert set(pd.read_csv(folder / "trials.csv")["trial"]) >= {"trial-0000"}
+
+
+def test_two_searches_share_the_work(command, tmp_path):
+    line = [sys.executable, str(ROOT / "tune.py"), *map(str, command), "--trials", "3"]
+    both = [subprocess.Popen(line, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    table = pd.read_csv(tmp_path / "tune" / "s" / "trials.csv")
+    assert 3 <= len(table) <= 4 and table["trial"].is_unique
+
+
+@pytest.mark.parametrize(
+    ("space", "says"),
+    [
+        ({"learning_rte": [1]}, "did you mean learning_rate?"),
+        ({"learning_rate": {"low": 1}}, "no list and no range"),
+        ({"learning_rate": {"low": 1, "high": 0.1}}, "no list and no range"),
+        ({"learning_rate": []}, "no list and no range"),
+        ({"learning_rate": [-1]}, "-1 is not allowed"),
+        ({"class_weights": ["none", "some"]}, "'some' is not allowed"),
+        ({}, "expected settings by name"),
+        ([], "expected settings by name"),
+    ],
+)
+def test_spaces_that_cannot_be_searched(command, tmp_path, space, says):
+    (tmp_path / "space.json").write_text(json.dumps(space))
+    done = run_main("tune", *command)
+    assert done.code == 2 and says in done.err and "Traceback" not in done.err
+
+
+def test_what_train_py_refuses_is_told_before_any_trial(command, tmp_path):
+    done = run_main("tune", *command, "--n_epochs", 3)
+    assert done.code == 2 and "did you mean --n_epoch?" in done.err
+    done = run_main("tune", *command, "--optim", "sgd")
+    assert done.code == 2 and "--optim is in" in done.err
+    done = run_main("tune", *command, "--fold", 0)
+    assert done.code == 2 and "--val_fold next" in done.err
+    assert not list(tmp_path.glob("tune/s/text/*"))
+
+
+def test_a_search_in_which_nothing_works_ends(command, monkeypatch):
+    import tune
+
+    monkeypatch.setattr(tune, "check_flags", lambda *args: None)
+    done = run_main("tune", *command, "--trials", 5, "--n_epochs", 3)
+    assert "trial-0002" in done.out and "trial-0003" not in done.out
+    assert "failed: train.py: unrecognized arguments" in done.out
+    assert done.code == 2 and "the first three trials failed" in done.err, done.err
