@@ -249,7 +249,7 @@ def report(study: Any, args: argparse.Namespace, folder: Path) -> None:
     words = [f"--{name}={short_flag(value)}" for name, value in best.params.items()]
     command = ["python", "train.py", "--mode", args.mode, *args.train_flags, *words]
     lines = [
-        f"# The best of {len(rows)} trials, {args.measure} {best.value:.4f} on validation clips, is",
+        f"# The best of {len(rows)} trials, {args.measure} {best.value:.4f} on its validation, is",
         "# the luckiest of many. Other seeds, and other people, tell what it is worth.",
         "set -e",
         "for seed in 1 2 3 4 5; do",
