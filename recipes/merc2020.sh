@@ -49,7 +49,7 @@ fusion() {  # name, its three runs, seed, learning rate, batch size
     --label_smoothing 0.1 --amp False
 }
 
-python preprocess.py || [ $? = 3 ]  # 3: some clips were rejected; features/failed.csv lists them
+python preprocess.py || { code=$?; [ $code = 3 ] || exit $code; }  # 3: some clips were rejected
 
 speech AttnCNN-B4 4 42
 face CLSTM-B0-latest 0 42
