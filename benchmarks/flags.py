@@ -90,22 +90,19 @@ def tables(parser: argparse.ArgumentParser, recipe: Callable[[str], str]) -> str
 
 def row(action: argparse.Action, recipe: Callable[[str], str]) -> str:
     flag = action.option_strings[-1] if action.option_strings else ""
-    values = "" if action.nargs == 0 else str(action.metavar or "")
-    if action.choices:
-        values = ", ".join(map(str, action.choices))
-    help_text, default = (action.help or "").removesuffix(" ([])"), ""
-    if found := DEFAULT.search(help_text):
+    meaning, default = (action.help or "").removesuffix(" ([])"), ""
+    if found := DEFAULT.search(meaning):
         stated = found[1]
         if action.default not in (None, argparse.SUPPRESS) or recipe(flag) or stated == "None":
-            help_text = help_text[: found.start()]
+            meaning = meaning[: found.start()]
             default = recipe(flag) or ("" if stated in ("None", "") else f"`{stated}`")
     default = BY_MACHINE.get(flag, default)
-    if action.required:
+    if action.required and action.nargs != "*":
         default = "**must be given**"
-    shown = f"`{flag}`" if flag else ""
-    if values:
-        shown += f" `{values}`"
-    cells = [cell.replace("|", "\\|") for cell in (shown, default, help_text)]
+    name = f"{flag} {action.metavar or ''}".strip() if action.nargs != 0 else flag
+    if action.choices:
+        meaning += ": " + ", ".join(f"`{choice}`" for choice in action.choices)
+    cells = [cell.replace("|", "\\|") for cell in (f"`{name}`", default, meaning)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -117,8 +114,9 @@ def markdown() -> str:
         parser.prog = call
         purpose = (parser.description or "").strip().splitlines()[0]
         recipe = recipes() if module == "train" else lambda flag: ""
-        parts.append(f"## {call.removeprefix('python ')}\n\n{purpose}\n\n{tables(parser, recipe)}")
-    return "\n".join(parts)
+        name = module if "." in module else f"{module}.py"
+        parts.append(f"## {name}\n\n{purpose}\n\n{tables(parser, recipe)}")
+    return '<div class="flags" markdown>\n\n' + "\n".join(parts) + "\n</div>\n"
 
 
 if __name__ == "__main__":
