@@ -54,6 +54,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return outside_code(markdown, lambda text: LINK.sub(within(place or page_path(page)), text))
 
 
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Short names such as --flags keep one line; docs/assets/site.css says so of this class."""
+    return re.sub(r"<code>([^<\n]{1,34})</code>", r'<code class="short">\1</code>', html)
+
+
 def page_path(page: Any) -> str:
     return f"docs/{page.file.src_uri}"
 
