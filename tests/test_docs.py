@@ -135,6 +135,39 @@ def test_the_commands_of_the_readme_are_found():
     assert found == ["predict", "preprocess", *["train"] * 4, "evaluate"]
 
 
+MADE = (
+    "demo_run/raw/a.mp4",
+    "features/manifest.csv",
+    "logs/speech/first/last.pth",
+    "report/index.html",
+)
+MADE += (
+    "predictions/a.png",
+    "test1.csv",
+    "test3.csv",
+    "val.csv",
+    "test1_submission.csv",
+    "model.onnx",
+)
+MADE += (
+    "qia2020/train/a.mp4",
+    "2020-3/test3/a.mp4",
+    "my_clips/manifest.csv",
+    "build/site/index.html",
+)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git repository")
+def test_what_users_make_is_not_taken_for_a_change():
+    command = ["git", "check-ignore", *MADE]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.stdout.split() == [*MADE]
+    run = subprocess.run(
+        ["git", "ls-files", "-ci", "--exclude-standard"], cwd=ROOT, check=False, capture_output=True
+    )
+    assert run.stdout == b""  # and nothing that belongs to the project is
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 180
 
