@@ -98,12 +98,17 @@ def row(action: argparse.Action, recipe: Callable[[str], str]) -> str:
             default = recipe(flag) or ("" if stated in ("None", "") else f"`{stated}`")
     default = BY_MACHINE.get(flag, default)
     if action.required and action.nargs != "*":
-        default = "**must be given**"
+        default = "none, must be given"
     name = f"{flag} {action.metavar or ''}".strip() if action.nargs != 0 else flag
     if action.choices:
         meaning += ": " + ", ".join(f"`{choice}`" for choice in action.choices)
-    cells = [cell.replace("|", "\\|") for cell in (f"`{name}`", default, meaning)]
+    cells = [cell.replace("|", "\\|") for cell in (f"`{name}`", default, as_text(meaning))]
     return f"| {' | '.join(cells)} |"
+
+
+def as_text(text: str) -> str:
+    """What stands in <> is a placeholder in a help text, and would be HTML in Markdown."""
+    return text.replace("<", "&lt;")
 
 
 def markdown() -> str:
@@ -112,7 +117,7 @@ def markdown() -> str:
     for module, call in COMMANDS.items():
         parser = parser_of(module)
         parser.prog = call
-        purpose = (parser.description or "").strip().splitlines()[0]
+        purpose = as_text((parser.description or "").strip().splitlines()[0])
         recipe = recipes() if module == "train" else lambda flag: ""
         name = module if "." in module else f"{module}.py"
         parts.append(f"## {name}\n\n{purpose}\n\n{tables(parser, recipe)}")

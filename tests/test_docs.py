@@ -64,6 +64,7 @@ def test_the_site_has_every_flag_and_the_python_interface(site):
         for action in parser_of(module)._actions:
             for name in action.option_strings[-1:]:
                 assert name == "--help" or re.search(rf"<code[^>]*>{name}[ <]", flags), (call, name)
+    assert "logs/&lt;mode&gt;/&lt;exp_name&gt;/" in flags  # placeholders are no HTML
     python = (site / "python.html").read_text("utf-8")
     for name in ("inference.predictor.Predictor", "models.build_model"):
         assert f'id="{name}"' in python
@@ -80,7 +81,7 @@ def test_a_default_that_modes_do_not_share_names_each_mode():
     sections = markdown().split("\n## ")
     rows = rows_of(next(section for section in sections if section.startswith("train.py")))
     assert "| speech `256`, face `32`, text `128`, multimodal `16` |" in rows["--batch_size"]
-    assert "| **must be given** |" in rows["--mode"] and "| `logs` |" in rows["--logs_dir"]
+    assert "| none, must be given |" in rows["--mode"] and "| `logs` |" in rows["--logs_dir"]
     rows = rows_of(next(section for section in sections if "preprocess.py" in section))
     assert rows["--workers"].split(" | ")[1] == "one per core"  # not those of this machine
 
