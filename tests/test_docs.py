@@ -28,20 +28,21 @@ LOADED = re.compile(
 )
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+def test_the_site_is_whole_and_loads_nothing_from_the_internet(tmp_path):
+    """One test, because the site takes half a minute: --strict fails on a link or an anchor that
+    leads nowhere, also on those of README.md."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     run = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    return folder
+    check_pages(tmp_path)
+    check_that_it_loads_nothing(tmp_path)
+    check_references(tmp_path)
 
 
-def test_the_site_has_every_page_and_every_link_leads_somewhere(site):
-    """--strict fails on a link or an anchor that leads nowhere, also on those of README.md."""
+def check_pages(site: Path) -> None:
     for page in PAGES:
         path = page.relative_to(ROOT).as_posix()
         name = docs_site.OUTSIDE.get(path, page.name)
@@ -49,7 +50,7 @@ def test_the_site_has_every_page_and_every_link_leads_somewhere(site):
     assert (site / "source/examples/my_encoder.py.html").is_file()
 
 
-def test_the_site_loads_nothing_from_the_internet(site):
+def check_that_it_loads_nothing(site: Path) -> None:
     for bad in ('<script src="https://x.y/z.js">', "<link rel=stylesheet href=//x.y/z.css>"):
         assert LOADED.search(bad)
     for path in (*site.rglob("*.html"), *site.rglob("*.css")):
@@ -58,7 +59,8 @@ def test_the_site_loads_nothing_from_the_internet(site):
     assert (site / "search/search_index.js").is_file()
 
 
-def test_the_site_has_every_flag_and_the_python_interface(site):
+def check_references(site: Path) -> None:
+    """Every flag, and the Python interface."""
     flags = (site / "flags.html").read_text("utf-8")
     for module, call in COMMANDS.items():
         for action in parser_of(module)._actions:
