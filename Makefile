@@ -38,7 +38,7 @@ app: $(VENV)/ready
 # Strict: a link or an anchor that leads nowhere fails.
 docs: $(VENV)/ready
 	$(INSTALL) -r requirements-docs.txt -c requirements.lock
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "the documentation: build/site/index.html"
 
 $(VENV)/ready: requirements.txt requirements.lock pyproject.toml
