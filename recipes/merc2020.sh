@@ -3,8 +3,9 @@
 #     bash recipes/merc2020.sh
 # It needs the clips in qia2020/ and 2020-3/ and the three sheets beside them; two GPUs took days.
 #
-# After any stop (Ctrl-C, a crash, a reboot) start it again: finished steps are passed over in
-# seconds, and the one that was stopped goes on where it last saved.
+# After any stop (Ctrl-C, a crash, a reboot) start it again with the same flags: a finished training
+# is passed over in seconds, the one that was stopped goes on where it last saved, and submissions
+# are made anew.
 #
 # What it writes, all below the project's folder: features/, logs/<mode>/<run>/, and
 # test1_submission.csv, test2_submission.csv, test3_submission.csv. The epoch lines of all trainings
