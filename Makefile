@@ -1,5 +1,6 @@
 # `make demo` shows the whole pipeline, `make test` runs the tests, `make app` opens the demo's models
-# as a web page, `make test-extras` tests what needs further packages and a browser.
+# as a web page, `make docs` builds the documentation as a site, `make test-extras` tests what needs
+# further packages and a browser.
 # All make .venv first. Needs Python 3.11 or newer; uses uv where it is installed, else pip.
 PYTHON ?= python3
 VENV := .venv
@@ -7,12 +8,12 @@ BIN := $(VENV)/bin
 INSTALL := $(shell command -v uv >/dev/null && echo uv pip install --python $(BIN)/python \
   || echo $(BIN)/python -m pip install --disable-pip-version-check)
 
-.PHONY: demo test test-extras audit app clean
+.PHONY: demo test test-extras audit app docs clean
 demo: $(VENV)/ready
 	$(BIN)/python demo.py
 
 test: $(VENV)/ready
-	$(INSTALL) -r requirements-encoders.txt -c requirements.lock
+	$(INSTALL) -r requirements-encoders.txt -r requirements-docs.txt -c requirements.lock
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -33,6 +34,12 @@ app: $(VENV)/ready
 	$(BIN)/python demo.py
 	$(BIN)/python app.py --logs_dir demo_run/logs --examples demo_run/raw/qia2020/test \
 	  --word_vectors demo_run/raw/word_vectors.npz
+
+# Strict: a link or an anchor that leads nowhere fails.
+docs: $(VENV)/ready
+	$(INSTALL) -r requirements-docs.txt -c requirements.lock
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "the documentation: build/site/index.html"
 
 $(VENV)/ready: requirements.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

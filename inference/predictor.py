@@ -55,16 +55,20 @@ Logits = dict[str, Tensor]  # head -> (1, K)
 class Predictor:
     """Trained runs, loaded once, that predict clip after clip. Several runs are an ensemble.
 
-    `device`: auto, cpu, cuda. `tta`: views of the face per clip, 1, 6 or 12. `temperature`: power
-    on each view's probabilities; only with 1 the results are probabilities. `word_vectors`: the
-    file that words are looked up in, as in the training. `folder`: where the features of the clips
-    go; without one they are gone with the predictor. `warm`: load now what else the first clip
-    would load, so that its times are those of any clip. `longest`: seconds; a longer recording is
-    cut into utterances. `clip_seconds`: clips are read in a process of its own, which may crash, or
-    take this long for a step and 10 MB; 0: in this process. `encoders`: {name: folder, file or name
-    of the hub}, where a pretrained encoder is to be found now; a Python file must be named here.
-    `classes`: the answer is one of these. `transcribe`: faster-whisper:MODEL, which recognises the
-    words of clips that come without any; what it heard is in `heard`.
+    * `device`: auto, cpu, cuda.
+    * `tta`: views of the face per clip, 1, 6 or 12.
+    * `temperature`: power on each view's probabilities; only with 1 the results are probabilities.
+    * `word_vectors`: the file that words are looked up in, as in the training.
+    * `folder`: where the features of the clips go; without one they are gone with the predictor.
+    * `warm`: load now what else the first clip would load, so that its times are those of any clip.
+    * `longest`: seconds; a longer recording is cut into utterances.
+    * `clip_seconds`: clips are read in a process of its own, which may crash, or take this long for
+      a step and 10 MB; 0: in this process.
+    * `encoders`: {name: folder, file or name of the hub}, where a pretrained encoder is to be found
+      now; a Python file must be named here.
+    * `classes`: the answer is one of these.
+    * `transcribe`: faster-whisper:MODEL, which recognises the words of clips that come without any;
+      what it heard is in `heard`.
     """
 
     no_person = f"it is compared with other clips of the person: give {FEW} or more of one person"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -641,25 +642,57 @@ def test_training_never_opens_the_test_clips(features, tmp_path):
     assert run.stdout.splitlines()[-4:] == ["code 0", "train 14", "val 14", "test 0"], run.stderr
 
 
-def test_every_command_of_the_recipe_parses(monkeypatch):
-    script = (ROOT / "recipes" / "merc2020.sh").read_text().replace("\\\n", " ")
-    lines = [shlex.split(line) for line in script.splitlines() if line.startswith("python ")]
-    runs = [line[2:] for line in lines if line[1] == "train.py"]
-    seen = {}
+FAKE_PYTHON = """#!/bin/sh
+echo "$@" >> "$CALLS"
+[ "$(wc -l < "$CALLS")" = "$STOP_AT" ] && exit 130
+[ "$1" = preprocess.py ] && exit 3  # some clips were rejected
+echo an epoch
+"""
+
+
+def test_the_recipe_of_the_challenge_goes_on_after_a_stop(tmp_path, monkeypatch):
+    """Whatever it is stopped in, the second start gives every command again, with --resume."""
+    fake, recipe, calls = tmp_path / "bin/python", tmp_path / "recipes/merc2020.sh", tmp_path / "c"
+    for folder in (fake.parent, recipe.parent, tmp_path / "logs"):
+        folder.mkdir()
+    fake.write_text(FAKE_PYTHON)
+    fake.chmod(0o755)
+    shutil.copy(ROOT / "recipes/merc2020.sh", recipe)
+    environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}", "CALLS": str(calls)}
+
+    def start(stop_at: int) -> subprocess.CompletedProcess:
+        calls.unlink(missing_ok=True)
+        return subprocess.run(
+            ["bash", recipe, "--device", "cpu"],
+            env={**environment, "STOP_AT": str(stop_at)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    for stop_at in (1, 6):
+        assert start(stop_at).returncode == 130
+        assert len(calls.read_text().splitlines()) == stop_at
+    whole = start(0)
+    assert whole.returncode == 0, whole.stderr
+    lines = [shlex.split(line) for line in calls.read_text().splitlines()]
+    runs = [line[1:] for line in lines if line[0] == "train.py"]
+    assert whole.stdout.count("an epoch") == 16 + 2
+    assert (tmp_path / "logs/logs.txt").read_text().count("an epoch") == 4 + 16
+    seen: dict[str, argparse.Namespace] = {}
     for arguments in runs:
-        arguments = arguments[: arguments.index(">>")]
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         args = train.parse_args()
+        assert args.resume and args.device == "cpu"
         seen[args.exp_name] = args
         for mode in ("speech", "face", "text"):  # what it starts from was trained before it
             path = getattr(args, f"{mode}_load_weights", None)
             assert path is None or seen[Path(path).name].mode == mode
     assert len(runs) == 16 and {args.seed for args in seen.values()} == {42, 4242, 424242, 1234}
-    assert [line[1] for line in lines if line[1] != "train.py"] == [
-        "preprocess.py",
-        "make_submission.py",
-        "make_submission.py",
-    ]
+    others = [line for line in lines if line[0] != "train.py"]
+    assert [line[0] for line in others] == ["preprocess.py", *["make_submission.py"] * 2]
+    for path in (path for line in others for path in line if path.startswith("logs/")):
+        assert seen[Path(path).name].mode == "multimodal"
 
 
 def test_a_run_that_would_be_lost_or_mixed_is_kept(start, tmp_path):

@@ -65,7 +65,7 @@ CLIP_CODES = {  # how the closing summary of preprocess.py names them
 
 
 class ClipError(Exception):
-    """One clip cannot be used: `code` from CLIP_CODES (features/README.md), `reason` for people."""
+    """One clip cannot be used: `code` from CLIP_CODES (docs/questions.md), `reason` for people."""
 
     def __init__(self, code: str, reason: str):
         super().__init__(code, reason)

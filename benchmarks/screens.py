@@ -1,0 +1,142 @@
+"""The demo's models -> docs/screens/: the web page and the evaluation report in a real browser.
+
+    make demo
+    python -m benchmarks.screens
+
+Takes a picture of each at 1280 and at 390 pixels: page-1280.png, page-390.png, report-1280.png,
+report-390.png. Needs chromium and chromedriver on this machine, and requirements-extras.txt. Only
+the demo's generated clips are shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from utils.config import Flags
+from utils.errors import UsageError, run_script
+from utils.files import write_atomic
+
+WIDTHS = (1280, 390)
+TALLEST = 1500  # pixels of a picture: what lies further down is not shown
+PATIENCE = 120  # seconds for an answer
+CHROMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+def main() -> None:
+    flags = Flags(__doc__, prog="python -m benchmarks.screens")
+    flags.add("--demo", default=Path("demo_run"), type=Path, help="what make demo wrote")
+    flags.add("--out", default=Path("docs/screens"), type=Path, help="folder of the pictures")
+    args = flags.parse_args()
+    if not (args.demo / "raw").is_dir():
+        raise UsageError(f"no demo in {args.demo}: run make demo, or give its folder with --demo")
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, browser() as window:
+        report = make_report(args.demo, Path(folder))
+        for width in WIDTHS:
+            show(window, width, report.as_uri())
+            save(window, width, args.out / f"report-{width}.png")
+        with app(args.demo) as address:
+            for width in WIDTHS:
+                show(window, width, address)
+                answer_example(window)
+                save(window, width, args.out / f"page-{width}.png")
+
+
+def make_report(demo: Path, folder: Path) -> Path:
+    """The report of the demo's fused run; the place of its page."""
+    command = [sys.executable, "evaluate.py", "--features_dir", str(demo / "features")]
+    command += ["--out", str(folder)]
+    command += ["--checkpoints", str(demo / "logs/multimodal/demo-seed42")]
+    if code := subprocess.run(command, check=False).returncode:
+        raise UsageError(f"evaluate.py ended with {code}: its message is above")
+    return folder / "index.html"
+
+
+@contextlib.contextmanager
+def app(demo: Path) -> Iterator[str]:
+    """app.py with the demo's runs and clips; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "app.py", "--port", str(port), "--logs_dir", str(demo / "logs")]
+    command += ["--examples", str(demo / "raw/qia2020/test")]
+    command += ["--word_vectors", str(demo / "raw/word_vectors.npz")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        if "open http" not in process.stdout.readline():
+            raise UsageError("app.py did not start: its message is above")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Any]:
+    """A Chromium of this machine without a window."""
+    from selenium import webdriver
+
+    chrome = next(filter(None, map(shutil.which, CHROMES)), None)
+    driver = shutil.which("chromedriver")
+    if not chrome or not driver:
+        raise UsageError("no chromium with chromedriver here; in Debian: chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chrome
+    for flag in ("--headless=new", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(flag)
+    if os.getuid() == 0:
+        options.add_argument("--no-sandbox")
+    window = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        yield window
+    finally:
+        window.quit()
+
+
+def show(window: Any, width: int, address: str) -> None:
+    resize(window, width, 900)
+    window.get(address)
+
+
+def resize(window: Any, width: int, height: int) -> None:
+    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    window.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+
+
+def answer_example(window: Any) -> None:
+    """Choose the first example of the page and wait for its answer."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    wait = WebDriverWait(window, PATIENCE)
+    wait.until(lambda _: window.find_element("css selector", "body").get_attribute("data-ready"))
+    wait.until(lambda _: window.find_elements("css selector", "#examples button"))[0].click()
+    window.find_element("css selector", "#go").click()
+    wait.until(lambda _: "%" in window.find_element("css selector", "#result").text)
+
+
+def save(window: Any, width: int, path: Path) -> None:
+    """The page from its top on, as a picture of at most TALLEST pixels with few colours."""
+    height = window.execute_script("return document.documentElement.scrollHeight")
+    resize(window, width, min(height, TALLEST))
+    window.execute_script("window.scrollTo(0, 0)")
+    picture = Image.open(io.BytesIO(window.get_screenshot_as_png())).convert("RGB")
+    small = picture.quantize(128)
+    write_atomic(path, lambda file: small.save(file, "png", optimize=True))
+    print(path, *picture.size, f"{path.stat().st_size >> 10} KB", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)
