@@ -522,7 +522,9 @@ def test_table_events_and_curves_agree(start, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     drawn = []
-    monkeypatch.setattr("utils.run_log.plot_curves", lambda _, rows, title: drawn.append(rows[:]))
+    monkeypatch.setattr(
+        "utils.run_log.plot_curves", lambda _, rows, *__, **___: drawn.append(rows[:])
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.record.Record, "add", lambda record, row: os.kill(os.getpid(), 15))
         assert start("a", "--eval_step", 2).code == 143

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -53,7 +54,7 @@ class Record(RunLog):
         self.last_is_sound = run.resumed is None or run.resumed[0].name == LAST
         self.saved_at = time.monotonic()
         write_json(folder / "config.json", run.config)
-        super().__init__(folder, run.rows)
+        super().__init__(folder, run.rows, **guesses(run))
         if run.resumed:
             print(f"resumed {run.resumed[0]} after step {run.step}")
 
@@ -94,6 +95,14 @@ class Record(RunLog):
         print("curves.png and confusion.png are beside the best checkpoint:")
         clips = f"{best['clips']} validation clips"
         print(f"{best_checkpoint(self.folder)}: {measures(best)} over {clips}", flush=True)
+
+
+def guesses(run: Run) -> dict[str, Any]:
+    """What the curves are held against: the classes' number, the commonest one and its share of
+    the validation clips."""
+    labels, classes = run.val_loader.dataset.labels, run.features.classes
+    ((commonest, count),) = Counter(each[run.task.main_head] for each in labels).most_common(1)
+    return {"classes": len(classes), "majority": (classes[commonest], count / len(labels))}
 
 
 def empty_folder(folder: Path) -> None:

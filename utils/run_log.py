@@ -12,10 +12,11 @@ from utils.plots import plot_curves
 class RunLog:
     """Rows of numbers by epoch. Files are rewritten whole, so a resumed run leaves no doubles."""
 
-    def __init__(self, folder: Path, rows: list[dict[str, Any]]):
+    def __init__(self, folder: Path, rows: list[dict[str, Any]], **guesses: Any):
+        """`guesses`: what the curves are held against, as in `plot_curves`."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder = folder
+        self.folder, self.guesses = folder, guesses
         self.rows: list[dict[str, Any]] = []
         for events in filter(Path.is_file, folder.glob("events.out.tfevents.*")):
             events.unlink()  # they may hold a row too few, or one twice, of a run that was killed
@@ -40,7 +41,8 @@ class RunLog:
         import pandas as pd
 
         write_csv(self.folder / "metrics.csv", pd.DataFrame(self.rows))
-        plot_curves(self.folder / "curves.png", self.rows, str(self.folder))
+        picture = self.folder / "curves.png"
+        plot_curves(picture, self.rows, str(self.folder), **self.guesses)
 
     def close(self) -> None:
         self.writer.close()
