@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from evaluation.report import joined
 from inference.prediction import ENSEMBLE, FUSED, MEAN, NAMES, ClipPrediction
 from training.modalities import modality
 
@@ -18,13 +19,14 @@ WHY = {  # code -> what a visitor understands
     "E_SILENT": "the clip is silent",
     "E_SHORT": "there is too little of it",
     "E_NOVIDEO": "the clip has no picture",
-    "E_NOFACE": "no face was found",
+    "E_NOFACE": "none was found in the clip",
     "E_OPEN": "the file could not be read",
     "E_TRUNC": "the file is cut short",
     "E_CODEC": "the file is damaged",
     "E_LIMIT": "the clip is too long or too large",
     "E_TIMEOUT": "it took too long",
 }
+GIVEN = ("no clip was given", "no sentence was given")
 
 
 def class_names(classes: Sequence[str]) -> list[str]:
@@ -80,51 +82,39 @@ def is_clear(prediction: ClipPrediction) -> bool:
     return not doubt(prediction.probabilities, prediction.classes)
 
 
-def joined(names: Iterable[str]) -> str:
-    """a, b and c."""
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
-
-
 def basis(prediction: ClipPrediction) -> str:
     """What the answer rests on, where that is less than the model reads; else ""."""
     if not (prediction.parts and prediction.missing):
         return ""
-    text = f"This rests on the {joined(map(part_name, prediction.rests_on))} alone."
+    text = f"This rests on the {joined([part_name(each) for each in prediction.rests_on])} alone."
     if prediction.not_fused:
         text += " The model was not trained for clips that lack something."
     return text
 
 
 def absences(prediction: ClipPrediction) -> list[str]:
-    """A sentence for each input that is missing: what, and why."""
+    """A sentence for each reason why inputs are missing."""
     reasons: dict[str, list[str]] = {}
     for name, why in prediction.missing.items():
         reasons.setdefault(reason(why), []).append(part_name(name))
-    return [f"No {joined(names)}: {why}." for why, names in reasons.items()]
+    return [f"{joined(names).capitalize()} not used: {why}." for why, names in reasons.items()]
 
 
 def reason(why: str) -> str:
-    """A reason of the tables, CODE: with numbers, flags and files, as a visitor understands it."""
+    """A reason of the tables (CODE: numbers, flags and files) as a visitor understands it."""
     code, _, told = why.partition(": ")
-    if "word" in told and code == "E_SHORT":
-        return "the model knows none of these words"
-    if code in WHY:
-        return WHY[code]
+    if code == "E_SHORT" and "word" in told:
+        return "the model knows none of them"
+    if code != "E_MISSING":
+        return WHY.get(code, "it could not be read")
     if "--word_vectors" in told:
         return "sentences cannot be read here"
     if "compared with other clips" in told:
-        return "the model compares a person's clips, and this is one"
-    return "no sentence was given" if "--" in told or code != "E_MISSING" and not told else told
+        return "the model compares several clips of a person, and this is one"
+    return told if told in GIVEN else "no sentence was given"
 
 
 def remarks(predictions: list[ClipPrediction]) -> list[str]:
     """All that must be said besides the numbers; what is true of several parts only once."""
-    if not any(each.parts for each in predictions):
-        return unique(text for each in predictions for text in absences(each))
     said = [text for each in predictions for text in (basis(each), *absences(each)) if text]
-    return unique(said)
-
-
-def unique(texts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(texts))
+    return list(dict.fromkeys(said))

@@ -9,8 +9,17 @@ from functools import lru_cache
 from typing import Any
 
 # Tried first, for their looks; then any other font that is installed.
-PREFERRED: tuple[str, ...] = ("Noto Sans CJK KR", "Noto Sans CJK SC", "Noto Sans CJK JP", "NanumGothic")
-PREFERRED += ("Malgun Gothic", "Apple SD Gothic Neo", "Microsoft YaHei", "PingFang SC", "Noto Sans")
+PREFERRED = (
+    "Noto Sans CJK KR",
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "NanumGothic",
+    "Malgun Gothic",
+    "Apple SD Gothic Neo",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "Noto Sans",
+)
 NO_LETTERS = ("Last Resort", "LastResort", "Color Emoji")  # boxes for everything, or bitmaps
 EAST_ASIAN = ("Hangul", "Cjk", "Hiragana", "Katakana", "Bopomofo")
 SPELLED = 12  # characters that no font has and that are written as code points; more are counted

@@ -141,8 +141,12 @@ def plot_calibration(path: Path, curves: dict[str, list[dict]], title: str) -> N
 
 
 def plot_corruptions(path: Path, curves: dict[str, list[tuple]], chance: float) -> None:
+    write_bytes(path, corruption_png(curves, chance))
+
+
+def corruption_png(curves: dict[str, list[tuple]], chance: float) -> bytes:
     """Accuracy by how far an input is corrupted: {title: [(level, share, (low, high))]}."""
-    figure, axes = _figure(1, len(curves), (3.4 * len(curves) + 0.4, 3.2))
+    figure, axes = _figure(1, len(curves), (3.6 * len(curves) + 0.4, 3.2))
     panels = list(axes.flat) if len(curves) > 1 else [axes]
     for axis, (title, rows) in zip(panels, curves.items(), strict=True):
         levels, values, ranges = zip(*rows, strict=True)
@@ -150,9 +154,9 @@ def plot_corruptions(path: Path, curves: dict[str, list[tuple]], chance: float) 
         axis.plot(values, "o-", color=INK, ms=4)
         axis.axhline(chance, color=VAL, lw=1, ls="--")
         axis.set_xticks(range(len(levels)), levels)
-        axis.set(ylim=(0, 1), xlabel=title)
-    panels[0].set_ylabel("accuracy")
-    _save(figure, path)
+        axis.set(ylim=(-0.02, 1.02), xlabel=title, ylabel="accuracy")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    return png(figure)
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:

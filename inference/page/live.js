@@ -1,0 +1,84 @@
+"use strict"; // camera and microphone, a new answer about every second, and how late it comes
+const WINDOW = 2000; // milliseconds that an answer is about
+const EVERY = 1000; // between the starts of two windows
+let stopLive = null;
+
+/** The last WINDOW milliseconds as a file of its own: pieces of one recording could not be read. */
+function windowOf(stream) {
+  return new Promise((done) => {
+    const pieces = [];
+    const recorder = new MediaRecorder(stream);
+    recorder.ondataavailable = (event) => pieces.push(event.data);
+    recorder.onstop = () => {
+      const ending = recorder.mimeType.includes("mp4") ? "mp4" : "webm";
+      const file = new File(pieces, `live.${ending}`, { type: recorder.mimeType });
+      done({ file, ended: performance.now() });
+    };
+    recorder.start();
+    setTimeout(() => { if (recorder.state !== "inactive") recorder.stop(); }, WINDOW);
+  });
+}
+
+async function live(button) {
+  if (stopLive) { stopLive(); return; }
+  if (recorder || asking) return;
+  const stream = await openDevice({ video: { width: 640, height: 480 }, audio: true });
+  if (!stream) return;
+  forget();
+  mirror(stream);
+  button.textContent = "Stop live";
+  button.classList.add("on");
+  get("go").disabled = true;
+  get("chosen").textContent = "Live: the first answer takes longest.";
+  let busy = false;
+  let waiting = null; // only the newest window is worth an answer
+  let delays = [];
+  const end = new AbortController();
+  const timer = setInterval(begin, EVERY);
+  begin();
+
+  async function begin() {
+    const taken = await windowOf(stream);
+    if (end.signal.aborted) return;
+    waiting = taken;
+    if (!busy) next();
+  }
+
+  async function next() {
+    busy = true;
+    while (waiting && !end.signal.aborted) {
+      const { file, ended } = waiting;
+      waiting = null;
+      ticket = newTicket();
+      const form = formOf(file);
+      form.set("quick", "yes");
+      try {
+        const found = await send(form, end.signal);
+        if (!found.error) {
+          delays = [...delays.slice(-9), (performance.now() - ended) / 1000];
+          const delay = delays[delays.length - 1].toFixed(1);
+          found.title = `live: the last ${WINDOW / 1000} s`;
+          showFound(found, offerOf(), null);
+          get("which").textContent = `${found.title}; this answer came ${delay} s after them`;
+          get("which").dataset.delay = delay;
+        } else {
+          get("chosen").textContent = found.error;
+        }
+      } catch (error) {
+        if (error.name !== "AbortError") get("chosen").textContent = "The server does not answer.";
+      }
+    }
+    busy = false;
+  }
+
+  stopLive = () => {
+    clearInterval(timer);
+    end.abort();
+    stream.getTracks().forEach((track) => track.stop());
+    forget();
+    get("go").disabled = false;
+    button.textContent = "Live";
+    button.classList.remove("on");
+    stopLive = null;
+  };
+}
