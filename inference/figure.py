@@ -51,6 +51,24 @@ def draw_prediction(prediction: ClipPrediction) -> bytes:
     return png(figure)
 
 
+def draw_evidence(prediction: ClipPrediction) -> bytes:
+    """What the models saw and heard alone, as a narrow PNG that a phone can show; b"" for none."""
+    seen = {}
+    for name, row in MODALITIES.items():
+        if row.picture and row.picture not in seen and evidence(prediction, name):
+            seen[row.picture] = name
+    if not seen:
+        return b""
+    heights = {picture: NARROW[picture] for picture in ROWS if picture in seen}  # inches
+    total = sum(heights.values())
+    figure, top = blank_figure((WIDE, total)), total
+    for picture, height in heights.items():
+        box = (0.03, (top - height + 0.3) / total, 0.94, (height - 0.6) / total)
+        SHOW[picture](panel(figure, box, seen[picture], prediction), prediction, seen[picture])
+        top -= height
+    return png(figure)
+
+
 def panel(figure: Any, box: tuple, name: str, prediction: ClipPrediction) -> Any:
     """Axes with a title; in them why the modality is missing, when it is."""
     axis = figure.add_axes(box)
@@ -134,7 +152,8 @@ def show_words(axis: Any, prediction: ClipPrediction, name: str) -> None:
     words = f"“{prediction.source.clip.transcript}”"
     if not prediction.source.clip.transcript:
         words = f"{prediction.facts['words']} word vectors (what the words are is not known)"
-    text = wrapped(drawable(words)[0], 68)
+    inches = axis.get_position().width * axis.figure.get_figwidth()
+    text = wrapped(drawable(words)[0], int(inches / 0.081), 2 if inches > WIDE else 3)
     axis.text(0.01, 0.5, text, va="center", color=INK, fontsize=11)
     if name not in prediction.seen:
         note(axis, read_by(prediction, name))
@@ -153,6 +172,7 @@ def show_result(axis: Any, prediction: ClipPrediction, clear: bool) -> None:
 
 
 SHOW = {"frames": show_frames, "spectrogram": show_spectrogram, "words": show_words}
+WIDE, NARROW = 4.4, {"frames": 1.35, "spectrogram": 1.5, "words": 1.2}  # inches on a phone
 ROWS = {"frames": (0.58, 0.23), "spectrogram": (0.335, 0.15), "words": (0.09, 0.12)}
 # of each kind of evidence: lower edge and height
 

@@ -31,11 +31,11 @@ def offer(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:
 def card(checkpoint: dict[str, Any]) -> list[str]:
     """Sentences: what the model reads and learnt from, and how often it was right."""
     inputs = joined([part_name(each) for each in checkpoint["arch"]["encoders"]])
-    known = checkpoint.get("clips", {}).get("training", ())
+    number = str(checkpoint.get("data", {}).get("training", "")).partition(" clips")[0]
     source = f" of the corpus {checkpoint['corpus']}" if checkpoint.get("corpus") else ""
     lines = [f"It reads {inputs}."]
-    if len(known):
-        lines.append(f"It learnt from {len(known)} clips{source}.")
+    if number.isdigit():
+        lines.append(f"It learnt from {number} clips{source}.")
     measured, chance = checkpoint["val"] or {}, 1 / len(checkpoint["classes"])
     if measured.get("clips"):
         right, clips = measured["accuracy"], int(measured["clips"])

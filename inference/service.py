@@ -220,7 +220,7 @@ def describe(predictions: list, picture: bool = True) -> dict[str, Any]:
     """The predictions for a clip, or for the parts of a long one, in words, numbers and as a
     picture; UsageError where there is none."""
     from inference import wording
-    from inference.figure import CAUTION, draw_prediction
+    from inference.figure import CAUTION, draw_evidence
     from inference.timeline import COLORS, draw_timeline, summary
 
     usable = [prediction for prediction in predictions if prediction.parts]
@@ -230,7 +230,7 @@ def describe(predictions: list, picture: bool = True) -> dict[str, Any]:
     is_long = len(predictions) > 1
     shown = b""
     if picture:
-        shown = draw_timeline(predictions) if is_long else draw_prediction(usable[0])
+        shown = draw_timeline(predictions) if is_long else draw_evidence(usable[0])
     names = wording.class_names(usable[0].classes)
     return {
         "head": summary(predictions) if is_long else wording.headline(usable[0]),

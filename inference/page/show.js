@@ -12,10 +12,12 @@ function make(kind, text = "", name = "") {
   return made;
 }
 
-function percent(share) { return `${Math.round(share)} %`; }
+const tidy = (text) => text.replaceAll(" %", "\u00a0%"); // no line begins with a percent sign
 
-/** Rows of [name, percent] as bars; the largest stands out. */
-function barRows(rows) {
+function percent(share) { return `${Math.round(share)}\u00a0%`; }
+
+/** Rows of [name, percent] as bars; the largest stands out. `colors`: of the time line. */
+function barRows(rows, colors = {}) {
   const most = Math.max(...rows.map(([, share]) => share));
   return rows.map(([name, share]) => {
     const row = make("li", "", share === most ? "first" : "");
@@ -23,16 +25,22 @@ function barRows(rows) {
     const fill = make("div");
     fill.style.width = `${share}%`;
     track.append(fill);
-    row.append(make("span", name), track, make("span", percent(share), "share"));
+    const label = make("span", name);
+    if (colors[name]) {
+      const dot = make("i", "", "dot");
+      dot.style.background = colors[name];
+      label.prepend(dot);
+    }
+    row.append(label, track, make("span", percent(share), "share"));
     return row;
   });
 }
 
-function listed(texts) { return texts.map((text) => make("li", text)); }
+function listed(texts) { return texts.map((text) => make("li", tidy(text))); }
 
 /** The numbers of one clip, or of one part of a long recording. */
-function showPart(part) {
-  get("bars").replaceChildren(...barRows(part.bars));
+function showPart(part, colors) {
+  get("bars").replaceChildren(...barRows(part.bars, colors));
   get("bars").classList.toggle("unclear", !part.clear);
   get("words").textContent = part.words ? `“${part.words}”` : "";
   show("words", Boolean(part.words));
@@ -52,7 +60,7 @@ function clockOf(seconds) {
 
 function showFound(found, offer, player) {
   answered = found;
-  get("head").textContent = found.head;
+  get("head").textContent = tidy(found.head);
   const long = found.parts.length > 1;
   get("head").classList.toggle("unclear", !found.parts.some((part) => part.clear));
   get("which").textContent = `${found.title}${found.took ? `, answered in ${found.took} s` : ""}`;
@@ -61,6 +69,7 @@ function showFound(found, offer, player) {
   get("card").querySelector("ul").replaceChildren(...listed(offer.lines || []));
   show("card", Boolean(offer.lines));
   show("evidence", Boolean(found.picture));
+  get("evidence").open = !long; // the time line of the page says more than its picture
   if (found.picture) {
     get("picture").src = `data:image/png;base64,${found.picture}`;
     get("full").href = get("picture").src;
@@ -68,11 +77,11 @@ function showFound(found, offer, player) {
   get("caution").textContent = found.caution;
   show("line", long);
   show("now", long);
+  show("found", true); // its widths are measured
   if (long) drawLine(found, player);
   else showPart(found.parts[0]);
   show("error", false);
   show("hint", false);
-  show("found", true);
 }
 
 function showWarning(id, offer) {
@@ -103,13 +112,16 @@ function drawLine(found, player) {
   });
   const at = make("div", "", "at");
   get("line").replaceChildren(...buttons, at);
+  for (const button of buttons) { // a name that does not fit: its colour tells
+    if (button.scrollWidth > button.clientWidth) button.textContent = "";
+  }
   let shown = null;
   function select(part) {
     if (part === shown) return;
     shown = part;
     const time = `${clockOf(part.start)}–${clockOf(part.end)}`;
-    get("part").textContent = `${time}: ${part.head}`;
-    showPart(part);
+    get("part").textContent = tidy(`${time}: ${part.head}`);
+    showPart(part, found.colors);
     buttons.forEach((button, place) => {
       button.setAttribute("aria-current", String(found.parts[place] === part));
     });
