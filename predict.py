@@ -171,7 +171,9 @@ def lines(prediction: Any) -> str:
     """The rows of one clip: what decides first, its parts, a doubt, and what is missing."""
     from inference.wording import doubt, percent
 
-    name = shortened(prediction.title, 27)
+    name = prediction.title
+    if columns(name) > 27:  # the file says more than its folders
+        name = shortened(name.rpartition("/")[2], 27)
     rows, (first, *widths) = [], column_widths(prediction.classes)
     for part, probabilities in prediction.parts.items():
         label = padded(prediction.classes[int(probabilities.argmax())], first)

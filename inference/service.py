@@ -18,6 +18,7 @@ from typing import Any
 
 from inference.door import BUSY
 from utils.errors import ClipError, UsageError
+from utils.files import write_text
 from utils.guard import LOST, Limits, guarded, lift_memory_limit
 
 MEMORY_MB = 6000  # that the answering process may hold beyond its libraries
@@ -204,7 +205,7 @@ def tell(folder: Path, stage: str) -> None:
     """Say what is done next; UsageError where the visitor does not want it any more."""
     if (folder / STOP).exists():
         raise UsageError(CANCELLED["error"])
-    (folder / STAGE).write_text(stage, "utf-8")
+    write_text(folder / STAGE, stage)
 
 
 def check_length(clip: Path, seconds: float) -> None:

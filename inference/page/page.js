@@ -11,9 +11,11 @@ const offerOf = () => about.models[get("model").selectedIndex];
 const players = () => [get("video"), get("audio")];
 const player = () => players().find((each) => !each.hidden);
 
-/** Nothing is chosen any more, so that no old clip is answered under a new name. */
+/** Nothing is chosen any more: no old clip is answered under a new name, no old answer is shown. */
 function forget() {
   clip = null;
+  show("found", false);
+  show("hint", true);
   example = "";
   get("clip").value = "";
   get("chosen").textContent = "";
