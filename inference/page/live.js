@@ -22,7 +22,7 @@ function windowOf(stream) {
 async function live(button) {
   if (stopLive) { stopLive(); return; }
   if (recorder || asking) return;
-  const stream = await openDevice({ video: { width: 640, height: 480 }, audio: true });
+  const stream = await openDevice({ video: { width: 640, height: 480, frameRate: 15 }, audio: true });
   if (!stream) return;
   forget();
   mirror(stream);
