@@ -81,7 +81,8 @@ def embedded(picture: bytes) -> str:
 def draw(folder: Path, main: dict[str, Any], classes: list[str]) -> None:
     import numpy as np
 
-    chance, title = 1 / len(classes), f"{short(main['name'])}: {main['clips']} clips"
+    name = short(main["name"]) if main["alike"] else "all together"
+    chance, title = 1 / len(classes), f"{name}: {main['clips']} clips"
     plot_confusion(folder / "confusion.png", np.array(main["confusion"]), classes, title)
     recalls = [(k, v["recall"], v["recall_interval"]) for k, v in main["per_class"].items()]
     plot_bars(folder / "classes.png", recalls, "recall of each class", chance)
