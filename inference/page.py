@@ -52,8 +52,8 @@ def create_page(service: Service, door: Door) -> Any:
             with scratch_folder(UPLOADS) as scratch:
                 question = read_form(service, request, scratch.path)
                 ticket = request.form.get("ticket", "")[:TICKET]
-                picture = "quick" not in request.form
-                result = service.answer(*question, scratch.path, ticket, picture)
+                quick = "quick" in request.form
+                result = service.answer(*question, scratch.path, ticket, quick)
         except UsageError as error:
             result = {"error": str(error)}
         finally:

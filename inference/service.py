@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from inference.door import BUSY
 from utils.errors import ClipError, UsageError
 from utils.files import write_text
 from utils.guard import LOST, Limits, guarded, lift_memory_limit
+from utils.parallel import available_cores
 
 MEMORY_MB = 6000  # that the answering process may hold beyond its libraries
 IN_LINE = 3  # one is answered, two wait
@@ -98,9 +99,10 @@ class Service:
         text: str,
         folder: Path,
         ticket: str = "",
-        picture: bool = True,
+        quick: bool = False,
     ) -> dict[str, Any]:
-        """The answer of another process: one that dies or hangs costs this answer alone."""
+        """The answer of another process: one that dies or hangs costs this answer alone. `quick`:
+        without a picture, for the live mode."""
         asked = self.asked[ticket] = Asked(folder)
         call = (answer_one, self.models[model], clip, text, folder)
         options = (self.word_vectors, self.device, self.seconds, self.encoders, self.transcribe)
@@ -110,7 +112,7 @@ class Service:
             asked.begun = True
             if asked.cancelled:
                 return CANCELLED
-            return guarded(*call, *options, picture, limits=limits)
+            return guarded(*call, *options, quick, limits=limits)
 
         try:
             return self.worker.submit(begin).result()
@@ -172,7 +174,7 @@ def answer_one(
     seconds: float,
     encoders: tuple[tuple[str, str], ...],
     transcribe: str | None,
-    picture: bool,
+    quick: bool,
 ) -> dict[str, Any]:
     """In the answering process: what the page shows of a clip, a sentence or both."""
     from tqdm import tqdm
@@ -188,6 +190,8 @@ def answer_one(
     tell(folder, "Loading the model")
     predictor = load(checkpoint, word_vectors, device, encoders, transcribe)
     predictor.work_in(folder)
+    # beside a camera that is being encoded, two threads wait for each other: one is quicker
+    predictor.job = replace(predictor.job, threads=1 if quick else available_cores())
     tell(folder, "Listening to what is said")
     (source,) = find_sources([clip] if clip else [], text or None)
     parts = predictor.with_words(cut_long(source, predictor.longest, folder))
@@ -198,7 +202,7 @@ def answer_one(
         tell(folder, f"Looking and listening{of}")
         predictions.append(predictor.predict(part))
     tell(folder, "Drawing the picture")
-    return describe(predictions, picture)
+    return describe(predictions, picture=not quick)
 
 
 def tell(folder: Path, stage: str) -> None:

@@ -1,6 +1,7 @@
 "use strict"; // camera and microphone, a new answer about every second, and how late it comes
 const WINDOW = 2000; // milliseconds that an answer is about
 const EVERY = 1000; // between the starts of two windows
+const STALE = 10; // seconds: the first answer waits for the model, and nobody wants it any more
 let stopLive = null;
 
 /** The last WINDOW milliseconds as a file of its own: pieces of one recording could not be read. */
@@ -22,17 +23,16 @@ function windowOf(stream) {
 async function live(button) {
   if (stopLive) { stopLive(); return; }
   if (recorder || asking) return;
-  const stream = await openDevice({ video: { width: 640, height: 480, frameRate: 15 }, audio: true });
+  const stream = await openDevice({ video: { width: 480, height: 360, frameRate: 15 }, audio: true });
   if (!stream) return;
   forget();
   mirror(stream);
   button.textContent = "Stop live";
   button.classList.add("on");
   get("go").disabled = true;
-  get("chosen").textContent = "Live: the first answer takes longest.";
+  get("chosen").textContent = "Live: the model is being loaded.";
   let busy = false;
   let waiting = null; // only the newest window is worth an answer
-  let delays = [];
   const end = new AbortController();
   const timer = setInterval(begin, EVERY);
   begin();
@@ -54,9 +54,11 @@ async function live(button) {
       form.set("quick", "yes");
       try {
         const found = await send(form, end.signal);
+        const late = (performance.now() - ended) / 1000;
+        if (late > STALE) continue;
         if (!found.error) {
-          delays = [...delays.slice(-9), (performance.now() - ended) / 1000];
-          const delay = delays[delays.length - 1].toFixed(1);
+          const delay = late.toFixed(1);
+          get("chosen").textContent = "Live";
           found.title = `live: the last ${WINDOW / 1000} s`;
           showFound(found, offerOf(), null);
           get("which").textContent = `${found.title}; this answer came ${delay} s after them`;
