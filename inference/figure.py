@@ -55,7 +55,7 @@ def draw_evidence(prediction: ClipPrediction) -> bytes:
     """What the models saw and heard alone, as a narrow PNG that a phone can show; b"" for none."""
     seen = {}
     for name, row in MODALITIES.items():
-        if row.picture and row.picture not in seen and evidence(prediction, name):
+        if row.picture in ROWS and row.picture not in seen and evidence(prediction, name):
             seen[row.picture] = name
     if not seen:
         return b""

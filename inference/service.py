@@ -174,7 +174,7 @@ def answer_one(
     seconds: float,
     encoders: tuple[tuple[str, str], ...],
     transcribe: str | None,
-    quick: bool,
+    quick: bool = False,
 ) -> dict[str, Any]:
     """In the answering process: what the page shows of a clip, a sentence or both."""
     from tqdm import tqdm

@@ -1,6 +1,7 @@
 "use strict"; // camera and microphone, a new answer about every second, and how late it comes
 const WINDOW = 2000; // milliseconds that an answer is about
 const EVERY = 1000; // between the starts of two windows
+const SMALLEST = 1000; // bytes: less is no picture and no sound
 const STALE = 10; // seconds: the first answer waits for the model, and nobody wants it any more
 let stopLive = null;
 
@@ -39,7 +40,7 @@ async function live(button) {
 
   async function begin() {
     const taken = await windowOf(stream);
-    if (end.signal.aborted) return;
+    if (end.signal.aborted || taken.file.size < SMALLEST) return;
     waiting = taken;
     if (!busy) next();
   }
