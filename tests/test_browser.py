@@ -219,13 +219,14 @@ def test_the_page_is_used_by_keyboard_alone(server, browser):
 
 
 def test_live_answers_come_by_themselves(server, browser):
-    visit = Visit(browser, server.address, 1280)
+    visit = Visit(browser, server.address, 390)
     visit.find("#live").click()
     visit.wait.until(lambda _: visit.find("#which").get_attribute("data-delay"))
     first = visit.find("#which").text
     assert "this answer came" in first
     visit.wait.until(lambda _: visit.find("#which").text != first)
-    visit.find("#live").click()
+    assert visit.find("#player video").is_displayed()
+    visit.find("#player button").click()
     assert visit.find("#live").text == "Live" and not visit.find("#video").is_displayed()
 
 

@@ -35,6 +35,9 @@ async function live(button) {
   let busy = false;
   let waiting = null; // only the newest window is worth an answer
   const end = new AbortController();
+  const stop = make("button", "Stop live"); // beside the answer, which on a phone is far below
+  stop.type = "button";
+  stop.onclick = () => stopLive();
   const timer = setInterval(begin, EVERY);
   begin();
 
@@ -64,6 +67,11 @@ async function live(button) {
           showFound(found, offerOf(), null);
           get("which").textContent = `${found.title}; this answer came ${delay} s after them`;
           get("which").dataset.delay = delay;
+          if (!stop.isConnected) {
+            get("player").append(get("video"), stop);
+            get("video").play().catch(() => {}); // it rests when it is moved
+            get("head").scrollIntoView({ block: "start" });
+          }
         } else {
           get("chosen").textContent = found.error;
         }
@@ -78,7 +86,9 @@ async function live(button) {
     clearInterval(timer);
     end.abort();
     stream.getTracks().forEach((track) => track.stop());
+    stop.remove();
     forget();
+    button.focus();
     get("go").disabled = false;
     button.textContent = "Live";
     button.classList.remove("on");
