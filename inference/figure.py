@@ -52,11 +52,14 @@ def draw_prediction(prediction: ClipPrediction) -> bytes:
 
 
 def draw_evidence(prediction: ClipPrediction) -> bytes:
-    """What the models saw and heard alone, as a narrow PNG that a phone can show; b"" for none."""
+    """What the models saw and heard alone, as a narrow PNG that a phone can show; b"" for none, or
+    for a sentence, which the page itself shows."""
     seen = {}
     for name, row in MODALITIES.items():
         if row.picture in ROWS and row.picture not in seen and evidence(prediction, name):
             seen[row.picture] = name
+    if prediction.source.clip.transcript:
+        seen.pop("words", None)
     if not seen:
         return b""
     heights = {picture: NARROW[picture] for picture in ROWS if picture in seen}  # inches
@@ -111,7 +114,8 @@ def show_frames(axis: Any, prediction: ClipPrediction, name: str) -> None:
             axis.bar(
                 place, 0.3 * weights[index] / weights.max(), 0.95, -0.36, align="edge", color=color
             )
-    axis.set(xlim=(0, max(6, len(shown))), ylim=(-0.36, 0.95), aspect="equal", anchor="W")
+    floor = 0 if weights is None or even else -0.36
+    axis.set(xlim=(0, max(6, len(shown))), ylim=(floor, 0.95), aspect="equal", anchor="NW")
     told = "all frames counted about equally" if even else "bars: how much each frame counted"
     note(axis, told if weights is not None else read_by(prediction, name))
 

@@ -228,5 +228,7 @@ def test_the_evidence_alone_is_narrow_enough_for_a_phone(monkeypatch, figures):
     given = said([0.9, 0.1], ["hap", "sad"])
     assert draw_evidence(given) == b""
     given.seen["text"] = Seen(np.zeros((2, 3)), None)
+    assert draw_evidence(given) == b"", "a sentence that the page itself shows"
+    given.seen["face"] = Seen(np.zeros((4, 3, 8, 8)), np.array([0.1, 0.1, 0.1, 0.7]))
     assert draw_evidence(given)
     assert figures[0].get_figwidth() * 150 < 700
