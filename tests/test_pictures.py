@@ -232,3 +232,11 @@ def test_the_evidence_alone_is_narrow_enough_for_a_phone(monkeypatch, figures):
     given.seen["face"] = Seen(np.zeros((4, 3, 8, 8)), np.array([0.1, 0.1, 0.1, 0.7]))
     assert draw_evidence(given)
     assert figures[0].get_figwidth() * 150 < 700
+
+
+def test_the_plate_in_a_video_hides_no_face():
+    given = said(np.eye(7)[0], LISTS["codes"])
+    for width, share in ((256, 0.06), (640, 0.07), (1920, 0.07)):  # of a picture 4:3
+        height, wide, _ = overlay(given, width).shape
+        assert height * wide < share * width * width * 3 / 4
+    assert overlay(given, 256).shape[0] >= 20, "its letters can be read"
