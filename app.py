@@ -55,12 +55,16 @@ def main() -> None:
         raise UsageError(f"the page needs one more package, {error.name}: {need}") from error
 
     from inference.door import create_server, open_door
+    from inference.offer import offer
     from inference.page import UPLOADS, create_page
     from inference.predictor import encoder_places
     from inference.service import Service
+    from training.checkpoint import load_checkpoint
 
+    models = find_models(args)
     service = Service(
-        models=find_models(args),
+        models=models,
+        offers=[offer(load_checkpoint(path), name) for name, path in models.items()],
         examples=find_examples(args.examples),
         word_vectors=args.word_vectors,
         device=device_name(args.device),

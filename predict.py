@@ -21,6 +21,7 @@ from typing import Any
 from utils.config import Flags, ranged
 from utils.errors import ClipError, listed, run_script
 from utils.files import check_place, write_bytes, write_csv, write_json
+from utils.fonts import columns, padded, shortened
 from utils.scratch import sweep
 
 REJECTED = 3  # exit code: finished, but some clips have no answer
@@ -160,20 +161,34 @@ def write_recording(args: argparse.Namespace, path: Path, predictions: list) -> 
 
 
 def header(classes: list[str]) -> str:
-    return f"{'clip':<28}{'part':<8}{'answer':>8}  " + "".join(f"{name:>7}" for name in classes)
+    first, *widths = column_widths(classes)
+    named = (padded(name, width) for name, width in zip(classes, widths, strict=True))
+    return f"{'clip':<28}{'part':<8}{padded('answer', first)}  " + "".join(named)
+
+
+def column_widths(classes: list[str]) -> list[int]:
+    """Of the answer, then of each class; a Korean or Chinese letter is as wide as two."""
+    return [max(8, *map(columns, classes))] + [max(7, columns(name) + 2) for name in classes]
 
 
 def lines(prediction: Any) -> str:
-    """The rows of one clip: what decides first, then its parts, then what is missing."""
-    name = prediction.title if len(prediction.title) < 28 else f"…{prediction.title[-26:]}"
-    rows = []
+    """The rows of one clip: what decides first, its parts, a doubt, and what is missing."""
+    from inference.wording import doubt, percent
+
+    name = prediction.title
+    if columns(name) > 27:  # the file says more than its folders
+        name = shortened(name.rpartition("/")[2], 27)
+    rows, (first, *widths) = [], column_widths(prediction.classes)
     for part, probabilities in prediction.parts.items():
-        label = prediction.classes[int(probabilities.argmax())]
-        numbers = "".join(f"{value:>7.3f}" for value in probabilities)
-        rows.append(f"{name:<28}{part:<8}{label:>8}  {numbers}")
+        label = padded(prediction.classes[int(probabilities.argmax())], first)
+        pairs = zip(probabilities, widths, strict=True)
+        numbers = "".join(f"{value:>{width}.3f}" for value, width in pairs)
+        rows.append(f"{padded(name, 28, left=True)}{part:<8}{label}  {numbers}")
         name = ""
     if not rows:
         rows = [f"{name:<28}no answer"]
+    elif why := doubt(prediction.probabilities, prediction.classes):
+        rows.append(f"{'':<28}{prediction.label}, {percent(prediction.probabilities.max())}; {why}")
     rows += [f"{'':<28}{text}" for text in prediction.remarks]
     return "\n".join(rows)
 

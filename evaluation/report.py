@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import base64
-import os
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from evaluation.corruptions import CORRUPTIONS
-from training.modalities import modality
+from training.modalities import MODALITIES, modality
 from utils.files import write_csv, write_json, write_text
-from utils.plots import plot_bars, plot_calibration, plot_confusion, plot_corruptions
+from utils.plots import (
+    corruption_png,
+    plot_bars,
+    plot_calibration,
+    plot_confusion,
+    plot_corruptions,
+)
 
 PICTURES = ("confusion", "classes", "calibration", "inputs", "robustness")
 
@@ -26,21 +32,57 @@ def write_report(folder: Path, report: dict[str, Any], predictions: Any) -> None
     main = report["systems"][-1]
     draw(folder, main, report["classes"])
     files = [folder / f"{name}.png" for name in PICTURES]
-    pictures = {p.stem: base64.b64encode(p.read_bytes()).decode() for p in files if p.is_file()}
+    pictures: dict[str, Any] = {p.stem: embedded(p.read_bytes()) for p in files if p.is_file()}
+    panels = [corruption_picture(title, rows, main) for title, rows in corrupted(main).items()]
     page = Path(__file__).with_name("report.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"titles": titles, "short": short, "together": together}
     support = {name: each["support"] / main["clips"] for name, each in main["per_class"].items()}
     commonest = max(support.items(), key=lambda item: item[1])
-    common = os.path.commonpath([each["name"] for each in report["systems"][:-1]] or ["."])
-    shown = {"pictures": pictures, "commonest": commonest, "common": f"{common}/"}
+    shown = {"pictures": pictures, "panels": panels, "commonest": commonest}
+    today = date.today()
+    shown |= {"title": title_of(report), "date": f"{today.day} {today:%B %Y}"}
     html = environment.from_string(page).render(report, main=main, **shown)
     write_text(folder / "index.html", html + "\n")
+
+
+def title_of(report: dict[str, Any]) -> str:
+    """What the report is about, in words."""
+    *runs, main = report["systems"]
+    if main["alike"]:
+        together = f" by {len(runs)} runs together" if runs else ""
+        seen = [f"the {modality(n).title}" if n in MODALITIES else n for n in main["inputs"]]
+        return f"How well emotions are recognised from {joined(seen)}{together}"
+    names = [short(each["name"]) for each in runs]
+    if len(names) > 4:
+        return f"Which of {len(names)} models recognises emotions best?"
+    return f"Which recognises emotions best: {', '.join(names[:-1])} or {names[-1]}?"
+
+
+def titles(inputs: list[str]) -> str:
+    """voice, face and words."""
+    return joined([modality(name).title for name in inputs])
+
+
+def joined(names: list[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def short(name: str) -> str:
+    """The last two folders of a run: multimodal/first."""
+    return "/".join(Path(name).parts[-2:])
+
+
+def embedded(picture: bytes) -> str:
+    return base64.b64encode(picture).decode()
 
 
 def draw(folder: Path, main: dict[str, Any], classes: list[str]) -> None:
     import numpy as np
 
-    chance, title = 1 / len(classes), f"{main['clips']} clips"
+    name = short(main["name"]) if main["alike"] else "all together"
+    chance, title = 1 / len(classes), f"{name}: {main['clips']} clips"
     plot_confusion(folder / "confusion.png", np.array(main["confusion"]), classes, title)
     recalls = [(k, v["recall"], v["recall_interval"]) for k, v in main["per_class"].items()]
     plot_bars(folder / "classes.png", recalls, "recall of each class", chance)
@@ -50,16 +92,40 @@ def draw(folder: Path, main: dict[str, Any], classes: list[str]) -> None:
         for label, key in (("as it is", "before"), ("with temperature", "after"))
     }
     plot_calibration(folder / "calibration.png", curves, title)
+    if len(main["conditions"]) > 1:
+        rows = [(together(level), *share) for level, *share in conditions(main)["inputs"]]
+        title = f"accuracy from these inputs alone, by the label {main['label']}"
+        plot_bars(folder / "inputs.png", rows, title, chance)
+    if curves := corrupted(main):
+        plot_corruptions(folder / "robustness.png", curves, chance)
+
+
+def conditions(main: dict[str, Any]) -> dict[str, list[tuple]]:
+    """{inputs, or the modality that is corrupted: [(level, accuracy, its interval)]}."""
     rows: dict[str, list] = {}
     for each in filter(lambda each: each["clips"], main["conditions"]):
         share = each["measures"]["accuracy"], each["intervals"]["accuracy"]
         rows.setdefault(each["input"], []).append((str(each["level"]), *share))
-    inputs = rows.pop("inputs")
-    if len(main["conditions"]) > 1:
-        plot_bars(folder / "inputs.png", inputs, "accuracy from these inputs alone", chance)
-    if rows:
-        curves = {axis_of(k): [("none", *inputs[0][1:]), *each] for k, each in rows.items()}
-        plot_corruptions(folder / "robustness.png", curves, chance)
+    return rows
+
+
+def corrupted(main: dict[str, Any]) -> dict[str, list[tuple]]:
+    """{title of an axis: rows of `conditions`, the clean one first}."""
+    rows = conditions(main)
+    clean = ("none", *rows.pop("inputs")[0][1:])
+    return {axis_of(name): [clean, *each] for name, each in rows.items()}
+
+
+def corruption_picture(title: str, rows: list[tuple], main: dict[str, Any]) -> str:
+    """One corruption alone: side by side they could not be read on a phone."""
+    return embedded(corruption_png({title: rows}, 1 / len(main["confusion"])))
+
+
+def together(level: str) -> str:
+    """speech+face -> voice + face."""
+    return (
+        " + ".join(modality(name).title for name in level.split("+")) if level != "all" else level
+    )
 
 
 def axis_of(name: str) -> str:

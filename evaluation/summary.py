@@ -16,10 +16,13 @@ def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:
 
     `parts`: the spread of its parts, as of an ensemble's runs; `folds`: that over held-out folds.
     """
-    result = {"name": run.name, "warnings": run.warnings} | scores_of(run, ALL, classes)
+    inputs = list(dict.fromkeys(name for each in run.checkpoints for name in each["inputs"]))
+    result: dict[str, Any] = {"name": run.name, "inputs": inputs, "warnings": run.warnings}
+    result |= scores_of(run, ALL, classes)
     result["calibration"] = calibration_of(run, classes)
     kinds = {(each["label"], *each["inputs"]) for each in run.checkpoints}
     alike = run.parts if len(kinds) == 1 else ()  # of different models no deviation means anything
+    result["alike"] = len(kinds) == 1
     result["parts"] = spread([measures_of(part, classes) for part in alike])
     result["folds"] = spread(fold_measures(run, classes))
     result["conditions"] = [
@@ -34,17 +37,27 @@ def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:
 def scores_of(
     run: Evaluated, key: tuple[str, Any], classes: list[str], among: Any = True
 ) -> dict[str, Any]:
-    """`full_scores` under a condition, of the clips that have its label; none: {"clips": 0}."""
+    """`full_scores` under a condition, of the clips that have the label; none: {"clips": 0}.
+
+    All conditions are judged by the label that the run learnt, so that they can be compared; a head
+    that learnt another one, as that of the voice, has its accuracy by it in `own`.
+    """
     found = run.predictions[key]
     if found is None:
         return {"clips": 0}
-    labels = labels_of(run, key, classes)
+    labels = labels_of(run, ALL, classes)
     known = (labels >= 0) & among
     if not known.any():
         return {"clips": 0}
     speakers, predictions = run.clips["speaker"].to_numpy(), found.log_p.argmax(1)
     scored = scores.full_scores(labels[known], predictions[known], speakers[known], classes)
-    return {"head": found.head, "label": found.column} | scored
+    judged: dict[str, Any] = {"head": found.head, "label": run.under(ALL).column, "own": None}
+    if found.column != judged["label"]:
+        own = labels_of(run, key, classes)
+        right = (own == predictions)[(own >= 0) & among]
+        if len(right):
+            judged["own"] = {"label": found.column, "accuracy": float(right.mean())}
+    return judged | scored
 
 
 def labels_and_log_p(run: Evaluated, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:

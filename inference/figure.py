@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import math
-import textwrap
-import warnings
 from typing import Any
 
 import numpy as np
 
-from inference.prediction import ENSEMBLE, FUSED, MEAN, NAMES, ClipPrediction, Seen
-from training.modalities import MODALITIES, modality
-from utils.plots import INK, VAL, blank_figure, png
+from inference import wording
+from inference.prediction import FUSED, ClipPrediction, Seen
+from inference.wording import class_names, part_name
+from training.modalities import MODALITIES
+from utils.fonts import drawable, shortened, wrapped
+from utils.plots import GREY, INK, VAL, blank_figure, png
 
-SOFT, PALE, GREY = "#8aa4c8", "#cfd6e0", "#777777"
-PARTS = {FUSED: "all together", MEAN: "mean of the parts", ENSEMBLE: "all runs together"}
+SOFT, PALE = "#8aa4c8", "#cfd6e0"
 FRAMES = 8  # of the face strip
-UNEQUAL = 1.25  # times the mean: a frame that counted more than the others
-FONTS = ("DejaVu Sans", "Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "Apple SD Gothic Neo")
+UNEQUAL = 1.25  # times the mean: a frame or moment that counted more than the others
+NAME = 15  # columns of a class beside its bar
+ALONE = 8  # bars of what a part says alone
 CAUTION = "Displayed emotion as a model classifies it, not what a person feels."
 
 
 def draw_prediction(prediction: ClipPrediction) -> bytes:
     """One clip at a glance, as PNG: evidence, what each part says alone, and the prediction."""
     figure = blank_figure((11, 5.4))
-    head = "no answer"
+    clear = bool(prediction.parts) and wording.is_clear(prediction)
+    look = dict(fontsize=20, weight="bold", color=INK) if clear else dict(fontsize=15, color=GREY)
+    figure.text(0.02, 0.935, shortened(wording.headline(prediction), 90), va="center", **look)
     if prediction.parts:
-        head = f"{class_name(prediction.label)}, {prediction.probabilities.max():.0%}"
-        show_result(figure.add_axes((0.83, 0.1, 0.13, 0.68)), prediction)
-    figure.text(0.02, 0.935, head, fontsize=20, weight="bold", color=INK, va="center")
-    if prediction.missing:
-        remark = prediction.remarks[0][:110]
-        figure.text(0.02, 0.875, remark, fontsize=8.5, color=GREY, va="center")
-    name = prediction.title.rpartition("/")[2][-70:]
-    figure.text(0.98, 0.935, name, fontsize=9, color=GREY, ha="right", va="center")
+        show_result(figure.add_axes((0.83, 0.1, 0.13, 0.68)), prediction, clear)
+    if remark := wording.basis(prediction):
+        figure.text(0.02, 0.875, remark[:130], fontsize=8.5, color=GREY, va="center")
+    name = shortened(wording.title_of(prediction), 70)
+    figure.text(0.98, 0.02, name, fontsize=7.5, color=GREY, ha="right")
     for picture, (low, height) in ROWS.items():
         shown = [name for name, row in MODALITIES.items() if row.picture == picture]
         seen = [name for name in shown if evidence(prediction, name)]
@@ -43,21 +43,33 @@ def draw_prediction(prediction: ClipPrediction) -> bytes:
             SHOW[picture](axis, prediction, name)
         if name in prediction.parts and len(prediction.parts) > 1:
             axis = figure.add_axes((0.61, low - 0.01, 0.1, 0.2))
-            bars(axis, prediction.parts[name], prediction.classes, 7)
+            probabilities, names = prediction.parts[name], class_names(prediction.classes)
+            most = np.sort(np.argsort(-probabilities, kind="stable")[:ALONE])
+            bars(axis, probabilities[most], [names[place] for place in most], 7)
             axis.set_title(f"{part_name(name)} alone", loc="left", fontsize=9, color=INK, pad=3)
     figure.text(0.02, 0.02, CAUTION, fontsize=7.5, color=GREY)
-    with warnings.catch_warnings():  # a script that no installed font has: boxes, no noise
-        warnings.filterwarnings("ignore", message="Glyph")
-        return png(figure)
+    return png(figure)
 
 
-def part_name(part: str) -> str:
-    """A part of a prediction in words for people."""
-    return PARTS.get(part) or modality(part).title
-
-
-def class_name(label: str) -> str:
-    return NAMES.get(label, label)
+def draw_evidence(prediction: ClipPrediction) -> bytes:
+    """What the models saw and heard alone, as a narrow PNG that a phone can show; b"" for none, or
+    for a sentence, which the page itself shows."""
+    seen = {}
+    for name, row in MODALITIES.items():
+        if row.picture in ROWS and row.picture not in seen and evidence(prediction, name):
+            seen[row.picture] = name
+    if prediction.source.clip.transcript:
+        seen.pop("words", None)
+    if not seen:
+        return b""
+    heights = {picture: NARROW[picture] for picture in ROWS if picture in seen}  # inches
+    total = sum(heights.values())
+    figure, top = blank_figure((WIDE, total)), total
+    for picture, height in heights.items():
+        box = (0.03, (top - height + 0.3) / total, 0.94, (height - 0.6) / total)
+        SHOW[picture](panel(figure, box, seen[picture], prediction), prediction, seen[picture])
+        top -= height
+    return png(figure)
 
 
 def panel(figure: Any, box: tuple, name: str, prediction: ClipPrediction) -> Any:
@@ -67,9 +79,9 @@ def panel(figure: Any, box: tuple, name: str, prediction: ClipPrediction) -> Any
     axis.spines[:].set_visible(False)
     axis.set_title(part_name(name), loc="left", fontsize=9, color=INK, weight="bold", pad=3)
     if not evidence(prediction, name):
-        why = prediction.missing.get(name, "not an input of this model")
+        why = prediction.missing.get(name)
         axis.set_facecolor("#f4f4f4")
-        reason = textwrap.fill(f"none: {why.partition(': ')[2] or why}", 80)
+        reason = f"not used: {wording.reason(why)}" if why else "not read by this model"
         axis.text(0.02, 0.5, reason, transform=axis.transAxes, va="center", color=GREY, fontsize=9)
     return axis
 
@@ -92,19 +104,19 @@ def note(axis: Any, text: str) -> None:
 def show_frames(axis: Any, prediction: ClipPrediction, name: str) -> None:
     """The frames that the model saw; under each how much it counted, the most in colour."""
     view, weights = evidence(prediction, name)
+    even = weights is not None and weights.max() <= UNEQUAL * weights.mean()
     shown = np.linspace(0, len(view) - 1, min(len(view), FRAMES)).round().astype(int)
-    stands_out = weights is not None and weights[shown].max() > UNEQUAL * weights[shown].mean()
     for place, index in enumerate(shown):
         crop = view[index].transpose(1, 2, 0)  # (S, S, 3)
         axis.imshow(crop, extent=(place, place + 0.95, 0, 0.95))
-        if weights is not None:
-            color = VAL if stands_out and weights[index] == weights[shown].max() else SOFT
+        if weights is not None and not even:
+            color = VAL if weights[index] == weights[shown].max() else SOFT
             axis.bar(
                 place, 0.3 * weights[index] / weights.max(), 0.95, -0.36, align="edge", color=color
             )
-    axis.set(xlim=(0, max(6, len(shown))), ylim=(-0.36, 0.95), aspect="equal", anchor="W")
-    equally = "" if stands_out else ", about equally"
-    told = f"bars: how much each frame counted{equally}"
+    floor = 0 if weights is None or even else -0.36
+    axis.set(xlim=(0, max(6, len(shown))), ylim=(floor, 0.95), aspect="equal", anchor="NW")
+    told = "all frames counted about equally" if even else "bars: how much each frame counted"
     note(axis, told if weights is not None else read_by(prediction, name))
 
 
@@ -121,12 +133,15 @@ def show_spectrogram(axis: Any, prediction: ClipPrediction, name: str) -> None:
     axis.imshow(
         log_mel[:, first:last], origin="lower", aspect="auto", cmap="magma", extent=(*seconds, 0, 1)
     )
-    if weights is not None:
+    even = weights is not None and weights.max() <= UNEQUAL * weights.mean()
+    if weights is not None and not even:  # above the sound: over it, it would look like sound
         edges = begin + (token_edges(width, len(weights)) + skipped) / rate
-        axis.stairs(0.9 * weights / weights.max(), edges, color="white", linewidth=2, baseline=None)
-    axis.set(xlim=seconds, ylim=(0, 1))
+        colors = [VAL if weight == weights.max() else SOFT for weight in weights]
+        height = 0.4 * weights / weights.max()
+        axis.bar(edges[:-1], height, np.diff(edges), 1.06, align="edge", color=colors)
+    axis.set(xlim=seconds, ylim=(0, 1.46 if weights is not None and not even else 1))
     axis.set_xticks(seconds, [f"{second:.1f} s" for second in seconds], fontsize=7, color=GREY)
-    told = "line: how much each moment counted"
+    told = "all moments counted about equally" if even else "bars: how much each moment counted"
     note(axis, told if weights is not None else read_by(prediction, name))
 
 
@@ -141,45 +156,44 @@ def show_words(axis: Any, prediction: ClipPrediction, name: str) -> None:
     words = f"“{prediction.source.clip.transcript}”"
     if not prediction.source.clip.transcript:
         words = f"{prediction.facts['words']} word vectors (what the words are is not known)"
-    lines = textwrap.wrap(words, 68)
-    text = "\n".join(lines[:2]) + (" …" if len(lines) > 2 else "")
-    axis.text(0.01, 0.5, text, va="center", color=INK, fontsize=11, fontfamily=fonts())
+    inches = axis.get_position().width * axis.figure.get_figwidth()
+    text = wrapped(drawable(words)[0], int(inches / 0.081), 2 if inches > WIDE else 3)
+    axis.text(0.01, 0.5, text, va="center", color=INK, fontsize=11)
     if name not in prediction.seen:
         note(axis, read_by(prediction, name))
 
 
-def fonts() -> list[str]:
-    """Those of FONTS that this machine has: together they write Latin and Korean."""
-    from matplotlib.font_manager import fontManager
-
-    installed = set(fontManager.get_font_names())
-    return [name for name in FONTS if name in installed]
-
-
-def show_result(axis: Any, prediction: ClipPrediction) -> None:
+def show_result(axis: Any, prediction: ClipPrediction, clear: bool) -> None:
     part = prediction.deciding_part
-    bars(axis, prediction.probabilities, prediction.classes, 10)
+    names = class_names(prediction.classes)
+    bars(axis, prediction.probabilities, names, min(10, 130 // len(names)), clear)
     title = part_name(part) if len(prediction.parts) > 1 else f"{part_name(part)} alone"
     if part == FUSED and len(prediction.parts) == 1 and not prediction.missing:
         title = " + ".join(part_name(name) for name in prediction.rests_on)
     elif part == FUSED and prediction.missing:
         title = "given " + " + ".join(part_name(name) for name in prediction.rests_on)
     axis.set_title(title, loc="left", fontsize=10, color=INK, weight="bold")
-    for place, value in enumerate(prediction.probabilities):
-        axis.text(value + 0.03, place, f"{value:.0%}", va="center", fontsize=8, color=GREY)
 
 
 SHOW = {"frames": show_frames, "spectrogram": show_spectrogram, "words": show_words}
+WIDE, NARROW = 4.4, {"frames": 1.35, "spectrogram": 1.5, "words": 1.2}  # inches on a phone
 ROWS = {"frames": (0.58, 0.23), "spectrogram": (0.335, 0.15), "words": (0.09, 0.12)}
 # of each kind of evidence: lower edge and height
 
 
-def bars(axis: Any, probabilities: np.ndarray, names: list[str], size: int) -> None:
-    """One bar per class from the top down, the largest in colour."""
-    colors = [VAL if value == probabilities.max() else PALE for value in probabilities]
+def bars(
+    axis: Any, probabilities: np.ndarray, names: list[str], size: float, clear: bool = True
+) -> None:
+    """One bar per class from the top down with its percent; the largest in colour, if `clear`."""
+    largest = VAL if clear else GREY
+    colors = [largest if value == probabilities.max() else PALE for value in probabilities]
     axis.barh(range(len(probabilities)), probabilities, 0.75, color=colors)
+    for place, value in enumerate(probabilities):
+        number = wording.percent(value)
+        axis.text(value + 0.03, place, number, va="center", fontsize=0.8 * size, color=GREY)
     axis.set(xlim=(0, 1), xticks=[])
-    axis.set_yticks(range(len(names)), map(class_name, names), fontsize=size, color=INK)
+    shown = [shortened(drawable(name)[0], NAME) for name in names]
+    axis.set_yticks(range(len(names)), shown, fontsize=size, color=INK)
     axis.invert_yaxis()
     axis.tick_params(length=0)
     axis.spines[["top", "right", "bottom"]].set_visible(False)

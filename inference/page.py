@@ -15,6 +15,7 @@ from utils.scratch import scratch_folder
 ASSETS = Path(__file__).parent / "page"
 UPLOADS = "upload-"  # how the folders of uploads are named
 CHARACTERS = 2000  # of a sentence
+TICKET = 64  # characters of the name by which a visitor asks how far his answer is
 
 
 def create_page(service: Service, door: Door) -> Any:
@@ -30,7 +31,7 @@ def create_page(service: Service, door: Door) -> Any:
         return refusal and Response(refusal.message, refusal.code, mimetype="text/plain")
 
     @app.get("/")
-    @app.get("/<any('page.js', 'page.css'):name>")
+    @app.get("/<any('page.js', 'show.js', 'live.js', 'page.css'):name>")
     def page(name: str = "page.html") -> Any:
         return send_file(ASSETS / name, max_age=0)
 
@@ -49,15 +50,29 @@ def create_page(service: Service, door: Door) -> Any:
             return jsonify(error=BUSY), 503
         try:
             with scratch_folder(UPLOADS) as scratch:
-                result = service.answer(*read_form(service, request, scratch.path), scratch.path)
+                question = read_form(service, request, scratch.path)
+                ticket = request.form.get("ticket", "")[:TICKET]
+                quick = "quick" in request.form
+                result = service.answer(*question, scratch.path, ticket, quick)
         except UsageError as error:
             result = {"error": str(error)}
         finally:
             service.leave()
         if "error" in result:
             return jsonify(error=service.without_folders(result["error"])), 400
+        told = {name: result[name] for name in ("head", "title") if name in result}
+        told = {name: service.without_folders(text) for name, text in told.items()}
         remarks = [service.without_folders(each) for each in result.get("remarks", ())]
-        return jsonify(result | {"remarks": remarks})
+        return jsonify(result | told | {"remarks": remarks})
+
+    @app.get("/progress/<ticket>")
+    def progress(ticket: str) -> Any:
+        return jsonify(stage=service.progress(ticket))
+
+    @app.post("/cancel/<ticket>")
+    def cancel(ticket: str) -> Any:
+        service.cancel(ticket)
+        return jsonify(stage="")
 
     @app.errorhandler(413)
     def too_large(error: Exception) -> Any:

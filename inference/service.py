@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import multiprocessing
 import re
 import sys
@@ -10,27 +11,40 @@ import tempfile
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from inference.door import BUSY
 from utils.errors import ClipError, UsageError
+from utils.files import write_text
 from utils.guard import LOST, Limits, guarded, lift_memory_limit
+from utils.parallel import available_cores
 
 MEMORY_MB = 6000  # that the answering process may hold beyond its libraries
 IN_LINE = 3  # one is answered, two wait
 CLOSING = {"error": "The page is being closed."}
+CANCELLED = {"error": "Cancelled."}
+STAGE, STOP = "stage.txt", "cancelled"  # files by which an answering process tells and is told
 BEFORE = r"(?<![\w.~:/-])"  # no part of a longer word or address
 FOLDERS = re.compile(BEFORE + r"~?/[^\s'\",;:()]*/(?=[^\s/])")  # the folders of a path
+
+
+@dataclass
+class Asked:
+    """A question that is waiting or being answered."""
+
+    folder: Path
+    begun: bool = False
+    cancelled: bool = False
 
 
 @dataclass
 class Service:
     """What the page offers, and the limits of what it takes."""
 
-    models: dict[str, Path]  # name -> checkpoint
+    models: dict[str, Path]  # name -> checkpoint; `offers` says more of each
     examples: dict[str, Path]
     word_vectors: Path | None
     device: str
@@ -39,6 +53,8 @@ class Service:
     patience: float  # seconds until an answer is given up
     encoders: tuple[tuple[str, str], ...] = ()  # (name, place) of pretrained encoders
     transcribe: str | None = None  # the recogniser of words
+    offers: list[dict[str, Any]] = field(default_factory=list)  # as of inference/offer.py
+    asked: dict[str, Asked] = field(default_factory=dict)  # by the tickets of visitors
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     lock: threading.Lock = field(default_factory=threading.Lock)
     in_line: int = 0
@@ -46,8 +62,8 @@ class Service:
 
     def about(self) -> dict[str, Any]:
         return {
-            "models": list(self.models),
-            "examples": list(self.examples),
+            "models": self.offers or [{"name": name, "title": name} for name in self.models],
+            "examples": [{"name": n, "title": spoken(n)} for n in self.examples],
             "words": self.word_vectors is not None,
             "megabytes": self.megabytes,
             "seconds": self.seconds,
@@ -76,13 +92,30 @@ class Service:
                 child.kill()
             time.sleep(0.02)
 
-    def answer(self, model: str, clip: Path | None, text: str, folder: Path) -> dict[str, Any]:
-        """The answer of another process: one that dies or hangs costs this answer alone."""
+    def answer(
+        self,
+        model: str,
+        clip: Path | None,
+        text: str,
+        folder: Path,
+        ticket: str = "",
+        quick: bool = False,
+    ) -> dict[str, Any]:
+        """The answer of another process: one that dies or hangs costs this answer alone. `quick`:
+        without a picture, for the live mode."""
+        asked = self.asked[ticket] = Asked(folder)
         call = (answer_one, self.models[model], clip, text, folder)
         options = (self.word_vectors, self.device, self.seconds, self.encoders, self.transcribe)
         limits = Limits(self.patience, MEMORY_MB, ("torch", "librosa", "av"))
+
+        def begin() -> dict[str, Any]:
+            asked.begun = True
+            if asked.cancelled:
+                return CANCELLED
+            return guarded(*call, *options, quick, limits=limits)
+
         try:
-            return self.worker.submit(guarded, *call, *options, limits=limits).result()
+            return self.worker.submit(begin).result()
         except (CancelledError, RuntimeError):
             if self.places:
                 raise
@@ -94,6 +127,27 @@ class Service:
                 return {"error": f"{error.reason}."}
             print(f"{clip}: {error.code} {error.reason}", file=sys.stderr)
             return {"error": "This clip could not be read: it is damaged or takes too much."}
+        finally:
+            self.asked.pop(ticket, None)
+
+    def progress(self, ticket: str) -> str:
+        """What is being done for a visitor; "" where nothing is known of him."""
+        asked = self.asked.get(ticket)
+        if not asked:
+            return ""
+        if not asked.begun:
+            return "Waiting for the visitors before you"
+        try:
+            return (asked.folder / STAGE).read_text("utf-8")
+        except OSError:
+            return "Starting"
+
+    def cancel(self, ticket: str) -> None:
+        """The answering process sees it at its next stage, and keeps the model that it loaded."""
+        if asked := self.asked.get(ticket):
+            asked.cancelled = True
+            with contextlib.suppress(OSError):  # its folder is just being deleted
+                (asked.folder / STOP).touch()
 
     def without_folders(self, text: str) -> str:
         """A message with the bare names of files: no visitor needs to know where they are."""
@@ -103,6 +157,11 @@ class Service:
         for folder in sorted(known, key=len, reverse=True):  # with spaces, which FOLDERS stops at
             text = re.sub(BEFORE + re.escape(folder) + r"/([^\s/]+/)*", "", text)
         return FOLDERS.sub("", text)
+
+
+def spoken(name: str) -> str:
+    """The name of a file without its ending, as a title."""
+    return re.sub(r"[_\s]+", " ", Path(name).stem).strip() or name
 
 
 def answer_one(
@@ -115,6 +174,7 @@ def answer_one(
     seconds: float,
     encoders: tuple[tuple[str, str], ...],
     transcribe: str | None,
+    quick: bool = False,
 ) -> dict[str, Any]:
     """In the answering process: what the page shows of a clip, a sentence or both."""
     from tqdm import tqdm
@@ -127,12 +187,29 @@ def answer_one(
         lift_memory_limit()
     if clip:
         check_length(clip, seconds)
+    tell(folder, "Loading the model")
     predictor = load(checkpoint, word_vectors, device, encoders, transcribe)
     predictor.work_in(folder)
+    # beside a camera that is being encoded, two threads wait for each other: one is quicker
+    predictor.job = replace(predictor.job, threads=1 if quick else available_cores())
+    tell(folder, "Listening to what is said")
     (source,) = find_sources([clip] if clip else [], text or None)
     parts = predictor.with_words(cut_long(source, predictor.longest, folder))
     predictor.look_up([part.clip.transcript for part in parts])
-    return describe([predictor.predict(part) for part in parts])
+    predictions = []
+    for number, part in enumerate(parts, 1):
+        of = f", part {number} of {len(parts)}" if len(parts) > 1 else ""
+        tell(folder, f"Looking and listening{of}")
+        predictions.append(predictor.predict(part))
+    tell(folder, "Drawing the picture")
+    return describe(predictions, picture=not quick)
+
+
+def tell(folder: Path, stage: str) -> None:
+    """Say what is done next; UsageError where the visitor does not want it any more."""
+    if (folder / STOP).exists():
+        raise UsageError(CANCELLED["error"])
+    write_text(folder / STAGE, stage)
 
 
 def check_length(clip: Path, seconds: float) -> None:
@@ -144,23 +221,61 @@ def check_length(clip: Path, seconds: float) -> None:
         raise UsageError(f"The clip lasts {lasts:g} s; the limit is {seconds:g} s.")
 
 
-def describe(predictions: list) -> dict[str, Any]:
-    """The predictions for a clip, or for the parts of a long one, in words and as a picture."""
-    from inference.figure import CAUTION, class_name, draw_prediction, part_name
-    from inference.timeline import draw_timeline
+def describe(predictions: list, picture: bool = True) -> dict[str, Any]:
+    """The predictions for a clip, or for the parts of a long one, in words, numbers and as a
+    picture; UsageError where there is none."""
+    from inference import wording
+    from inference.figure import CAUTION, draw_evidence
+    from inference.timeline import COLORS, draw_timeline, summary
 
     usable = [prediction for prediction in predictions if prediction.parts]
     if not usable:
-        missing = predictions[0].missing.items()
-        reasons = "; ".join(f"{part_name(name)}: {why.partition(': ')[2]}" for name, why in missing)
-        raise UsageError(f"Nothing in this clip can be used. {reasons}.")
-    if len(predictions) > 1:
-        picture, remarks = draw_timeline(predictions), []
-    else:
-        picture, remarks = draw_prediction(usable[0]), usable[0].remarks
-    heads = [f"{class_name(each.label)} ({each.probabilities.max():.0%})" for each in usable]
-    shown = base64.b64encode(picture).decode()
-    return {"head": ", ".join(heads), "remarks": remarks, "caution": CAUTION, "picture": shown}
+        reasons = [text for each in predictions[:1] for text in wording.absences(each)]
+        raise UsageError(" ".join(["Nothing in this clip can be used.", *reasons]))
+    is_long = len(predictions) > 1
+    shown = b""
+    if picture:
+        shown = draw_timeline(predictions) if is_long else draw_evidence(usable[0])
+    names = wording.class_names(usable[0].classes)
+    return {
+        "head": summary(predictions) if is_long else wording.headline(usable[0]),
+        "title": Path(usable[0].source.name).name if is_long else wording.title_of(usable[0]),
+        "parts": [part_of(each) for each in predictions],
+        "colors": dict(zip(names, COLORS * len(names), strict=False)),
+        "remarks": wording.remarks(predictions),
+        "caution": CAUTION,
+        "picture": base64.b64encode(shown).decode(),
+    }
+
+
+def part_of(prediction: Any) -> dict[str, Any]:
+    """One clip or part of a recording as plain data; `bars` and `alone` are in percent."""
+    from inference import wording
+
+    found: dict[str, Any] = {
+        "start": prediction.source.start,
+        "end": prediction.source.end,
+        "head": wording.headline(prediction),
+        "words": prediction.source.clip.transcript or "",
+    }
+    if not prediction.parts:
+        return found | {"label": "", "clear": False, "bars": [], "alone": []}
+    names = wording.class_names(prediction.classes)
+
+    def bars(shares: Any) -> list[list[Any]]:
+        return [[name, round(100 * float(p), 1)] for name, p in zip(names, shares, strict=True)]
+
+    first, *others = prediction.parts.items()
+    alone = [
+        {"part": wording.part_name(part), "bars": bars(shares)}
+        for part, shares in (others or [first])
+    ]
+    return found | {
+        "label": wording.label_name(prediction),
+        "clear": wording.is_clear(prediction),
+        "bars": bars(first[1]),
+        "alone": alone if others else [],
+    }
 
 
 @lru_cache(maxsize=2)

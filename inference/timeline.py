@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from inference.figure import CAUTION, GREY, class_name, part_name
+from inference import wording
+from inference.figure import CAUTION
 from inference.prediction import ClipPrediction
-from utils.plots import INK, blank_figure, literal, png
+from inference.wording import class_names, part_name
+from utils.fonts import drawable, shortened
+from utils.plots import GREY, INK, blank_figure, literal, png
 
+BARS_FROM = 480  # pixels of width: a narrower picture shows the answer alone
 COLORS = ("#e8b93c", "#c8553d", "#6a9a4f", "#7d5ba6", "#4a78b5", "#b9bec6", "#e58a35", "#4fb3a5")
 
 
@@ -21,27 +25,45 @@ def draw_timeline(predictions: list[ClipPrediction]) -> bytes:
 
     spans = [(each.source.start or 0.0, each.source.end or 0.0) for each in predictions]
     first, last = spans[0][0], spans[-1][1]
-    figure = blank_figure((11, 3.6))
-    name = Path(predictions[0].source.name).name
-    figure.text(0.03, 0.93, name, fontsize=14, weight="bold", color=INK, va="center")
+    figure = blank_figure((11, 4))
+    head = shortened(summary(predictions), 80)
+    figure.text(0.03, 0.94, head, fontsize=14, weight="bold", color=INK, va="center")
     grey = dict(fontsize=7.5, color=GREY, va="center")
-    figure.text(0.03, 0.86, bases(predictions), **grey)
-    axis = figure.add_axes((0.03, 0.24, 0.83, 0.44))
+    figure.text(0.03, 0.87, bases(predictions), **grey)
+    axis = figure.add_axes((0.06, 0.22, 0.78, 0.43))
     for prediction, (start, end) in zip(predictions, spans, strict=True):
         stack(axis, prediction, start, end)
         share = (end - start) / (last - first)
         if prediction.parts and share > 1 / 90:  # else its colour must do
-            middle, label = (start + end) / 2, class_name(prediction.label)
+            clear = wording.is_clear(prediction)
+            label = shortened(wording.label_name(prediction), 14) + ("" if clear else "?")
             narrow = dict(rotation=90, fontsize=7) if share < 1 / 14 else dict(fontsize=9)
-            axis.text(middle, 1.04, label, ha="center", va="bottom", color=INK, **narrow)
-    named = zip(COLORS * 9, predictions[0].classes, strict=False)
-    handles = [Patch(color=color, label=class_name(name)) for color, name in named]
+            place = ((start + end) / 2, 1.04)
+            color = INK if clear else GREY
+            axis.text(*place, label, ha="center", va="bottom", color=color, **narrow)
+    names = class_names(predictions[0].classes)
+    named = zip(COLORS * 9, names, strict=False)
+    handles = [Patch(color=color, label=shortened(name, 16)) for color, name in named]
     figure.legend(handles=handles[::-1], loc="center right", frameon=False, fontsize=9)
-    axis.set(xlim=(first, last), ylim=(0, 1), yticks=[])
+    axis.set(xlim=(first, last), ylim=(0, 1), yticks=[0, 0.5, 1])
+    axis.set_yticklabels(["0 %", "50 %", "100 %"], fontsize=8, color=GREY)
     axis.set_xlabel("seconds", fontsize=8, color=INK)
-    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.spines[["top", "right"]].set_visible(False)
+    name = shortened(Path(predictions[0].source.name).name, 70)
     figure.text(0.03, 0.03, CAUTION, **grey)
+    figure.text(0.97, 0.03, f"{name}; ?: no clear answer", ha="right", **grey)
     return png(figure)
+
+
+def summary(predictions: list[ClipPrediction]) -> str:
+    """What is said most often, and in how many of the parts."""
+    clear = [each for each in predictions if each.parts and wording.is_clear(each)]
+    counts = Counter(wording.label_name(each) for each in clear).most_common(2)
+    parts = f"{len(predictions)} parts"
+    if not counts:
+        return f"no clear answer in any of {parts}"
+    said = " and ".join(f"{name} in {count}" for name, count in counts)
+    return f"{said} of {parts}"
 
 
 def bases(predictions: list[ClipPrediction]) -> str:
@@ -50,7 +72,8 @@ def bases(predictions: list[ClipPrediction]) -> str:
     shares = (
         f"{what or 'no answer'} ({count} of {len(predictions)})" for what, count in names.items()
     )
-    return f"rests on {', '.join(shares)}"
+    reasons = dict.fromkeys(text for each in predictions for text in wording.absences(each))
+    return ". ".join([f"rests on {', '.join(shares)}", " ".join(list(reasons)[:2])]).strip(". ")
 
 
 def stack(axis: Any, prediction: ClipPrediction, start: float, end: float) -> None:
@@ -64,22 +87,33 @@ def stack(axis: Any, prediction: ClipPrediction, start: float, end: float) -> No
 
 
 def overlay(prediction: ClipPrediction, width: int) -> np.ndarray:
-    """A dark, half transparent plate with the answer and its bars, (H, W, 4) uint8."""
-    side = max(140, round(0.34 * width))  # pixels
-    figure = blank_figure((2.4, 1.5), dpi=side / 2.4, facecolor=(0, 0, 0, 0.55))
-    head = f"{class_name(prediction.label)} {prediction.probabilities.max():.0%}"
-    figure.text(0.06, 0.86, head, color="white", fontsize=13, weight="bold", va="center")
-    axis = figure.add_axes((0.36, 0.05, 0.58, 0.68), facecolor="none")
-    axis.barh(range(len(prediction.classes)), prediction.probabilities, color="white", height=0.7)
-    axis.set_yticks(
-        range(len(prediction.classes)),
-        map(class_name, prediction.classes),
-        color="white",
-        fontsize=7,
-    )
+    """A dark, half transparent plate with the answer, (H, W, 4) uint8; on a picture wide enough
+    also with the bars of the likeliest classes. It must not hide a face."""
+    names = [shortened(drawable(name)[0], 14) for name in class_names(prediction.classes)]
+    percent = wording.percent(prediction.probabilities.max())
+    head = f"{names[int(prediction.probabilities.argmax())]} {percent}"
+    head = head if wording.is_clear(prediction) else f"{head}?"
+    side = max(130, round(0.26 * width))  # pixels
+    dark = (0, 0, 0, 0.55)
+    if width < BARS_FROM:
+        figure = blank_figure((2.4, 0.4), dpi=side / 2.4, facecolor=dark)
+        figure.text(0.05, 0.45, head, color="white", fontsize=13, weight="bold", va="center")
+        return pixels(figure)
+    figure = blank_figure((2.4, 1.2), dpi=side / 2.4, facecolor=dark)
+    figure.text(0.06, 0.84, head, color="white", fontsize=13, weight="bold", va="center")
+    axis = figure.add_axes((0.46, 0.06, 0.48, 0.62), facecolor="none")
+    most = np.argsort(-prediction.probabilities, kind="stable")[:4]
+    axis.barh(range(len(most)), prediction.probabilities[most], color="white", height=0.7)
+    labels = [names[place] for place in most]
+    axis.set_yticks(range(len(most)), labels, color="white", fontsize=8)
     axis.set(xlim=(0, 1), xticks=[])
     axis.tick_params(length=0)
     axis.invert_yaxis()
     axis.spines[:].set_visible(False)
+    return pixels(figure)
+
+
+def pixels(figure: Any) -> np.ndarray:
+    """(H, W, 4) uint8 of a figure."""
     literal(figure).canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba()).copy()

@@ -151,7 +151,7 @@ def test_pages_of_others_are_refused(behind, host):
         response = client.post("/answer", headers={"Origin": origin, "Host": "localhost:80"})
         assert response.json == {"error": "Choose a model."}, origin
     assert client.get("/example/..%2fanna.npz").status_code == 404
-    assert client.get("/about").json["models"] == ["any"]
+    assert [each["name"] for each in client.get("/about").json["models"]] == ["any"]
 
 
 def check_headers(text: str) -> None:
@@ -175,9 +175,60 @@ def test_every_answer_has_the_headers(client):
 
 
 def test_the_page_asks_nothing_of_the_internet():
-    for name in ("page.html", "page.css", "page.js"):
+    for name in ("page.html", "page.css", "page.js", "show.js", "live.js"):
         text = (page.ASSETS / name).read_text()
         assert "//" not in text.replace("// ", ""), name
+
+
+def test_a_visitor_is_told_how_far_his_answer_is_and_may_cancel(behind, monkeypatch):
+    """The process that answers is told between two stages, and keeps what it loaded."""
+    told: list[str] = []
+    go_on = threading.Event()
+
+    def works(answer_one, checkpoint, clip, text, folder, *_, **__):
+        service.tell(folder, "Looking")
+        told.append(client.get("/progress/7f").json["stage"])
+        told.append(client.get("/progress/of-another").json["stage"])
+        client.post("/cancel/7f")
+        assert go_on.wait(30)
+        service.tell(folder, "Listening")
+
+    monkeypatch.setattr(service, "guarded", works)
+    client, other = client_of(behind), client_of(behind)
+    second: list[dict] = []
+    thread = threading.Thread(target=lambda: second.append(post(other, text="y", ticket="8").json))
+
+    def wait_in_line():
+        wait_until(lambda: told)
+        thread.start()
+        wait_until(lambda: client_of(behind).get("/progress/8").json["stage"])
+        told.append(client_of(behind).get("/progress/8").json["stage"])
+        client_of(behind).post("/cancel/8")
+        go_on.set()
+
+    helper = threading.Thread(target=wait_in_line)
+    helper.start()
+    assert post(client, text="x", ticket="7f").json == {"error": "Cancelled."}
+    helper.join()
+    thread.join()
+    assert told == ["Looking", "", "Waiting for the visitors before you"]
+    assert second == [{"error": "Cancelled."}] and behind.asked == {}
+
+
+def test_the_page_says_what_a_model_is(place, tmp_path):
+    from inference.offer import TOY, offer
+    from training.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(place / "any.pth")
+    plain = offer(checkpoint, "multimodal/first")
+    assert plain["title"] == "voice, face and words (first)" and plain["warning"] == ""
+    measured = {"clips": 56, "accuracy": 0.875, "loss": 1.0}
+    trained = {"corpus": "demo", "val": measured, "data": {"training": "112 clips 47f3"}}
+    toy = offer(checkpoint | trained, "multimodal/first")
+    told = " ".join(toy["lines"])
+    assert "112 clips of the corpus demo" in told and "88 % of 56 clips" in told
+    assert "76 % to 94 %" in told and "Guessing would be right for 14 %" in told
+    assert toy["warning"] == TOY
 
 
 def dies(*_):

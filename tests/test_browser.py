@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -10,8 +11,9 @@ import sys
 import threading
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from conftest import QUIET, ROOT
+from conftest import QUIET, ROOT, make_clip, voice
 from extras import need, unavailable
 
 from inference.door import create_server, open_door
@@ -21,6 +23,7 @@ from inference.service import Service
 pytestmark = pytest.mark.extra
 need("flask", "waitress", "selenium")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+SAID = "a good day"
 PATIENCE = 200  # seconds for one answer: the first one loads torch
 
 
@@ -30,7 +33,10 @@ def server(place, tmp_path_factory):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("server")
+    vectors = {"words": np.array(SAID.split()), "vectors": np.ones((3, 16), "f4")}
+    np.savez(folder / "words.npz", **vectors)
     flags = ["--checkpoints", place / "any.pth", "--examples", place / "clips", "--port", port]
+    flags += ["--word_vectors", folder / "words.npz", "--max_mb", 1]
     command = [sys.executable, "app.py", *map(str, flags), "--patience", str(PATIENCE)]
     environment = {**os.environ, **QUIET, "TMPDIR": str(folder)}
     process = subprocess.Popen(
@@ -55,7 +61,8 @@ def browser():
     options = webdriver.ChromeOptions()
     options.binary_location = chrome
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+    asked = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", *asked):
         options.add_argument(flag)
     opened = webdriver.Chrome(options, webdriver.ChromeService(shutil.which(driver)))
     yield opened
@@ -71,6 +78,7 @@ class Visit:
         self.browser, self.wait = browser, WebDriverWait(browser, PATIENCE)
         screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        browser.get_log("browser")  # of the visit before
         browser.get(address)
         self.wait.until(lambda _: self.find("body").get_attribute("data-ready"))
 
@@ -83,8 +91,11 @@ class Visit:
     def ask(self) -> str:
         """Press the button; the answer, or the error, when it is there."""
         self.find("#go").click()
-        self.wait.until(lambda _: self.find("#go").text == "Answer")
-        return self.find("#error").text or self.find("#head").get_attribute("textContent")
+        self.wait.until(lambda _: not self.find("#working").is_displayed())
+        return self.find("#error").text or self.find("#head").text
+
+    def run(self, script: str, *args):
+        return self.browser.execute_script(script, *args)
 
     def complaints(self) -> list[str]:
         return [entry["message"] for entry in self.browser.get_log("browser")]
@@ -93,13 +104,24 @@ class Visit:
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_clip_is_answered(server, browser, place, width):
     visit = Visit(browser, server.address, width)
-    assert browser.execute_script("return window.innerWidth") == width
+    assert visit.run("return window.innerWidth") == width
     assert "not knowing what someone feels" in " ".join(visit.find("header").text.split())
     visit.upload(place / "clips" / "anna.mp4")
-    assert "%" in visit.ask() and visit.find("#picture").is_displayed()
-    assert int(visit.find("#picture").get_property("naturalWidth")) > 1000
-    assert "no sentence was given" in visit.find("#remarks").text
-    wide = browser.execute_script("return document.documentElement.scrollWidth")
+    answer = visit.ask()
+    assert "%" in answer
+    top = visit.run("return document.getElementById('head').getBoundingClientRect().top")
+    assert 0 <= top < 400, "the answer is out of sight"
+    rows = [row.text.split() for row in browser.find_elements("css selector", "#bars li")]
+    assert len(rows) == 7 and all(row[-1] == "%" for row in rows)
+    assert sum(int(row[1]) for row in rows) == pytest.approx(100, abs=4)
+    assert visit.run("return parseFloat(getComputedStyle(document.body).fontSize)") >= 16
+    assert int(visit.find("#picture").get_property("naturalWidth")) > 600
+    assert "Words not used: no sentence was given." in visit.find("#remarks").text
+    assert "It reads voice, face and words." in visit.find("#card").text
+    assert "answer" in visit.find("#spoken").get_attribute("textContent").lower()
+    for sign in ("--", "E_", str(place)):
+        assert sign not in visit.find("main").text
+    wide = visit.run("return document.documentElement.scrollWidth")
     assert wide <= width, "the page has to be scrolled sideways"
     assert visit.complaints() == []
 
@@ -110,9 +132,102 @@ def test_errors_and_examples(server, browser, tmp_path):
     visit.upload(tmp_path / "junk.mp4")
     assert "cannot open junk.mp4" in visit.ask() and not visit.find("#found").is_displayed()
     assert any("400" in each for each in visit.complaints())  # so complaints are seen
+    named = [each.text for each in browser.find_elements("css selector", "#examples button")]
+    assert named == ["anna", "ben"]
+    visit.wait.until(
+        lambda _: visit.run("return document.querySelector('#examples video').videoWidth")
+    )
     visit.find("#examples button").click()
     answer, remarks = visit.ask(), visit.find("#remarks").text
     assert "%" in answer and "no sentence" not in remarks  # its .npz lies beside it
+
+
+def test_nothing_typed_is_lost_and_no_old_clip_is_answered(server, browser, place, tmp_path):
+    visit = Visit(browser, server.address, 1280)
+    visit.find("#text").send_keys(SAID)
+    visit.upload(place / "clips" / "anna.mp4")
+    assert visit.find("#text").get_property("value") == SAID
+    assert "%" in visit.ask() and SAID in visit.find("#words").text
+    visit.upload(place / "clips" / "ben.mp4")
+    assert visit.find("#old_words").is_displayed()
+    visit.find("#clear").click()
+    assert visit.find("#text").get_property("value") == ""
+    (tmp_path / "huge.mp4").write_bytes(bytes(1_200_000))
+    visit.upload(tmp_path / "huge.mp4")
+    assert "huge.mp4 has 1.2 MB; the limit is 1 MB" in visit.find("#error").text
+    assert not visit.find("#video").is_displayed() and visit.find("#chosen").text == ""
+    assert visit.ask() == "Give a clip or a sentence."
+
+
+def test_a_long_recording_is_answered_in_step_with_its_playing(
+    server, browser, face_image, tmp_path
+):
+    pause = np.zeros(16_000)
+    sound = np.concatenate([voice(7.0), pause, voice(6.0, 1), pause, voice(3.0, 2)])
+    clip = make_clip(tmp_path / "long.mp4", np.stack([face_image] * 54), sound, fps=3)
+    visit = Visit(browser, server.address, 390)
+    visit.upload(clip)
+    answer = visit.ask()
+    buttons = browser.find_elements("css selector", "#line button")
+    assert len(buttons) > 2 and f" {len(buttons)} parts" in answer
+    assert all("%" in each.get_attribute("aria-label") for each in buttons)
+    assert "This rests on the voice and face alone." in visit.find("#remarks").text
+    assert visit.find("#part").text.startswith("0:00.")
+    assert len(visit.find("#bars").text.splitlines()) == 14
+    buttons[1].click()  # plays this part
+    assert visit.find("#part").text[:6] == buttons[1].get_attribute("aria-label")[:6]
+    player = "const video = document.querySelector('#player video'); "
+    visit.wait.until(lambda _: visit.run(player + "return video.currentTime") > 1)
+    visit.run(player + "video.currentTime = 16;")  # as its own slider does
+    visit.wait.until(lambda _: buttons[-1].get_attribute("aria-current") == "true")
+    assert visit.find("#part").text.startswith("0:1")
+
+
+@pytest.mark.parametrize(("button", "element"), [("camera", "video"), ("microphone", "audio")])
+def test_a_recording_can_be_seen_heard_and_answered(server, browser, button, element):
+    visit = Visit(browser, server.address, 1280)
+    visit.find(f"#{button}").click()
+    running = r"Stop \((\d+) of 59 s\)"
+    told = lambda _: re.findall(running, visit.find(f"#{button}").text)  # noqa: E731
+    visit.wait.until(lambda _: told(_) and int(told(_)[0]) > 1)
+    visit.find(f"#{button}").click()
+    visit.wait.until(lambda _: "your recording, " in visit.find("#chosen").text)
+    assert visit.find(f"#{element}").is_displayed()
+    assert visit.run(f"return document.getElementById('{element}').muted") is False
+    assert "%" in visit.ask() or "Nothing in this clip can be used" in visit.find("#error").text
+
+
+def test_an_answer_can_be_cancelled(server, browser, place):
+    visit = Visit(browser, server.address, 1280)
+    visit.upload(place / "clips" / "anna.mp4")
+    visit.find("#go").click()
+    assert visit.find("#stage").text and visit.find("#cancel").is_displayed()
+    visit.find("#cancel").click()
+    visit.wait.until(lambda _: not visit.find("#working").is_displayed())
+    assert visit.find("#error").text == "" and not visit.find("#found").is_displayed()
+    assert "%" in visit.ask()  # the clip is still there
+
+
+def test_the_page_is_used_by_keyboard_alone(server, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    visit = Visit(browser, server.address, 1280)
+    visit.find("#text").send_keys(SAID, Keys.ENTER)
+    visit.wait.until(lambda _: visit.find("#found").is_displayed())
+    assert visit.find("#which").text.startswith("a sentence")
+    assert visit.run("return document.activeElement.id") == "head"
+
+
+def test_live_answers_come_by_themselves(server, browser):
+    visit = Visit(browser, server.address, 390)
+    visit.find("#live").click()
+    visit.wait.until(lambda _: visit.find("#which").get_attribute("data-delay"))
+    first = visit.find("#which").text
+    assert "this answer came" in first
+    visit.wait.until(lambda _: visit.find("#which").text != first)
+    assert visit.find("#player video").is_displayed()
+    visit.find("#player button").click()
+    assert visit.find("#live").text == "Live" and not visit.find("#video").is_displayed()
 
 
 def test_nothing_stays_on_disk(server, browser, place):

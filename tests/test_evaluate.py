@@ -87,9 +87,9 @@ def write_dots(folder, main, classes):
         write_bytes(folder / f"{name}.png", b"dot")
 
 
-def logits_by_hand(path, features, names=None) -> tuple[pd.DataFrame, torch.Tensor]:
-    """The rows of val and the logits (N, K) of a checkpoint's deciding head, from the inputs
-    `names` alone."""
+def logits_by_hand(path, features, names=None, head=None) -> tuple[pd.DataFrame, torch.Tensor]:
+    """The rows of val and the logits (N, K) of a checkpoint's head, else of the one that decides,
+    from the inputs `names` alone."""
     opened = Features.open(features)
     (member,) = load_members([path], opened)
     rows = opened.rows("val")
@@ -97,7 +97,7 @@ def logits_by_hand(path, features, names=None) -> tuple[pd.DataFrame, torch.Tens
 
     def read(views: list) -> torch.Tensor:
         tokens = {name: views[0][name] for name in names or member.task.inputs}
-        return member.model.classify(tokens).logits[member.task.main_head]
+        return member.model.classify(tokens).logits[head or member.task.main_head]
 
     return rows, torch.cat([each for _, each in infer(member.model, loader, "cpu", read)]).double()
 
@@ -597,3 +597,62 @@ def test_different_models_have_no_deviation(features, tmp_path, evaluate):
     run = evaluate(checkpoints=given)
     assert run.code == 0 and "ensemble of 2" in run.out, run.err
     assert "mean ± deviation" not in run.out and run.report["systems"][-1]["parts"] == {}
+
+
+def page_of(tmp_path):
+    return (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_title_says_what_the_report_is_about_and_when_it_was_made(evaluate, members, tmp_path):
+    from datetime import date
+
+    assert evaluate(checkpoints=[members[0]]).code == 0
+    page = page_of(tmp_path)
+    assert "<h1>How well emotions are recognised from the words</h1>" in page
+    assert f"{date.today():%B %Y}" in page
+    assert evaluate("--split", "val", checkpoints=members).code == 0
+    assert "from the words by 3 runs together</h1>" in page_of(tmp_path)
+
+
+def test_different_models_are_compared_and_not_headlined_as_one(evaluate, features, tmp_path):
+    speech = save_member(tmp_path / "voices.pth", features, mode="speech")
+    text = save_member(tmp_path / "texts.pth", features)
+    assert evaluate(checkpoints=[speech, text]).code == 0
+    page = page_of(tmp_path)
+    (title,) = re.findall("<h1>(.*)</h1>", page)
+    assert title.startswith("Which recognises emotions best: ") and "ensemble" not in title
+    tiles = page.split('class="tiles"')[1].split("</div>\n</div>")[0]
+    assert tiles.count('class="tile"') == 3 and "all together: voice and words" in tiles
+    assert "All that follows is about these models together" in page
+
+
+def test_inputs_are_compared_by_one_label(evaluate, features, tmp_path):
+    """The voice's own label may differ from the clip's: by it, its bar could not be compared."""
+    voices = [CLASSES[1], *CLASSES[1:]] * 2 + [""] * 7  # another voice in the first clip
+    other = relabelled(features, tmp_path, speech_emotion=voices)
+    path = save_member(tmp_path / "m.pth", features, mode="multimodal")
+    run = evaluate(checkpoints=[path], features=other, pictures=True)
+    assert run.code == 0, run.err
+    found = {each["level"]: each for each in run.report["systems"][0]["conditions"]}
+    rows, logits = logits_by_hand(path, features, ["speech"], head="speech")
+    assert found["speech"]["label"] == found["all"]["label"] == "emotion"
+    assert found["all"]["own"] is None and found["speech"]["own"]["label"] == "speech_emotion"
+    said = np.array(CLASSES)[logits.argmax(1)]
+    assert found["speech"]["measures"]["accuracy"] == pytest.approx(
+        np.mean(rows["emotion"].to_numpy() == said)
+    )
+    assert "by the label emotion, so that they can be compared" in page_of(tmp_path)
+
+
+def test_a_model_that_is_no_better_than_one_answer_is_called_that(evaluate, members, tmp_path):
+    assert evaluate(checkpoints=[members[0]]).code == 0
+    assert "not shown to be better than always answering" in page_of(tmp_path)
+
+
+def test_every_cell_has_its_name_where_tables_become_lists(evaluate, members, tmp_path):
+    assert evaluate("--split", "val", checkpoints=members).code == 0
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", page_of(tmp_path), re.DOTALL)
+    assert len(rows) > 10
+    for row in rows:
+        for named, content in re.findall(r"<td([^>]*)>(.*?)</td>", row, re.DOTALL)[1:]:
+            assert "data-label" in named or not content, row

@@ -517,12 +517,17 @@ def test_another_run_is_not_resumed(start, features, tmp_path, change):
     assert remains(tmp_path / "text" / "a") == before
 
 
-def test_table_events_and_curves_agree(start, tmp_path, monkeypatch):
+def test_table_events_and_curves_agree(start, features, tmp_path, monkeypatch):
     """Also after an end between the checkpoint and the table, as a kill makes one."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    drawn = []
-    monkeypatch.setattr("utils.run_log.plot_curves", lambda _, rows, title: drawn.append(rows[:]))
+    drawn, guesses = [], []
+
+    def draw(path, rows, title, **guess):
+        drawn.append(rows[:])
+        guesses.append(guess)
+
+    monkeypatch.setattr("utils.run_log.plot_curves", draw)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.record.Record, "add", lambda record, row: os.kill(os.getpid(), 15))
         assert start("a", "--eval_step", 2).code == 143
@@ -537,6 +542,11 @@ def test_table_events_and_curves_agree(start, tmp_path, monkeypatch):
         assert [each.step for each in scalars] == list(known["epoch"])
         np.testing.assert_allclose([each.value for each in scalars], known[name], rtol=1e-6)
         assert [row[name] for row in drawn[-1] if name in row] == pytest.approx(list(known[name]))
+    assert load_checkpoint(tmp_path / "text" / "a" / "last.pth")["corpus"] == "merc2020"
+    (config,) = {(each["classes"], each["majority"]) for each in guesses}
+    labels = Features.open(features).rows("val")["emotion"].value_counts()
+    assert config == (len(CLASSES), (config[1][0], labels.max() / labels.sum()))
+    assert labels[config[1][0]] == labels.max()
 
 
 # Several processes

@@ -60,7 +60,7 @@ class Record(RunLog):
         write_json(folder / "config.json", run.config)
         name = getattr(run.options, "tracker", None)
         tracker = start_tracker(name, folder, run.config) if name else None
-        super().__init__(folder, run.rows, tracker)
+        super().__init__(folder, run.rows, tracker=tracker, **guesses(run))
         if run.resumed:
             print(f"resumed {run.resumed[0]} after step {run.step}")
 
@@ -121,6 +121,14 @@ def no_better_than_guessing(best: dict[str, Any], clips: ClipDataset) -> str:
         f"no better than guessing: accuracy {best['accuracy']:.2f} over {counts.total()} clips, "
         f"where always answering {answer} gives {usual:.2f}; see docs/questions.md"
     )
+
+
+def guesses(run: Run) -> dict[str, Any]:
+    """What the curves are held against: the classes' number, the commonest one and its share of
+    the validation clips."""
+    labels, classes = run.val_loader.dataset.labels, run.features.classes
+    ((commonest, count),) = Counter(each[run.task.main_head] for each in labels).most_common(1)
+    return {"classes": len(classes), "majority": (classes[commonest], count / len(labels))}
 
 
 def empty_folder(folder: Path) -> None:

@@ -291,7 +291,9 @@ class Run:
         return waited >= (self.config["patience"] or math.inf)
 
     def checkpoint(self, weights: dict[str, Any], epoch: int) -> Checkpoint:
-        return {**self.identity, "weights": weights, "val": self.best, "epoch": epoch}
+        corpus = str(self.features.settings.get("corpus", ""))
+        learnt = {"weights": weights, "val": self.best, "epoch": epoch}
+        return {**self.identity, "corpus": corpus, **learnt}
 
 
 def statistics(tensor: Tensor) -> str:

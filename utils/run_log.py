@@ -14,10 +14,17 @@ class RunLog:
     """Rows of numbers by epoch. Files are rewritten whole, so a resumed run leaves no doubles; a
     `tracker` (utils/trackers.py) gets each row once."""
 
-    def __init__(self, folder: Path, rows: list[dict[str, Any]], tracker: Tracker | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        rows: list[dict[str, Any]],
+        tracker: Tracker | None = None,
+        **guesses: Any,
+    ):
+        """`guesses`: what the curves are held against, as in `plot_curves`."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self.tracker = folder, tracker
+        self.folder, self.tracker, self.guesses = folder, tracker, guesses
         self.rows: list[dict[str, Any]] = []
         for events in filter(Path.is_file, folder.glob("events.out.tfevents.*")):
             events.unlink()  # they may hold a row too few, or one twice, of a run that was killed
@@ -45,7 +52,8 @@ class RunLog:
         import pandas as pd
 
         write_csv(self.folder / "metrics.csv", pd.DataFrame(self.rows))
-        plot_curves(self.folder / "curves.png", self.rows, str(self.folder))
+        picture = self.folder / "curves.png"
+        plot_curves(picture, self.rows, str(self.folder), **self.guesses)
 
     def close(self) -> None:
         self.writer.close()

@@ -1,0 +1,242 @@
+"""Pictures of training, evaluation and prediction: names of any script and length, doubt that looks
+like doubt, lines of chance, nothing under an axis."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from corpora.manifest import Clip
+from inference import wording
+from inference.figure import draw_evidence, draw_prediction
+from inference.prediction import FUSED, ClipPrediction, Seen
+from inference.sources import Source
+from inference.timeline import draw_timeline, overlay, summary
+from utils import fonts, plots
+
+LISTS = {
+    "codes": ["hap", "ang", "dis", "fea", "sad", "neu", "sur"],
+    "long": ["embarrassment", "happiness", "contemptuousness", "a long name of three words"],
+    "Korean": ["기쁨", "두려움", "놀라움"],
+    "Chinese": ["高兴", "愤怒", "厌恶"],
+    "Arabic": ["سعادة", "غضب", "اشمئزاز"],
+    "Hindi": ["खुशी", "गुस्सा", "डर"],
+}
+
+
+@pytest.fixture
+def no_fonts(monkeypatch):
+    """A machine with matplotlib's own fonts alone, to which nothing was said yet."""
+    monkeypatch.setattr(fonts, "candidates", lambda: [])
+    monkeypatch.setattr(fonts, "_told", set())
+    fonts.fonts_for.cache_clear()
+    yield
+    fonts.fonts_for.cache_clear()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Every figure that is written, as it was when it was written."""
+    made = []
+    png = plots.png
+    monkeypatch.setattr(plots, "png", lambda figure: made.append(figure) or png(figure))
+    return made
+
+
+def said(probabilities, classes, **more) -> ClipPrediction:
+    source = Source("a.mp4", Clip("a", "clips", ROOT, transcript="좋은 하루"), 0.0, 2.0)
+    parts = {FUSED: np.array(probabilities)}
+    return ClipPrediction(source, list(classes), {}, {}, parts, **more)
+
+
+def texts(figure) -> list:
+    """Every text that is seen, with its box in pixels."""
+    from matplotlib.text import Text
+
+    figure.canvas.draw()
+    found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    return [(text, text.get_window_extent()) for text in found]
+
+
+@pytest.mark.parametrize("names", LISTS)
+def test_no_boxes_and_no_warnings_where_no_font_has_the_letters(
+    names, no_fonts, figures, tmp_path, capsys
+):
+    classes = LISTS[names]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # "Glyph ... missing from font"
+        plots.plot_confusion(tmp_path / "a.png", np.eye(len(classes)), classes, "run 기쁨")
+        plots.plot_bars(tmp_path / "b.png", [(n, 0.5, (0.2, 0.8)) for n in classes], "x", 0.1)
+        draw_prediction(said(np.eye(len(classes))[0], classes))
+        draw_timeline([said(np.eye(len(classes))[0], classes)] * 2)
+        overlay(said(np.eye(len(classes))[0], classes), 640)
+    told = capsys.readouterr().err.splitlines()
+    lacking = {"Korean": "Hangul", "Chinese": "Chinese characters", "Hindi": "Devanagari"}
+    scripts = {"Hangul"} | ({lacking[names]} if names in lacking else set())
+    assert len(told) == len(scripts), told
+    for script in scripts:
+        (line,) = (line for line in told if f"no installed font has {script} (" in line)
+        assert "apt install fonts-noto" in line
+    shown = " ".join(text.get_text() for text, _ in texts(figures[0]))
+    assert "U+AE30" in shown  # of the title
+    if names not in lacking:
+        assert all(name.split()[0][:8] in shown for name in classes)
+
+
+def test_a_font_that_has_the_letters_is_found(monkeypatch, tmp_path, capsys):
+    """Also one that was installed after matplotlib made its list."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+    from matplotlib import font_manager
+
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0)), pen.lineTo((500, 0)), pen.lineTo((250, 700)), pen.closePath()
+    font, names = FontBuilder(1000), [".notdef", "gi", "bbeum"]
+    font.setupGlyphOrder(names)
+    font.setupCharacterMap({ord("기"): "gi", ord("쁨"): "bbeum"})
+    font.setupGlyf(dict.fromkeys(names, pen.glyph()))
+    font.setupHorizontalMetrics(dict.fromkeys(names, (600, 0)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": "Two Letters", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(tmp_path / "two.ttf")
+    monkeypatch.setattr(
+        font_manager, "findSystemFonts", lambda *_, **__: [str(tmp_path / "two.ttf")]
+    )
+    known = font_manager.fontManager
+    plain = [e for e in known.ttflist if e.name.startswith("DejaVu")]
+    monkeypatch.setattr(known, "ttflist", plain)
+    fonts.fonts_for.cache_clear()
+    try:
+        assert fonts.drawable("기쁨 2") == ("기쁨 2", ["Two Letters"])
+        assert fonts.drawable("joy é") == ("joy é", [])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            plots.plot_confusion(tmp_path / "a.png", np.eye(2), ["기쁨", "x"], "run")
+    finally:
+        fonts.fonts_for.cache_clear()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("names", LISTS)
+def test_labels_do_not_overlap(names, no_fonts, figures, tmp_path):
+    classes = LISTS[names]
+    plots.plot_confusion(tmp_path / "a.png", np.eye(len(classes)), classes, "logs/speech/small")
+    plots.plot_bars(tmp_path / "b.png", [(n, 0.5, (0.2, 0.8)) for n in classes], "x", 0.1)
+    for figure in figures:
+        (axis,) = figure.axes
+        labels = [*axis.get_xticklabels(), *axis.get_yticklabels()]
+        figure.canvas.draw()
+        boxes = [label.get_window_extent() for label in labels if label.get_text()]
+        clashes = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+        assert not clashes
+        width, height = figure.canvas.get_width_height()
+        assert all(box.x0 >= -1 and box.y0 >= -1 for box in boxes), "cut off"
+        assert all(box.x1 <= width + 1 and box.y1 <= height + 1 for box in boxes), "cut off"
+
+
+def test_curves_show_what_guessing_gives(figures, tmp_path):
+    rows = [
+        {"epoch": n, "train_loss": 5.8, "val_loss": 1.94, "train_accuracy": 1.0, "val_accuracy": 0}
+        for n in (1, 2)
+    ]
+    plots.plot_curves(tmp_path / "c.png", rows, "run", 7, ("sad", 2 / 7))
+    objective, loss, accuracy = figures[0].axes
+    for axis in figures[0].axes:
+        assert axis.get_xlabel() == "epoch" and axis.get_ylabel()
+    assert objective.get_ylim()[1] > 5.8 > 3 > loss.get_ylim()[1]  # axes of their own
+    assert objective.get_ylim()[0] == loss.get_ylim()[0] == 0  # noise does not fill the picture
+    low, high = accuracy.get_ylim()
+    assert low < 0 and high > 1  # both lines are seen whole
+    told = [text.get_text() for axis in (loss, accuracy) for text in axis.get_legend().get_texts()]
+    assert {"guessing: ln 7", "guessing: 14%", "always sad: 29%"} <= set(told)
+
+
+def test_only_the_list_that_we_know_is_translated():
+    assert wording.class_names(["hap", "sad", "cal"]) == ["happiness", "sadness", "calm"]
+    assert wording.class_names(["happy", "sad"]) == ["happy", "sad"]
+
+
+HEADS = {  # probabilities -> headline
+    (0.16, 0.14, 0.14, 0.14, 0.14, 0.14, 0.14): "happiness, 16 %; chance is 14 %: no clear answer",
+    (0.45, 0.43, 0.04, 0.02, 0.02, 0.02, 0.02): "happiness, 45 %; hardly more than anger, 43 %: "
+    "no clear answer",
+    (0.88, 0.02, 0.02, 0.02, 0.02, 0.02, 0.02): "happiness, 88 %",
+}
+
+
+@pytest.mark.parametrize("probabilities", HEADS, ids=HEADS.values())
+def test_low_confidence_looks_low(probabilities, figures, monkeypatch):
+    from predict import lines
+
+    monkeypatch.setattr("inference.figure.png", plots.png)
+    prediction, head = said(probabilities, LISTS["codes"]), HEADS[probabilities]
+    assert wording.headline(prediction) == head
+    draw_prediction(prediction)
+    (shown,) = (text for text, _ in texts(figures[0]) if text.get_text() == head)
+    clear = "no clear" not in head
+    assert (shown.get_weight() == "bold") == clear == wording.is_clear(prediction)
+    assert ("no clear answer" in lines(prediction)) == (not clear)
+    assert ("no clear" in summary([prediction])) == (not clear)
+
+
+def test_columns_of_the_table_stand_under_their_names():
+    from predict import header, lines
+
+    for classes in LISTS.values():
+        first = np.full(len(classes), 0.5 / (len(classes) - 1))
+        first[0] = 0.5
+        head, row = header(classes), lines(said(first, classes)).splitlines()[0]
+        assert fonts.columns(head) == fonts.columns(row)
+        assert all(f" {name}" in head for name in classes)
+
+
+REASONS = {
+    "E_NOFACE: no face from 3.3 to 6.4 s (0 of 31 frames)": "none was found in the clip",
+    "E_SHORT: --word_vectors /srv/w.npz knows none of the words": "the model knows none of them",
+    "E_MISSING: no words: give --text, or a .txt beside the clip": "no sentence was given",
+    "E_MISSING: the words need --word_vectors FILE": "sentences cannot be read here",
+    "E_MISSING: no clip was given": "no clip was given",
+    "E_CRASH: a bug of ours": "it could not be read",
+}
+
+
+@pytest.mark.parametrize("why", REASONS)
+def test_reasons_are_plain(why):
+    assert wording.reason(why) == REASONS[why]
+
+
+def test_remarks_are_plain_and_said_once():
+    missing = {"face": "E_NOFACE: x (0 of 3)", "text": "E_MISSING: no words: give --text"}
+    given = said([0.9, 0.1], ["hap", "sad"], rests_on=["speech"], not_fused=True)
+    given.missing = missing
+    told = wording.remarks([given, given])
+    assert told[0].startswith("This rests on the voice alone. The model was not trained for")
+    assert told[1:] == [
+        "Face not used: none was found in the clip.",
+        "Words not used: no sentence was given.",
+    ]
+    assert not any(sign in " ".join(told) for sign in ("--", "E_", "speech", "text"))
+
+
+def test_the_evidence_alone_is_narrow_enough_for_a_phone(monkeypatch, figures):
+    monkeypatch.setattr("inference.figure.png", plots.png)
+    given = said([0.9, 0.1], ["hap", "sad"])
+    assert draw_evidence(given) == b""
+    given.seen["text"] = Seen(np.zeros((2, 3)), None)
+    assert draw_evidence(given) == b"", "a sentence that the page itself shows"
+    given.seen["face"] = Seen(np.zeros((4, 3, 8, 8)), np.array([0.1, 0.1, 0.1, 0.7]))
+    assert draw_evidence(given)
+    assert figures[0].get_figwidth() * 150 < 700
+
+
+def test_the_plate_in_a_video_hides_no_face():
+    given = said(np.eye(7)[0], LISTS["codes"])
+    for width, share in ((256, 0.06), (640, 0.07), (1920, 0.07)):  # of a picture 4:3
+        height, wide, _ = overlay(given, width).shape
+        assert height * wide < share * width * width * 3 / 4
+    assert overlay(given, 256).shape[0] >= 20, "its letters can be read"
