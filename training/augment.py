@@ -16,6 +16,8 @@ from training.settings import SHARE, Setting
 from utils.config import ranged
 
 SPEECH_STRENGTHS = {
+    "speech_speed": Setting(0.0, ranged(float, 0, 0.5), "most faster or slower", "augmentation"),
+    "speech_pitch": Setting(0.0, ranged(float, 0, 40), "most mel bins up or down", "augmentation"),
     "speech_contrast": Setting(
         0.3, SHARE, "brightness and contrast of the log-mel", "augmentation"
     ),
@@ -31,6 +33,7 @@ FACE_STRENGTHS = {
     "face_flip": Setting(0.5, SHARE, "share of the clips mirrored", "augmentation"),
     "face_contrast": Setting(0.5, SHARE, "brightness and contrast", "augmentation"),
     "face_rotation": Setting(30.0, ranged(float, 0, 180), "degrees", "augmentation"),
+    "face_zoom": Setting(0.0, ranged(float, 0, 0.5), "most of size and place", "augmentation"),
 }
 
 
@@ -41,6 +44,26 @@ def augment_speech(
     other."""
     view = brighten(view, rng, config)
     return spec_augment(view, mask, rng, config)
+
+
+def resample(log_mel: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
+    """(F, T) -> (F, T'): as if said faster or slower, and by a voice of a longer or shorter throat
+    (all bands move up or down alike). Bands that come in at an edge repeat it."""
+    speed, pitch = config["speech_speed"], config["speech_pitch"]
+    if not speed and not pitch:
+        return log_mel  # nothing is drawn: the published recipe's random numbers stay
+    import cv2
+
+    rate, shift = 1 + rng.uniform(-speed, speed), rng.uniform(-pitch, pitch)
+    bands, frames = log_mel.shape
+    matrix = np.array([[rate, 0, (rate - 1) / 2], [0, 1, shift]])  # of the result, in the source
+    return cv2.warpAffine(
+        np.ascontiguousarray(log_mel, np.float32),
+        matrix,
+        (max(1, round(frames / rate)), bands),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
 
 
 def brighten(view: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
@@ -93,9 +116,9 @@ def time_warp(
 
 
 def augment_faces(crops: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
-    """(T, S, S, 3) uint8 -> the same: flip, brightness and contrast, rotation; one draw for all
-    frames of a clip."""
-    strengths = (config["face_flip"], config["face_contrast"], config["face_rotation"])
+    """(T, S, S, 3) uint8 -> the same: flip, brightness and contrast, rotation, zoom; one draw for
+    all frames of a clip."""
+    strengths = (config[f"face_{name}"] for name in ("flip", "contrast", "rotation", "zoom"))
     return _seeded(_face_pipeline(*strengths), rng)(images=np.ascontiguousarray(crops))["images"]
 
 
@@ -120,13 +143,15 @@ def _spectrogram_pipeline(contrast: float) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _face_pipeline(flip: float, contrast: float, rotation: float) -> Any:
+def _face_pipeline(flip: float, contrast: float, rotation: float, zoom: float) -> Any:
     A = _albumentations()
     span = (-contrast, contrast)
-    return A.Compose(
-        [
-            A.HorizontalFlip(p=flip),
-            A.RandomBrightnessContrast(span, span, p=0.7),
-            A.Rotate((-rotation, rotation), p=0.7),
-        ]
-    )
+    steps = [
+        A.HorizontalFlip(p=flip),
+        A.RandomBrightnessContrast(span, span, p=0.7),
+        A.Rotate((-rotation, rotation), p=0.7),
+    ]
+    if zoom:  # a step that never acts would draw all the same, and the published recipe has none
+        size, place = (1 - zoom, 1 + zoom), (-zoom / 2, zoom / 2)
+        steps.append(A.Affine(scale=size, translate_percent=place, p=0.9))
+    return A.Compose(steps)

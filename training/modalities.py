@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.backbone import SMALL
 from training import augment, views
 from training.settings import Setting
-from utils.config import ranged
+from utils.config import boolean, ranged
 
 Shape = tuple[int | None, ...]  # None: any size
 SAME = -1  # in a layout: as in the first clip
@@ -62,12 +63,14 @@ class Modality:
 
 def speech_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     backbone = config["speech_backbone"] or f"efficientnet-b{config['speech_coeff']}"
-    return {"type": "AttnCNN", "backbone": backbone, "pooling": config["pooling"]}
+    size = {"hidden": 128} if backbone in SMALL else {}
+    return {"type": "AttnCNN", "backbone": backbone, "pooling": config["pooling"], **size}
 
 
 def face_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     backbone = config["face_backbone"] or f"efficientnet-b{config['face_coeff']}"
-    return {"type": "CLSTM", "backbone": backbone, "pooling": config["pooling"]}
+    made = {"type": "CLSTM", "backbone": backbone, "pooling": config["pooling"]}
+    return made if config["face_lstm"] else made | {"lstm": False}
 
 
 def text_encoder(config: dict, shape: Shape) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def embedding_layout(made: dict, row: dict) -> tuple[str, Shape]:
     return "f", (len(row.get("face_valid", "")), 512)
 
 
-COEFF, BACKBONE = ranged(int, 0, 7), "another backbone: timm:NAME"
+COEFF, BACKBONE = ranged(int, 0, 7), "another backbone: timm:NAME, small-16, small-32"
 
 MODALITIES = {
     "speech": Modality(
@@ -118,6 +121,12 @@ MODALITIES = {
             "speech_backbone": Setting(None, str, BACKBONE, "model"),
             "speech_frames": Setting(
                 400, ranged(int, 32), "columns of the log-mel, 62.5 a second", "data"
+            ),
+            "speech_norm": Setting(
+                "none",
+                ("none", "clip", "bands"),
+                "log-mel of mean 0 and deviation 1 within the clip; bands: each band by itself",
+                "data",
             ),
             **augment.SPEECH_STRENGTHS,
         },
@@ -141,6 +150,7 @@ MODALITIES = {
             "face_coeff": Setting(0, COEFF, "EfficientNet-B0 to B7 for the crops", "model"),
             "face_backbone": Setting(None, str, BACKBONE, "model"),
             "face_frames": Setting(16, ranged(int, 1), "face crops per clip", "data"),
+            "face_lstm": Setting(True, boolean, "False: each frame counts by itself", "model"),
             **augment.FACE_STRENGTHS,
         },
         label="face_emotion",
