@@ -2,10 +2,10 @@
 
 58,009 comments of Reddit, 4 MB; raters could give several emotions, of which the lines with one are
 taken (the others are counted and left out). Apache-2.0. Demszky et al. (2020), ACL, arXiv
-2005.00547. The tables are those that fold the 27 emotions into seven, as in
+2005.00547. The tables are those that fold the 27 emotions into seven; DIR is data/ekman of
 
     git clone https://github.com/monologg/GoEmotions-pytorch
-    python preprocess.py --corpus goemotions --data_dir GoEmotions-pytorch/data/ekman --word_vectors FILE
+    python preprocess.py --corpus goemotions --data_dir DIR --word_vectors FILE
 
 The classes are in the challenge's order. Who wrote a comment is not told.
 """

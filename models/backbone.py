@@ -10,7 +10,6 @@ from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import url_map
 from torch import Tensor, nn
 
-
 SMALL = {"small-16": 1, "small-32": 2}  # name -> stride of the first layer
 
 

@@ -57,6 +57,18 @@ def test_what_is_no_label_is_listed(tmp_path):
         list_corpus("images", tmp_path / "nothing")
 
 
+def test_a_picture_to_be_tested_on_is_not_trained_on(tmp_path):
+    for place in ("train/happy/a.png", "train/sad/b.png", "val/happy/c.png"):
+        save(tmp_path / place)  # one picture, three times
+    other = GREY.T.copy()
+    for place in ("train/angry/d.png", "train/fear/e.png"):
+        save(tmp_path / place, other)
+    listing = list_corpus("images", tmp_path)
+    assert [clip.clip_id for clip in listing.clips] == ["angry-d", "fear-e", "happy-c"]
+    assert listing.notes == ["2 pictures of train that stand in val or test, too"]
+    assert listing.clips[0].fold == listing.clips[1].fold != "", "one picture in two folds"
+
+
 def test_a_cropped_picture_is_its_own_crop(tmp_path):
     path = save(tmp_path / "a.png")
     ((crop, box),) = face_stream(path, 0, 0, {"face_size": 48, "face_fps": 10}, cropped=True)
@@ -71,7 +83,7 @@ def test_the_face_of_a_photograph_is_found(tmp_path):
     assert faces.crops.shape == (1, 160, 160, 3) and faces.valid.tolist() == [True]
     x1, y1, x2, y2 = faces.boxes[0]
     assert 150 < x1 < x2 < 300 and 50 < y1 < y2 < 250
-    with pytest.raises(ClipError, match="no face in none.png"):
+    with pytest.raises(ClipError, match=r"no face in none\.png"):
         extract_faces(save(tmp_path / "none.png"), 0, 0)
 
 
