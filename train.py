@@ -212,12 +212,15 @@ def leak_stamp(args: argparse.Namespace, config: dict[str, Any]) -> str:
 
 
 def config_of_fold(config: dict[str, Any], fold: str) -> dict[str, Any]:
-    """The settings of one fold; weights to start from are those of the same fold's run."""
-    starts = {
-        flag: str(Path(config[flag]) / fold_folder(fold))
-        for flag in STARTS.values()
-        if config[flag]
-    }
+    """The settings of one fold; weights to start from are those of the same fold's run, where that
+    run has folds: one on another corpus has none of these."""
+    from training.checkpoint import best_checkpoint
+
+    starts = {}
+    for flag in STARTS.values():
+        if start := config[flag]:
+            whole = Path(start).is_file() or best_checkpoint(Path(start))
+            starts[flag] = start if whole else str(Path(start) / fold_folder(fold))
     return config | {"fold": fold} | starts
 
 
