@@ -59,6 +59,8 @@ def parse_args() -> argparse.Namespace:
     run.add("--resume", default=False, action="store_true", help="go on where the run stopped")
     run.add("--overwrite", default=False, action="store_true", help="throw the old run away")
     run.add("--dry_run", default=False, action="store_true", help="check all, train nothing")
+    few = "settings for few clips (training/small.py), or the published ones"
+    run.add("--recipe", default="published", choices=("published", "small"), help=few)
     groups = {title: flags.group(title) for title in GROUPS}
     for name, setting in ALL_SETTINGS.items():
         values = dict.fromkeys(str(recipe(mode)[name]) for mode in TASKS)
@@ -138,6 +140,7 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
     if "amp" not in args.given and device == "cpu":
         config["amp"] = False  # half precision takes 1.5 to 2 times as long there
     features = Features.open(args.features_dir)
+    config |= recipe_for(args, features, config["fold"])
     args.leaks = leak_stamp(args, config)
     if config["fold"] != "all":
         train_run(args, config, features, folder, device)
@@ -157,6 +160,21 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
     if not args.dry_run and is_main_process():
         write_json(folder / "folds.json", results)
         print(fold_line(results))
+
+
+def recipe_for(args: argparse.Namespace, features: Any, fold: str | None) -> dict[str, Any]:
+    """The settings that --recipe small changes; a hint where it would be the better one."""
+    from training.small import hint, small_recipe, training_part
+
+    if args.recipe == "small":
+        own = small_recipe(args.mode, features, fold)
+        own = {name: value for name, value in own.items() if name not in args.given}
+        print("small recipe:", *(f"{name}={value}" for name, value in own.items()))
+        return own
+    line = hint(args.mode, len(training_part(features, fold)))
+    if line and not args.given & set(small_recipe(args.mode, features, fold)):
+        print(line, file=sys.stderr)
+    return {}
 
 
 def train_run(

@@ -48,25 +48,25 @@ class Backbone(nn.Module):
 
 
 class SmallTrunk(nn.Module):
-    """Residual convolutions for corpora of hundreds to ten thousands of clips: 0.4 million weights,
-    (B, C, H, W) -> (B, 192, H / 16 / stride, W / 16 / stride). A picture of 48 pixels keeps a map
+    """Residual convolutions for corpora of hundreds to ten thousands of clips: 0.2 million weights,
+    (B, C, H, W) -> (B, 128, H / 16 / stride, W / 16 / stride). A picture of 48 pixels keeps a map
     of 3 x 3 at stride 1, where networks for photographs keep one point. Colours count as grey: so
     what was learnt from grey pictures holds."""
 
-    num_features = 192
+    num_features = 128
 
     def __init__(self, stride: int):
         super().__init__()
         self.layers = nn.Sequential(
-            *convolution(1, 24, stride),
+            *convolution(1, 16, stride),
             nn.MaxPool2d(2),
-            *convolution(24, 48),
+            *convolution(16, 32),
             nn.MaxPool2d(2),
-            Residual(48),
-            *convolution(48, 96),
+            Residual(32),
+            *convolution(32, 64),
             nn.MaxPool2d(2),
-            Residual(96),
-            *convolution(96, self.num_features),
+            Residual(64),
+            *convolution(64, self.num_features),
             nn.MaxPool2d(2),
         )
 

@@ -118,8 +118,32 @@ def time_warp(
 def augment_faces(crops: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
     """(T, S, S, 3) uint8 -> the same: flip, brightness and contrast, rotation, zoom; one draw for
     all frames of a clip."""
-    strengths = (config[f"face_{name}"] for name in ("flip", "contrast", "rotation", "zoom"))
-    return _seeded(_face_pipeline(*strengths), rng)(images=np.ascontiguousarray(crops))["images"]
+    flip, contrast, rotation = (config[f"face_{name}"] for name in ("flip", "contrast", "rotation"))
+    if config["face_zoom"]:
+        return move_faces(crops, rng, config)
+    return _seeded(_face_pipeline(flip, contrast, rotation), rng)(
+        images=np.ascontiguousarray(crops)
+    )["images"]
+
+
+def move_faces(crops: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
+    """The same changes and a change of size and place, as one warp and one table of values: a fifth
+    of the time, which of small pictures is most of a step. The edge repeats."""
+    import cv2
+
+    zoom, contrast = config["face_zoom"], config["face_contrast"]
+    size = crops.shape[1]
+    scale, (right, down) = 1 + rng.uniform(-zoom, zoom), rng.uniform(-zoom / 2, zoom / 2, 2)
+    angle = rng.uniform(-1, 1) * config["face_rotation"]
+    matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), angle, scale)  # (2, 3)
+    matrix[:, 2] += (right * size, down * size)
+    if rng.random() < config["face_flip"]:
+        matrix = matrix @ np.array([[-1, 0, size - 1], [0, 1, 0], [0, 0, 1]])
+    gain, shift = 1 + rng.uniform(-contrast, contrast), 255 * rng.uniform(-contrast, contrast) / 2
+    table = ((np.arange(256) - 127.5) * gain + 127.5 + shift).clip(0, 255).astype(np.uint8)
+    border = cv2.BORDER_REPLICATE
+    moved = [cv2.warpAffine(crop, matrix, (size, size), borderMode=border) for crop in crops]
+    return table[np.stack(moved)]
 
 
 def _seeded(pipeline: Any, rng: np.random.Generator) -> Any:
@@ -143,15 +167,13 @@ def _spectrogram_pipeline(contrast: float) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _face_pipeline(flip: float, contrast: float, rotation: float, zoom: float) -> Any:
+def _face_pipeline(flip: float, contrast: float, rotation: float) -> Any:
     A = _albumentations()
     span = (-contrast, contrast)
-    steps = [
-        A.HorizontalFlip(p=flip),
-        A.RandomBrightnessContrast(span, span, p=0.7),
-        A.Rotate((-rotation, rotation), p=0.7),
-    ]
-    if zoom:  # a step that never acts would draw all the same, and the published recipe has none
-        size, place = (1 - zoom, 1 + zoom), (-zoom / 2, zoom / 2)
-        steps.append(A.Affine(scale=size, translate_percent=place, p=0.9))
-    return A.Compose(steps)
+    return A.Compose(
+        [
+            A.HorizontalFlip(p=flip),
+            A.RandomBrightnessContrast(span, span, p=0.7),
+            A.Rotate((-rotation, rotation), p=0.7),
+        ]
+    )

@@ -75,6 +75,8 @@ def face_encoder(config: dict, shape: Shape) -> dict[str, Any]:
 
 def text_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     size = {"layers": config["text_layers"], "heads": config["text_heads"]}
+    if config["text_width"]:
+        size["width"] = config["text_width"]
     return {"type": "TextTransformer", "dim": shape[-1], **size}
 
 
@@ -174,6 +176,7 @@ MODALITIES = {
             "max_words": Setting(38, ranged(int, 1), "words per clip; others are not read", "data"),
             "text_layers": Setting(12, ranged(int, 1, 100), "of the Transformer", "model"),
             "text_heads": Setting(8, ranged(int, 1, 100), "of its attention", "model"),
+            "text_width": Setting(0, ranged(int, 0, 8192), "of it; 0: as the vectors", "model"),
         },
         recipe=dict(learning_rate=3e-4, batch_size=128, n_epoch=100),
         pads=True,
