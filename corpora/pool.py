@@ -36,6 +36,8 @@ def parse_args() -> argparse.Namespace:
     add("out", type=Path, help="folder of the table")
     add("corpora", nargs="+", metavar="CORPUS=FOLDER", help="as --corpus and --data_dir")
     add("--classes", required=True, help="in this order: hap,sad,neu+cal counts cal as neu")
+    without = "clips to leave out, such as recordings that stand in two folds (corpora/audit.py)"
+    add("--without", nargs="+", default=[], metavar="CLIP_ID", help=without)
     return flags.parse_args()
 
 
@@ -55,6 +57,9 @@ def main() -> None:
             own = [replace(clip, split=split) for clip in own]
         print(f"{name}: {len(own)} clips of {len({clip.speaker for clip in own})} people")
         clips += own
+    if unknown := {*args.without} - {clip.clip_id for clip in clips}:
+        raise UsageError(f"--without {sorted(unknown)[0]}: there is no such clip")
+    clips = [clip for clip in clips if clip.clip_id not in args.without]
     rows = [{column: getattr(clip, column) for column in COLUMNS} for clip in clips]
     table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
     write_csv(args.out / "manifest.csv", table)

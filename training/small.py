@@ -72,8 +72,11 @@ def small_recipe(mode: str, features: Features, fold: str | None) -> dict[str, A
 
 def training_part(features: Features, fold: str | None) -> pd.DataFrame:
     """About the clips that a run trains on."""
-    rows = features.manifest[features.manifest["split"] == "train"]
-    return rows if fold in (None, "all") else rows[rows["fold"] != fold]
+    table = features.manifest
+    if fold is None:
+        return table[table["split"] == "train"]
+    rows = table[table["split"].isin(("train", "val")) & (table["fold"] != "")]
+    return rows if fold == "all" else rows[rows["fold"] != fold]
 
 
 def columns_of(rows: pd.DataFrame) -> int:
