@@ -26,8 +26,10 @@ from utils.config import Flags
 from utils.errors import UsageError, one_of, run_script
 from utils.files import write_csv, write_text
 
-COLUMNS = ("clip_id", "split", "media", "emotion", "speech_emotion", "face_emotion", "speaker")
-COLUMNS += ("transcript", "fold")
+COLUMNS = (
+    *("clip_id", "split", "media", "emotion", "speech_emotion", "face_emotion", "speaker"),
+    *("transcript", "fold"),
+)
 
 
 def parse_args() -> argparse.Namespace:

@@ -83,10 +83,16 @@ def judged(
     run: Path, folder: Path, split: str | None, device: str
 ) -> tuple[Evaluated, np.ndarray, np.ndarray]:
     """The run on clips that it was not trained on: its log-probabilities (N, K), their labels."""
-    options = dict(split=split, robustness=False, allow_training_clips=False, device=device)
     features = Features.open(folder)
-    options |= dict(batch_size=16, num_workers=0)
-    (found,) = evaluate_runs([run], features, SimpleNamespace(**options))
+    options = SimpleNamespace(
+        split=split,
+        robustness=False,
+        allow_training_clips=False,
+        batch_size=16,
+        num_workers=0,
+        device=device,
+    )
+    (found,) = evaluate_runs([run], features, options)
     return found, found.under(ALL).log_p, labels_of(found, ALL, features.classes)
 
 
