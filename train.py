@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     run.add("--resume", default=False, action="store_true", help="go on where the run stopped")
     run.add("--overwrite", default=False, action="store_true", help="throw the old run away")
     run.add("--dry_run", default=False, action="store_true", help="check all, train nothing")
-    few = "settings for few clips (training/small.py), or the published ones"
+    few = "small: for few clips, training/small.py"
     run.add("--recipe", default="published", choices=("published", "small"), help=few)
     groups = {title: flags.group(title) for title in GROUPS}
     for name, setting in ALL_SETTINGS.items():
@@ -71,12 +71,12 @@ def parse_args() -> argparse.Namespace:
         help_text = f"start {name} from this run, built as it was there"
         groups["model"].add(f"--{flag}", metavar="RUN", help=help_text)
     data, long_runs = groups["data"], groups["long runs"]
-    data.add("--fold", help="hold out this fold of the manifest; all: one run per fold, and a mean")
+    data.add("--fold", help="hold out this fold; all: one run per fold, and a mean")
     data.add("--val_fold", help="validate on this fold (or `next`), leave --fold unseen")
     yes = dict(default=False, action="store_true")
     data.add("--allow_leaks", help="train although splits share people; results are marked", **yes)
     data.add("--verify_features", help="read every feature file before the first step", **yes)
-    minutes = "between saves within an epoch; one follows every epoch and stop anyway"
+    minutes = "between saves; one follows every epoch and stop anyway"
     long_runs.add("--save_minutes", default=10.0, type=ranged(float, 0), help=minutes)
     flags.add_machine()
     args = flags.parse_args()

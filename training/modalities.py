@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from models.backbone import SMALL
 from training import augment, views
 from training.settings import Setting
 from utils.config import boolean, ranged
@@ -63,7 +62,7 @@ class Modality:
 
 def speech_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     backbone = config["speech_backbone"] or f"efficientnet-b{config['speech_coeff']}"
-    size = {"hidden": 128} if backbone in SMALL else {}
+    size = {"hidden": 128} if backbone.startswith("small-") else {}
     return {"type": "AttnCNN", "backbone": backbone, "pooling": config["pooling"], **size}
 
 
@@ -127,7 +126,7 @@ MODALITIES = {
             "speech_norm": Setting(
                 "none",
                 ("none", "clip", "bands"),
-                "log-mel of mean 0 and deviation 1 within the clip; bands: each band by itself",
+                "log-mel of mean 0, deviation 1; bands: each of its bands",
                 "data",
             ),
             **augment.SPEECH_STRENGTHS,
