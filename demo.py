@@ -68,8 +68,8 @@ def main() -> None:
     print(table(logs, args.seed))
     print("submissions: " + " ".join(map(str, sheets)))
     print(f"pictures: {logs}/<mode>/demo-seed{args.seed}/curves.png and confusion.png")
-    print(f"a clip of your own: python predict.py CLIP --checkpoints {members}; or make app")
-    print("generated corpus: these figures measure the pipeline, not the method")
+    print("a clip of your own: python predict.py CLIP (models of real people's clips, starter/)")
+    print("generated corpus: these figures and models mean nothing for real people")
 
 
 def run(command: str) -> float:

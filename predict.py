@@ -1,5 +1,6 @@
 """Your own clip -> what a trained model makes of it: a table, a picture, JSON and CSV.
 
+    python predict.py clip.mp4                                     # the models of starter/
     python predict.py clip.mp4 --checkpoints logs/multimodal/NAME --text "what is said"
     python predict.py my_clips/ --checkpoints logs/speech/A        # every clip of a folder
 
@@ -31,7 +32,8 @@ def parse_args() -> argparse.Namespace:
     flags = Flags(__doc__)
     add = flags.add
     add("clips", nargs="*", type=Path, metavar="CLIP", help="video, sound, .npz, or a folder")
-    add("--checkpoints", nargs="+", type=Path, required=True, help=".pth files or run folders")
+    models = ".pth files or run folders (default: those that come along, starter/)"
+    add("--checkpoints", nargs="+", type=Path, help=models)
     add("--text", help="the words of the one clip, or alone")
     add("--word_vectors", type=Path, help="file that words are looked up in, as in the training")
     add(
@@ -65,6 +67,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     check_place(args.out)
+    if not args.checkpoints:
+        from inference.starter import WORDS, starter_models
+
+        args.checkpoints, args.word_vectors = starter_models(), args.word_vectors or WORDS
 
     from inference.sources import SCRATCH, find_sources, left_out
 
@@ -79,6 +85,7 @@ def main() -> int:
     write_tables(args, predictions)
     for name, part in groupby(predictions, lambda each: each.source.name):
         write_recording(args, Path(name), list(part))
+    print(*origins(predictions[0].cards), sep="\n")
     failed = [each for each in predictions if not each.parts]
     pictures = "" if args.no_pictures else ", pictures"
     print(f"{args.out}: predictions.csv, predictions.json{pictures}")
@@ -125,6 +132,18 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
             seconds = predictions[-1].seconds.items()
             tqdm.write(" " * 28 + ", ".join(f"{name} {value:.2f} s" for name, value in seconds))
     return predictions
+
+
+def origins(cards: list) -> list[str]:
+    """What each model comes from, with a warning in red where the terminal has colours."""
+    from inference.card import card_lines
+
+    red, plain = ("\033[1;31m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    warnings = {card["warning"].upper() for card in cards if card["warning"]}
+    return [
+        f"{red}{line}{plain}" if any(line.startswith(each) for each in warnings) else line
+        for line in card_lines(cards)
+    ]
 
 
 def write_subtitles(out: Path, heard: dict) -> None:
@@ -200,7 +219,11 @@ def write_tables(args: argparse.Namespace, predictions: list) -> None:
     rows = [row for prediction in predictions for row in prediction.rows()]
     table = pd.DataFrame(rows, dtype=object)  # strings of pyarrow cannot hold every file name
     write_csv(args.out / "predictions.csv", table, for_people=True)
-    about = {"checkpoints": [str(path) for path in args.checkpoints], "tta": args.tta}
+    about = {
+        "checkpoints": [str(path) for path in args.checkpoints],
+        "models": predictions[0].cards,
+        "tta": args.tta,
+    }
     clips = [prediction.as_dict() for prediction in predictions]
     write_json(args.out / "predictions.json", {**about, "clips": clips})
 

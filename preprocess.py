@@ -53,6 +53,8 @@ def parse_args() -> argparse.Namespace:
     add("--face_fps", default=10.0, type=ranged(float, 0.1, 240), help="face crops per second")
     add("--face_size", default=160, type=ranged(int, 16, 1024), help="pixels, side of a face crop")
     add("--face_align", action="store_true", help="turn crops upright by eyes, nose and mouth")
+    cropped = "still pictures are faces already: look for none in them"
+    add("--face_cropped", action="store_true", help=cropped)
     add("--video_embedding", action="store_true", help="also a FaceNet vector per face crop")
     add(
         "--encoder",
@@ -83,6 +85,8 @@ def main() -> int:
         raise UsageError(f"no clips found under {args.data_dir.resolve()}")
     if args.classes:
         listing = keep_classes(listing, args.classes)
+    if args.face_cropped:
+        listing.clips = [cropped(clip) for clip in listing.clips]
     args.modalities = chosen_modalities(args, listing)
     print(*describe(args, listing), sep="\n", file=sys.stderr)
     connect(args.backend, args.scheduler)
@@ -96,6 +100,15 @@ def main() -> int:
         if usable:
             audit(args.features_dir)
     return REJECTED if rejected else 0
+
+
+def cropped(clip: Any) -> Any:
+    from extract.media import PICTURES
+
+    if clip.media.suffix.lower() not in PICTURES:
+        what = "is for still pictures that show a face and nothing else"
+        raise UsageError(f"--face_cropped {what}: {clip.media} is none")
+    return replace(clip, cropped=True)
 
 
 def end_at_signals() -> None:

@@ -60,6 +60,8 @@ def parse_args() -> argparse.Namespace:
     run.add("--resume", default=False, action="store_true", help="go on where the run stopped")
     run.add("--overwrite", default=False, action="store_true", help="throw the old run away")
     run.add("--dry_run", default=False, action="store_true", help="check all, train nothing")
+    few = "small: for few clips, training/small.py"
+    run.add("--recipe", default="published", choices=("published", "small"), help=few)
     groups = {title: flags.group(title) for title in GROUPS}
     for name, setting in ALL_SETTINGS.items():
         values = dict.fromkeys(str(recipe(mode)[name]) for mode in TASKS)
@@ -71,12 +73,12 @@ def parse_args() -> argparse.Namespace:
         help_text = f"start {name} from this run, built as it was there"
         groups["model"].add(f"--{flag}", metavar="RUN", help=help_text)
     data, long_runs = groups["data"], groups["long runs"]
-    data.add("--fold", help="hold out this fold of the manifest; all: one run per fold, and a mean")
+    data.add("--fold", help="hold out this fold; all: one run per fold, and a mean")
     data.add("--val_fold", help="validate on this fold (or `next`), leave --fold unseen")
     yes = dict(default=False, action="store_true")
     data.add("--allow_leaks", help="train although splits share people; results are marked", **yes)
     data.add("--verify_features", help="read every feature file before the first step", **yes)
-    minutes = "between saves within an epoch; one follows every epoch and stop anyway"
+    minutes = "between saves; one follows every epoch and stop anyway"
     long_runs.add("--save_minutes", default=10.0, type=ranged(float, 0), help=minutes)
     tracker = "also log to this package, beside TensorBoard: utils/trackers.py"
     run.add("--tracker", default=None, choices=("wandb", "mlflow", "trackio"), help=tracker)
@@ -144,6 +146,7 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
     if "amp" not in args.given and device == "cpu":
         config["amp"] = False  # half precision takes 1.5 to 2 times as long there
     features = Features.open(args.features_dir)
+    config |= recipe_for(args, features, config["fold"])
     args.leaks = leak_stamp(args, config)
     if config["fold"] != "all":
         train_run(args, config, features, folder, device)
@@ -163,6 +166,21 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
     if not args.dry_run and is_main_process():
         write_json(folder / "folds.json", results)
         print(fold_line(results))
+
+
+def recipe_for(args: argparse.Namespace, features: Any, fold: str | None) -> dict[str, Any]:
+    """The settings that --recipe small changes; a hint where it would be the better one."""
+    from training.small import hint, small_recipe, training_part
+
+    if args.recipe == "small":
+        own = small_recipe(args.mode, features, fold)
+        own = {name: value for name, value in own.items() if name not in args.given}
+        print("small recipe:", *(f"{name}={value}" for name, value in own.items()))
+        return own
+    line = hint(args.mode, len(training_part(features, fold)))
+    if line and not args.given & set(small_recipe(args.mode, features, fold)):
+        print(line, file=sys.stderr)
+    return {}
 
 
 def train_run(
@@ -218,12 +236,15 @@ def leak_stamp(args: argparse.Namespace, config: dict[str, Any]) -> str:
 
 
 def config_of_fold(config: dict[str, Any], fold: str) -> dict[str, Any]:
-    """The settings of one fold; weights to start from are those of the same fold's run."""
-    starts = {
-        flag: str(Path(config[flag]) / fold_folder(fold))
-        for flag in STARTS.values()
-        if config[flag]
-    }
+    """The settings of one fold; weights to start from are those of the same fold's run, where that
+    run has folds: one on another corpus has none of these."""
+    from training.checkpoint import best_checkpoint
+
+    starts = {}
+    for flag in STARTS.values():
+        if start := config[flag]:
+            whole = Path(start).is_file() or best_checkpoint(Path(start))
+            starts[flag] = start if whole else str(Path(start) / fold_folder(fold))
     return config | {"fold": fold} | starts
 
 

@@ -15,6 +15,8 @@ CORPORA = {
     "javanese": "corpora.javanese",
     "ased": "corpora.ased",
     "meld": "corpora.meld",
+    "goemotions": "corpora.goemotions",
+    "images": "corpora.images",
     "csv": "corpora.csv_folder",
     "demo": "corpora.demo",
 }

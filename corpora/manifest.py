@@ -53,6 +53,7 @@ class Clip:
     utterance: str = ""  # the clip's number within its dialogue
     words: Path | None = None  # npz with key word_embed (L, D)
     span: tuple[float, float] | None = None  # seconds of a clip without sound; default: all
+    cropped: bool = False  # its picture is a face already
 
     @property
     def labels(self) -> dict[str, str]:

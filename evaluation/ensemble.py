@@ -7,7 +7,7 @@ mean of the votes. Evaluation, prediction and submission all go through `combine
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,11 @@ from torch import Tensor
 
 from models.classifier import EmotionClassifier
 from training.checkpoint import (
+    BEST,
+    LAST,
+    PREVIOUS,
     Checkpoint,
+    best_checkpoint,
     find_checkpoints,
     load_checkpoint,
     restore_model,
@@ -92,12 +96,24 @@ def mean_over_views(views: Sequence[Tensor], temperature: float = 1.0) -> Tensor
 
 
 def group_checkpoints(paths: Sequence[Path]) -> dict[Path, list[Path]]:
-    """{run: its checkpoints}; folders fold_* in one place are one run."""
+    """{run: its checkpoints}; folders fold_* in one place are one run, and each file of a folder
+    of packed models (evaluation/pack.py) is one."""
     runs: dict[Path, list[Path]] = {}
-    for path in map(Path, paths):
+    for path in each_model(paths):
         run = path.parent if path.name.startswith("fold_") else path
         runs.setdefault(run, []).extend(find_checkpoints([path]))
     return runs
+
+
+def each_model(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in map(Path, paths):
+        named = {LAST, PREVIOUS}
+        packed = [
+            file
+            for file in sorted(path.glob("*.pth"))
+            if file.name not in named and not BEST.fullmatch(file.name)
+        ]
+        yield from packed if packed and best_checkpoint(path) is None else [path]
 
 
 def load_members(paths: Sequence[Path], features: Features) -> list[Member]:
@@ -124,8 +140,11 @@ def load_member(path: Path, run: Path, features: Features) -> Member:
     inputs = member.task.inputs
     features.require(inputs)
     check_match(path, "classes", checkpoint["classes"], features.classes)
-    made = comparable(checkpoint["features_config"])
-    check_match(path, "features", made, comparable(features.config_for(inputs)))
+    made, here = (
+        comparable(each) for each in (checkpoint["features_config"], features.config_for(inputs))
+    )
+    # A face that was learnt without sound, as from still pictures, is known while somebody speaks.
+    check_match(path, "features", made, {name: here[name] for name in here if name in made})
     return member
 
 

@@ -95,7 +95,8 @@ def make_video(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
     np.lib.format.write_array_header_1_0(file, header)
     flags = ""
     device = device_name(job.device)
-    for crop, box in faces.face_stream(clip.media, start, end, settings, device, job.threads):
+    stream = faces.face_stream(clip.media, start, end, settings, device, job.threads, clip.cropped)
+    for crop, box in stream:
         file.write(crop.data)  # one at a time: the memory does not grow with the clip
         flags += "1" if np.isfinite(box).all() else "0"
     return {"video_frames": len(flags), "face_frames": flags.count("1"), "face_valid": flags}
@@ -315,7 +316,8 @@ def remove_changed(clip: Clip, job: Job) -> list[Path]:
 def _supervised(function: Callable, name: str, clip: Clip, job: Job, *args: Any) -> Any:
     """`function(name, clip, job, *args)` for a stage; in a process of its own if asked."""
     stage = stage_named(name, job)
-    if not (job.clip_seconds and stage.supervised):
+    reads_file = isinstance(stage.source(clip), Path)  # words of a table can do no harm
+    if not (job.clip_seconds and stage.supervised and (reads_file or stage.needs)):
         return function(name, clip, job, *args)
     limits = limits_for(stage.source(clip), job)
     return guarded(function, name, clip, job, *args, limits=limits)
@@ -361,7 +363,8 @@ def _stage_key(name: str, clip: Clip, job: Job, keys: dict[str, str]) -> str:
     settings = job.settings[name]
     if name not in STAGES:
         settings = encoders.identity(settings)
-    return digest([SCHEMA, settings, source, upstream, word_dim])
+    how = ["cropped"] if name == "video" and clip.cropped else []
+    return digest([SCHEMA, settings, source, upstream, word_dim, *how])
 
 
 def stamp(path: Path) -> tuple[str, int, int] | None:

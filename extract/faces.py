@@ -59,11 +59,18 @@ def face_stream(
     settings: dict = FACE_SETTINGS,
     device: str = "cpu",
     threads: int = 1,
+    cropped: bool = False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """T crops (S, S, 3) with their boxes (4,), face_fps from `start` to `end` on the clip's clock.
 
     One person, followed as long as they stay (detector.Track). ClipError without any face.
+    `cropped`: each picture as a whole is the face.
     """
+    if cropped:
+        ((_, picture),) = frames_at(path, sample_times(start, end, settings["face_fps"]), threads)
+        box = np.array([0, 0, picture.shape[1], picture.shape[0]], np.float32)
+        yield square(picture, box, settings["face_size"]), box
+        return
     times, size = sample_times(start, end, settings["face_fps"]), settings["face_size"]
     no_face = np.zeros((size, size, 3), np.uint8), np.full(4, np.nan, np.float32)
     track = Track(settings["follow_iou"], settings["lost_after"])

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from utils.errors import ClipError
+from utils.errors import ClipError, in_short
 
 # The demuxer follows from the file's ending and is never guessed from the content: a text file
 # named .mp4 could otherwise make FFmpeg open other files (its ffconcat format).
@@ -71,6 +71,7 @@ SIGNATURES = {
     "aac": rb"\xff[\xf0\xf1\xf8\xf9]",
     "mp3": rb"ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]",
 }
+PICTURES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
 MAX_PIXELS = 36_000_000  # of a frame: 8K
 WHOLE = ("matroska", "flv")  # they tell how long they are, but not how long a track is
 TRUNCATED_BELOW = 0.9  # share of what the file promises: packets, seconds or bytes
@@ -87,6 +88,8 @@ def open_media(path: Path) -> Iterator[Any]:
     # Faults are reported by us, once, with the file's name. None also takes PyAV's own callback out
     # of FFmpeg: with it, some damaged clips stop for ever.
     av.logging.set_level(None)
+    if path.suffix.lower() in PICTURES:
+        raise ClipError("E_NOAUDIO", f"{path.name} is a still picture, without sound")
     check_file(path)
     try:
         container = av.open(str(path), format=FORMATS[path.suffix.lower()])
@@ -112,8 +115,9 @@ def check_file(path: Path) -> None:
         raise unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):
         raise ClipError("E_OPEN", f"{path.name} is not a regular file")
-    if path.suffix.lower() not in FORMATS:
-        raise ClipError("E_OPEN", f"{path.name}: known endings are {' '.join(FORMATS)}")
+    if path.suffix.lower() not in {*FORMATS, *PICTURES}:
+        known = " ".join([*FORMATS, *PICTURES])
+        raise ClipError("E_OPEN", f"{path.name}: known endings are {known}")
     if not status.st_size:
         raise ClipError("E_OPEN", f"{path.name} is empty (0 bytes)")
 
@@ -311,7 +315,10 @@ class Pictures(NamedTuple):
 
 
 def scan_pictures(path: Path) -> Pictures:
-    """First and last moment of the picture and its entry points. ClipError when it is cut short."""
+    """First and last moment of the picture and its entry points; a still picture is one moment.
+    ClipError when it is cut short."""
+    if path.suffix.lower() in PICTURES:
+        return Pictures(0.0, 0.0, False, 1, 1.0, [])
     extent, keyframes = Extent(), []
     with open_media(path) as container:
         stream = video_stream(container, path)
@@ -363,9 +370,12 @@ def frames_at(
 
     By timestamps, so variable frame rates and late starts are right. Times before the first frame
     or after the last one has left the screen get no frame; but of a still picture with sound the
-    one frame stays. Only the part of the file that is needed is decoded: from the last entry point
-    before the first time to the last time.
+    one frame stays, and a picture file is always on screen. Only the part of the file that is
+    needed is decoded: from the last entry point before the first time to the last time.
     """
+    if path.suffix.lower() in PICTURES:
+        yield list(range(len(times))), read_picture(path)
+        return
     pictures = scan_pictures(path)
     with open_media(path) as container:
         stream = video_stream(container, path)
@@ -388,6 +398,26 @@ def frames_at(
         yield from _on_screen(times, shown, end, pictures.aspect, threads)
 
 
+def read_picture(path: Path) -> np.ndarray:
+    """RGB (H, W, 3) of a still picture, turned as its camera says. The format follows from the
+    file's ending, and its size is known before it is unpacked."""
+    from PIL import Image, ImageOps
+
+    check_file(path)
+    try:
+        with Image.open(path, formats=[PICTURES[path.suffix.lower()]]) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                size = f"{picture.width} x {picture.height} pixels"
+                raise ClipError("E_LIMIT", f"{path.name} has {size}, the limit is {MAX_PIXELS}")
+            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except PermissionError as error:
+        raise unreadable(path, error) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        kind = PICTURES[path.suffix.lower()]
+        reason = f"{path.name} does not open as {kind}: {in_short(error)}"
+        raise ClipError("E_OPEN", reason) from error
+
+
 def _on_screen(
     times: np.ndarray, frame: Any, until: float, aspect: float, threads: int
 ) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -407,6 +437,8 @@ def frame_seconds(stream: Any, frame: Any) -> float:
 def is_plain(path: Path) -> bool:
     """Whether a file's pictures are as any program reads them: square pixels, not mirrored, not
     one alone."""
+    if path.suffix.lower() in PICTURES:
+        return True
     pictures = scan_pictures(path)
     if pictures.aspect != 1 or pictures.shown == 1:
         return False

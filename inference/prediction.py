@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from inference.card import card_lines
 from inference.sources import Source
 
 # The parts of a prediction that are not one modality's: the fused head of a run, the mean of its
@@ -47,6 +48,7 @@ class ClipPrediction:
     seconds: dict[str, float] = field(default_factory=dict)
     encoded: dict[str, Seen] = field(default_factory=dict)  # what pretrained encoders saw of it
     encoders: dict[str, list[str]] = field(default_factory=dict)  # modality -> their names
+    cards: list[dict[str, Any]] = field(default_factory=list)  # of the models: inference/card.py
 
     @property
     def title(self) -> str:
@@ -113,6 +115,7 @@ class ClipPrediction:
             "rests_on": self.rests_on,
             "missing": self.missing,
             "remarks": self.remarks,
+            "card": card_lines(self.cards),
             "words": self.source.clip.transcript,
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
         }

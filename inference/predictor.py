@@ -31,10 +31,12 @@ from evaluation.ensemble import (
 from extract import audio, detector, encoders, vectors, words
 from extract import transcribe as recogniser
 from extract.clip import SETTINGS, Job, facts_of, limits_for, manifest_row, process_clip
+from extract.media import FORMATS
 from extract.transcribe import Cue
+from inference.card import cards
 from inference.prediction import ENSEMBLE, FUSED, MEAN, ClipPrediction, Seen
 from inference.sources import SCRATCH, Source, find_sources
-from inference.windows import cut_long
+from inference.windows import cut_long, has_voice
 from models.fusion import Tokens
 from training.checkpoint import load_checkpoint
 from training.data import ClipDataset, make_loader
@@ -69,6 +71,7 @@ class Predictor:
     * `classes`: the answer is one of these.
     * `transcribe`: faster-whisper:MODEL, which recognises the words of clips that come without any;
       what it heard is in `heard`.
+    * `cards` says what each model comes from.
     """
 
     no_person = f"it is compared with other clips of the person: give {FEW} or more of one person"
@@ -99,6 +102,8 @@ class Predictor:
         self.encoders = found_again(settings["features"], encoders or {}, device_name(device))
         self.features = Features(folder, settings, pd.DataFrame(columns=["split", "clip_id"]))
         self.members = load_members(paths, self.features)
+        self.cards = cards(self.members)
+        self.voice_only = any(card.get("voice_only") for card in self.cards)
         self.chosen = chosen_classes(classes, settings["classes"])
         self.recogniser = recogniser.parse(transcribe) if transcribe else ""
         if self.recogniser:
@@ -221,7 +226,7 @@ class Predictor:
         unknown = [name for name in self.compares if name not in {*self.scales, *missing}]
         missing |= dict.fromkeys(unknown, f"E_MISSING: {self.no_person}")
         extracted = time.perf_counter()
-        prediction = ClipPrediction(source, self.classes, missing, row)
+        prediction = ClipPrediction(source, self.classes, missing, row, cards=self.cards)
         self.vote(prediction)
         self.show_encoded(prediction)
         prediction.seconds = {
@@ -343,6 +348,8 @@ class Predictor:
             why = problem or f"E_MISSING: {self.no_words}"
             missing |= dict.fromkeys(self.sentences, why)
         helpers = self.helpers
+        if self.voice_only and self.hears_nobody(clip):
+            missing["speech"] = "E_NOVOICE: nobody is heard to speak"
         if clip.media == Path():
             media = [name for name in self.wanted if name not in self.words + self.sentences]
             missing |= dict.fromkeys(media, "E_MISSING: no clip was given")
@@ -366,6 +373,17 @@ class Predictor:
             }
             behind = {each for made in self.encoders.values() for each in shown_to(made)}
             helpers = helpers - {stage} - (behind - seen)
+
+    def hears_nobody(self, clip: Clip) -> bool:
+        """Whether there is sound, but no voice in it."""
+        if clip.media.suffix.lower() not in FORMATS:
+            return False
+        try:
+            if not self.job.clip_seconds:
+                return not has_voice(clip.media)
+            return not guarded(has_voice, clip.media, limits=limits_for(clip.media, self.job))
+        except ClipError:  # the stage of the sound says why
+            return False
 
     def word_settings(self) -> dict[str, Any]:
         """The extraction settings of the modality that is made of words; empty without one."""

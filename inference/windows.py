@@ -73,6 +73,13 @@ def find_utterances(path: Path) -> tuple[list[Span], int | None]:
     return spoken or evenly(*whole(path)), sound.track
 
 
+def has_voice(path: Path) -> bool:
+    """Whether somebody is heard to speak: neither a beep nor music. ClipError without sound."""
+    sound = read_mono(path, SPEECH_SETTINGS)
+    check_wave(sound.wave, path, SPEECH_SETTINGS)
+    return bool(utterances(sound.wave))
+
+
 def utterances(wave: np.ndarray) -> list[Span]:
     """(N,) samples -> seconds of each stretch of speech between pauses, none over UTTERANCE."""
     import torch

@@ -15,18 +15,23 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class CLSTM(nn.Module):
     """An image backbone on each frame, pooled to a vector, then a BiLSTM over time.
 
+    Without `lstm` each frame counts by itself, as fits still pictures and few clips.
     It normalises with the ImageNet statistics itself: no caller can forget or repeat it.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: str = "efficientnet-b0", pooling: str = "attention"):
+    def __init__(
+        self, backbone: str = "efficientnet-b0", pooling: str = "attention", lstm: bool = True
+    ):
         super().__init__()
         self.backbone = Backbone(backbone, in_channels=3)
         channels = self.backbone.out_channels
-        self.lstm = nn.LSTM(channels, channels // 4, batch_first=True, bidirectional=True)
-        self.token_dim = 2 * (channels // 4)
+        self.lstm, self.token_dim = None, channels
+        if lstm:
+            self.lstm = nn.LSTM(channels, channels // 4, batch_first=True, bidirectional=True)
+            self.token_dim = 2 * (channels // 4)
         self.pooling = POOLINGS[pooling](self.token_dim)
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
@@ -35,5 +40,7 @@ class CLSTM(nn.Module):
         batch, frames = faces.shape[:2]
         x = (faces.flatten(0, 1) - self.mean) / self.std  # (B T, 3, H, W)
         x = self.backbone(x).mean(dim=(2, 3))  # (B T, C)
-        x, _ = self.lstm(x.unflatten(0, (batch, frames)))  # (B, T, D)
+        x = x.unflatten(0, (batch, frames))  # (B, T, C)
+        if self.lstm is not None:
+            x, _ = self.lstm(x)  # (B, T, D)
         return x, x.new_ones(x.shape[:2], dtype=torch.bool)

@@ -6,7 +6,10 @@ from torch import Tensor, nn
 
 from models.pooling import POOLINGS
 
-MOST_LAYERS = 256  # a checkpoint of a few bytes must not be able to ask for a billion
+MOST_LAYERS, MOST_WIDTH = (
+    256,
+    8192,
+)  # a checkpoint of a few bytes must not be able to ask for a billion
 
 
 class TextTransformer(nn.Module):
@@ -16,7 +19,8 @@ class TextTransformer(nn.Module):
     the length that it is padded to change a clip's result. As in the reference there is no
     position code: order enters nowhere. Layers normalise first (arXiv 2002.04745), which lets
     twelve of them do without a warm-up. A word size that the heads do not divide is mapped to
-    the next one that they do. ValueError for sizes that make no layer.
+    the next one that they do, or to `width`: short word vectors need more room to be told apart.
+    ValueError for sizes that make no layer.
     """
 
     def __init__(
@@ -26,11 +30,15 @@ class TextTransformer(nn.Module):
         heads: int = 8,
         dropout: float = 0.1,
         pooling: str = "mean",
+        width: int = 0,
     ):
         super().__init__()
         if not 1 <= layers <= MOST_LAYERS:
             raise ValueError(f"{layers} layers of a Transformer, expected 1 to {MOST_LAYERS}")
-        width = -(-dim // heads) * heads
+        width = width or -(-dim // heads) * heads
+        if width % heads or not 1 <= width <= MOST_WIDTH:
+            what = f"expected up to {MOST_WIDTH} that the {heads} heads divide"
+            raise ValueError(f"a Transformer of width {width}: {what}")
         self.project = nn.Identity() if width == dim else nn.Linear(dim, width)
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, dropout, activation="gelu", batch_first=True, norm_first=True

@@ -293,3 +293,22 @@ def test_your_own_speakers_get_folds(tmp_path, columns, rows, folds):
     lines = (f"{number}.mp4,train,hap,{row}" for number, row in enumerate(rows))
     listing = csv_corpus(tmp_path, "\n".join([f"media,split,emotion,{columns}", *lines]))
     assert {clip.fold for clip in listing.clips} == folds
+
+
+# --- GoEmotions ---------------------------------------------------------------------------------
+
+
+def test_goemotions_takes_the_comments_with_one_emotion(tmp_path):
+    (tmp_path / "labels.txt").write_text("anger\ndisgust\njoy\n")
+    (tmp_path / "train.tsv").write_text('so good\t2\taa\nYuck\t1\tee\nno "idea\t0,2\tbb\n', "utf-8")
+    (tmp_path / "dev.tsv").write_text("yuck\t1\tcc\n", "utf-8")
+    listing = list_corpus("goemotions", tmp_path)
+    found = [(clip.clip_id, clip.split, clip.emotion, clip.transcript) for clip in listing.clips]
+    assert found == [("aa", "train", "hap", "so good"), ("cc", "val", "dis", "yuck")]
+    assert listing.modalities == ("text",) and listing.notes == [
+        "1 comments of train that stand in dev or test, too",
+        "1 comments with several emotions",
+    ]
+    (tmp_path / "test.tsv").write_text("bad line\t7\tdd\n")
+    with pytest.raises(UsageError, match=r"test\.tsv line 1: expected text, numbers below 3"):
+        list_corpus("goemotions", tmp_path)

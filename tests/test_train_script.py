@@ -150,7 +150,7 @@ def test_multimodal_starts_from_the_three_runs(runs):
     fusion = load_checkpoint(logs / "multimodal" / "first" / "last.pth")
     starts = load_starts(fusion["config"], TASKS["multimodal"])
     assert [checkpoint["leaks"] for _, checkpoint in starts.values()] == ["", "", ""]
-    model = create_model(fusion["arch"], fusion["config"], starts).state_dict()
+    model = create_model(fusion["arch"], fusion["config"], starts, fusion["classes"]).state_dict()
     copied = set()
     for mode in ("speech", "face", "text"):
         source = load_checkpoint(best_checkpoint(logs / mode / "first"))["weights"]

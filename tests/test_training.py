@@ -168,8 +168,8 @@ def test_augmentation_of_strength_0_changes_nothing(strengths):
 
 @pytest.mark.parametrize("name", sorted(STRENGTHS.keys() - {"frequency_width", "time_width"}))
 def test_every_strength_of_augmentation_is_a_setting_that_acts(name):
-    """Alone at its recipe's value, with all others at 0, it changes some of the clips."""
-    off = dict.fromkeys(STRENGTHS, 0) | {name: STRENGTHS[name].default}
+    """Alone at its recipe's value (or 0.2), all others at 0, it changes some of the clips."""
+    off = dict.fromkeys(STRENGTHS, 0) | {name: STRENGTHS[name].default or 0.2}
     off |= {each: STRENGTHS[each].default for each in ("frequency_width", "time_width")}
     log_mel, changed = rng(1).random((128, 90)).astype("f4"), 0
     crops = rng(2).integers(0, 255, (3, 32, 32, 3), np.uint8)

@@ -16,6 +16,8 @@ from training.settings import SHARE, Setting
 from utils.config import ranged
 
 SPEECH_STRENGTHS = {
+    "speech_speed": Setting(0.0, ranged(float, 0, 0.5), "most faster or slower", "augmentation"),
+    "speech_pitch": Setting(0.0, ranged(float, 0, 40), "most mel bins up or down", "augmentation"),
     "speech_contrast": Setting(
         0.3, SHARE, "brightness and contrast of the log-mel", "augmentation"
     ),
@@ -31,6 +33,7 @@ FACE_STRENGTHS = {
     "face_flip": Setting(0.5, SHARE, "share of the clips mirrored", "augmentation"),
     "face_contrast": Setting(0.5, SHARE, "brightness and contrast", "augmentation"),
     "face_rotation": Setting(30.0, ranged(float, 0, 180), "degrees", "augmentation"),
+    "face_zoom": Setting(0.0, ranged(float, 0, 0.5), "most of size and place", "augmentation"),
 }
 
 
@@ -41,6 +44,26 @@ def augment_speech(
     other."""
     view = brighten(view, rng, config)
     return spec_augment(view, mask, rng, config)
+
+
+def resample(log_mel: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
+    """(F, T) -> (F, T'): as if said faster or slower, and by a voice of a longer or shorter throat
+    (all bands move up or down alike). Bands that come in at an edge repeat it."""
+    speed, pitch = config["speech_speed"], config["speech_pitch"]
+    if not speed and not pitch:
+        return log_mel  # nothing is drawn: the published recipe's random numbers stay
+    import cv2
+
+    rate, shift = 1 + rng.uniform(-speed, speed), rng.uniform(-pitch, pitch)
+    bands, frames = log_mel.shape
+    matrix = np.array([[rate, 0, (rate - 1) / 2], [0, 1, shift]])  # of the result, in the source
+    return cv2.warpAffine(
+        np.ascontiguousarray(log_mel, np.float32),
+        matrix,
+        (max(1, round(frames / rate)), bands),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
 
 
 def brighten(view: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
@@ -93,10 +116,34 @@ def time_warp(
 
 
 def augment_faces(crops: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
-    """(T, S, S, 3) uint8 -> the same: flip, brightness and contrast, rotation; one draw for all
-    frames of a clip."""
-    strengths = (config["face_flip"], config["face_contrast"], config["face_rotation"])
-    return _seeded(_face_pipeline(*strengths), rng)(images=np.ascontiguousarray(crops))["images"]
+    """(T, S, S, 3) uint8 -> the same: flip, brightness and contrast, rotation, zoom; one draw for
+    all frames of a clip."""
+    flip, contrast, rotation = (config[f"face_{name}"] for name in ("flip", "contrast", "rotation"))
+    if config["face_zoom"]:
+        return move_faces(crops, rng, config)
+    return _seeded(_face_pipeline(flip, contrast, rotation), rng)(
+        images=np.ascontiguousarray(crops)
+    )["images"]
+
+
+def move_faces(crops: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
+    """The same changes and a change of size and place, as one warp and one table of values: a fifth
+    of the time, which of small pictures is most of a step. The edge repeats."""
+    import cv2
+
+    zoom, contrast = config["face_zoom"], config["face_contrast"]
+    size = crops.shape[1]
+    scale, (right, down) = 1 + rng.uniform(-zoom, zoom), rng.uniform(-zoom / 2, zoom / 2, 2)
+    angle = rng.uniform(-1, 1) * config["face_rotation"]
+    matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), angle, scale)  # (2, 3)
+    matrix[:, 2] += (right * size, down * size)
+    if rng.random() < config["face_flip"]:
+        matrix = matrix @ np.array([[-1, 0, size - 1], [0, 1, 0], [0, 0, 1]])
+    gain, shift = 1 + rng.uniform(-contrast, contrast), 255 * rng.uniform(-contrast, contrast) / 2
+    table = ((np.arange(256) - 127.5) * gain + 127.5 + shift).clip(0, 255).astype(np.uint8)
+    border = cv2.BORDER_REPLICATE
+    moved = [cv2.warpAffine(crop, matrix, (size, size), borderMode=border) for crop in crops]
+    return table[np.stack(moved)]
 
 
 def _seeded(pipeline: Any, rng: np.random.Generator) -> Any:

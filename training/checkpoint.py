@@ -199,6 +199,7 @@ def _check_content(checkpoint: Any, path: Path) -> None:
         "epoch": isinstance(parts["epoch"], int),
         "val": _is_numbers(parts["val"]),
         "corpus": isinstance(parts.get("corpus", ""), str),
+        "card": isinstance(parts.get("card", {}), dict) and _is_plain(parts.get("card", {})),
         "clips": _is_tensors(parts.get("clips", NO_CLIPS))
         and parts.get("clips", NO_CLIPS).keys() == NO_CLIPS.keys(),
     }
@@ -253,7 +254,8 @@ def _is_numbers(value: Any) -> bool:
 
 
 def restore_model(checkpoint: Checkpoint, path: Path) -> EmotionClassifier:
-    """The model of a checkpoint with its weights, all of them finite and of its own types."""
+    """The model of a checkpoint with its weights, all of them finite and of its own types, or in
+    half precision."""
     weights = checkpoint["weights"]
     try:
         with torch.device("meta"):
@@ -263,7 +265,7 @@ def restore_model(checkpoint: Checkpoint, path: Path) -> EmotionClassifier:
         raise IntegrityError(f"{path} describes no model of ours: {reason}") from error
     for key in sorted({*wanted, *weights}):
         kinds = [_kind(each.get(key)) for each in (weights, wanted)]
-        if kinds[0] != kinds[1]:
+        if kinds[0] != kinds[1] and kinds[0].replace("float16", "float32") != kinds[1]:
             what = f"{key} is {kinds[0]}, the model has {kinds[1]}"
             raise IntegrityError(f"{path}: weights and model do not match: {what}")
         if weights[key].is_floating_point() and not weights[key].isfinite().all():

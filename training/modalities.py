@@ -13,7 +13,7 @@ from typing import Any
 
 from training import augment, views
 from training.settings import Setting
-from utils.config import ranged
+from utils.config import boolean, ranged
 
 Shape = tuple[int | None, ...]  # None: any size
 SAME = -1  # in a layout: as in the first clip
@@ -62,16 +62,20 @@ class Modality:
 
 def speech_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     backbone = config["speech_backbone"] or f"efficientnet-b{config['speech_coeff']}"
-    return {"type": "AttnCNN", "backbone": backbone, "pooling": config["pooling"]}
+    size = {"hidden": 128} if backbone.startswith("small-") else {}
+    return {"type": "AttnCNN", "backbone": backbone, "pooling": config["pooling"], **size}
 
 
 def face_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     backbone = config["face_backbone"] or f"efficientnet-b{config['face_coeff']}"
-    return {"type": "CLSTM", "backbone": backbone, "pooling": config["pooling"]}
+    made = {"type": "CLSTM", "backbone": backbone, "pooling": config["pooling"]}
+    return made if config["face_lstm"] else made | {"lstm": False}
 
 
 def text_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     size = {"layers": config["text_layers"], "heads": config["text_heads"]}
+    if config["text_width"]:
+        size["width"] = config["text_width"]
     return {"type": "TextTransformer", "dim": shape[-1], **size}
 
 
@@ -103,7 +107,7 @@ def embedding_layout(made: dict, row: dict) -> tuple[str, Shape]:
     return "f", (len(row.get("face_valid", "")), 512)
 
 
-COEFF, BACKBONE = ranged(int, 0, 7), "another backbone: timm:NAME"
+COEFF, BACKBONE = ranged(int, 0, 7), "another backbone: timm:NAME, small-16, small-32"
 
 MODALITIES = {
     "speech": Modality(
@@ -118,6 +122,12 @@ MODALITIES = {
             "speech_backbone": Setting(None, str, BACKBONE, "model"),
             "speech_frames": Setting(
                 400, ranged(int, 32), "columns of the log-mel, 62.5 a second", "data"
+            ),
+            "speech_norm": Setting(
+                "none",
+                ("none", "clip", "bands"),
+                "log-mel of mean 0, deviation 1; bands: each of its bands",
+                "data",
             ),
             **augment.SPEECH_STRENGTHS,
         },
@@ -141,6 +151,7 @@ MODALITIES = {
             "face_coeff": Setting(0, COEFF, "EfficientNet-B0 to B7 for the crops", "model"),
             "face_backbone": Setting(None, str, BACKBONE, "model"),
             "face_frames": Setting(16, ranged(int, 1), "face crops per clip", "data"),
+            "face_lstm": Setting(True, boolean, "False: each frame counts by itself", "model"),
             **augment.FACE_STRENGTHS,
         },
         label="face_emotion",
@@ -164,6 +175,7 @@ MODALITIES = {
             "max_words": Setting(38, ranged(int, 1), "words per clip; others are not read", "data"),
             "text_layers": Setting(12, ranged(int, 1, 100), "of the Transformer", "model"),
             "text_heads": Setting(8, ranged(int, 1, 100), "of its attention", "model"),
+            "text_width": Setting(0, ranged(int, 0, 8192), "of it; 0: as the vectors", "model"),
         },
         recipe=dict(learning_rate=3e-4, batch_size=128, n_epoch=100),
         pads=True,

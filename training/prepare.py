@@ -163,6 +163,19 @@ def class_weights(train_set: ClipDataset) -> dict[str, torch.Tensor]:
     return weights
 
 
+def card(features: Features, train_set: ClipDataset, val_set: ClipDataset) -> dict[str, Any]:
+    """What a checkpoint says of its origin; 0 people: not known."""
+    people = [
+        len({row.get("speaker", "") for row in each.rows} - {""}) for each in (train_set, val_set)
+    ]
+    return {
+        "corpus": str(features.settings.get("corpus", "")),
+        "clips": len(train_set),
+        "people": people[0],
+        "tested_people": people[1],
+    }
+
+
 def content_of(train_set: ClipDataset, val_set: ClipDataset) -> dict[str, str]:
     """What a run learns from, to be compared when it goes on: clips, labels, content of the files
     (as the records tell it, where there are any)."""
@@ -181,7 +194,9 @@ def clips_digest(dataset: ClipDataset) -> str:
     return f"{len(clips)} clips {digest([clips, dataset.labels])}"
 
 
-def create_model(arch: dict[str, Any], config: dict[str, Any], starts: Starts) -> EmotionClassifier:
+def create_model(
+    arch: dict[str, Any], config: dict[str, Any], starts: Starts, classes: list[str]
+) -> EmotionClassifier:
     """A model with its starting weights: fresh, ImageNet backbones, or encoders of earlier runs."""
     try:
         model = build_model(**arch)
@@ -191,8 +206,10 @@ def create_model(arch: dict[str, Any], config: dict[str, Any], starts: Starts) -
         if isinstance(module, Backbone) and config["pretrained"] != "none":
             fill_backbone(module, config["pretrained"])
     for name, (path, checkpoint) in starts.items():
-        transfer_weights(model, arch, config, name, path, checkpoint)
-        print(f"{name}: weights from {path}")
+        same = checkpoint["classes"] == list(classes)
+        transfer_weights(model, arch, config, name, path, checkpoint, head=same)
+        but = "" if same else f", all but the last layer: its classes are {checkpoint['classes']}"
+        print(f"{name}: weights from {path}{but}")
     return model
 
 
@@ -215,8 +232,10 @@ def transfer_weights(
     name: str,
     path: Path,
     checkpoint: Checkpoint,
+    head: bool,
 ) -> None:
-    """Copy a modality's encoder, and its head where the model has one, from another run."""
+    """Copy a modality's encoder, and with `head` its head where the model has one, from another
+    run."""
     was, now = checkpoint["arch"]["encoders"].get(name), arch["encoders"][name]
     if was is None:
         have = ", ".join(checkpoint["arch"]["encoders"])
@@ -233,7 +252,7 @@ def transfer_weights(
             f"{'; '.join(flags or changed)}"
             + (": leave the flag out, it follows the weights" if flags else "")
         )
-    prefixes = (f"encoders.{name}.", f"heads.{name}.")
+    prefixes = (f"encoders.{name}.", *([f"heads.{name}."] if head else []))
     wanted = {key for key in model.state_dict() if key.startswith(prefixes)}
     model.load_state_dict(
         {key: value for key, value in checkpoint["weights"].items() if key in wanted}, strict=False
@@ -243,23 +262,20 @@ def transfer_weights(
 def check_starts(
     starts: Starts,
     config: dict[str, Any],
-    classes: list[str],
     clips: dict[str, np.ndarray],
 ) -> None:
-    """IntegrityError for runs of other classes or folds, and for runs that were trained on clips
-    which this one validates on. `clips`: fingerprints of its own, `training` and `validation`."""
+    """IntegrityError for runs of other folds of these clips, and for runs that were trained on
+    clips which this one validates on. `clips`: fingerprints of its own, `training` and
+    `validation`. A run on another corpus, with folds and classes of its own, is none of those."""
+    own = np.concatenate(list(clips.values()))
     for path, checkpoint in starts.values():
-        if checkpoint["classes"] != list(classes):
-            was = " ".join(checkpoint["classes"])
-            raise IntegrityError(
-                f"{path} knows the classes {was}, the features {' '.join(classes)}"
-            )
-        for name in ("fold", "val_fold"):
+        if "clips" not in checkpoint:
+            raise IntegrityError(f"{path} does not say which clips it has seen: train it anew")
+        of_these = any(known(own, each.numpy()).any() for each in checkpoint["clips"].values())
+        for name in ("fold", "val_fold") if of_these else ():
             was, now = checkpoint["config"][name], config[name]
             if was != now:
                 raise IntegrityError(f"{path} was trained with --{name} {was}, this run has {now}")
-        if "clips" not in checkpoint:
-            raise IntegrityError(f"{path} does not say which clips it has seen: train it anew")
         held_out, seen_there = clips["validation"], checkpoint["clips"]["training"].numpy()
         # a recording that this run has on both sides is a leak of its own, told elsewhere
         seen = known(held_out, seen_there) & ~known(held_out, clips["training"])

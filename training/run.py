@@ -27,6 +27,7 @@ from training.mixing import Mixer, draw_left_out
 from training.optim import MeanWeights, batchnorm_momentum, lr_factor, make_optimizer
 from training.prepare import (
     adopt_settings,
+    card,
     check_choices,
     check_data,
     check_starts,
@@ -91,10 +92,14 @@ class Run:
             "training": fingerprints(features, train_set.rows),
             "validation": fingerprints(features, val_set.rows),
         }
-        check_starts(starts, config, features.classes, clips)
+        check_starts(starts, config, clips)
         torch.manual_seed(config["seed"])
         arch = model_arch(task, config, len(features.classes), train_set.shapes())
-        model = build_model(**arch) if self.resumed else create_model(arch, config, starts)
+        model = (
+            build_model(**arch)
+            if self.resumed
+            else create_model(arch, config, starts, features.classes)
+        )
         self.model = model.to(self.device)
         size = config["batch_size"]
         self.train_loader = make_loader(
@@ -108,6 +113,7 @@ class Run:
             "features_config": features.config_for(task.inputs),
             "config": config,
             **provenance(clips, options.leaks, earlier),
+            "card": card(features, train_set, val_set),
             "data": {**content_of(train_set, val_set), "steps": str(self.steps_per_epoch)},
         }
         self.make_optimizer(class_weights(train_set))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.augment import augment_faces, augment_speech
+from training.augment import augment_faces, augment_speech, resample
 from utils.errors import IntegrityError
 
 Arrays = tuple[np.ndarray, ...]
@@ -20,13 +20,26 @@ def speech_view(
     """(F, T) -> (1, F, T') and the mask (T',) of its real columns: a random stretch of the clip in
     training, the middle one else; zeros at both ends of short ones."""
     frames = config["speech_frames"]
+    if augment:
+        log_mel = resample(log_mel, rng, config)
     start = (log_mel.shape[1] - frames) / 2
     if augment and start > 0:
         start = rng.integers(0, log_mel.shape[1] - frames + 1)
     view, mask = cut_or_pad(log_mel, int(start), frames)
+    mean, deviation = level_of(view[:, mask], config["speech_norm"])
     if augment:
         view, mask = augment_speech(view, mask, rng, config)
+    view = (view - mean) / deviation * mask
     return np.ascontiguousarray(view[np.newaxis], dtype=np.float32), mask
+
+
+def level_of(real: np.ndarray, how: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation, (1, 1) or (F, 1), of the clip's columns (F, T): of all bands together
+    (clip), of each (bands: then the microphone does not count), or such that nothing changes."""
+    if how == "none":
+        return np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)
+    axis = 1 if how == "bands" else None
+    return real.mean(axis, keepdims=True), real.std(axis, keepdims=True) + 1e-2
 
 
 def cut_or_pad(log_mel: np.ndarray, start: int, frames: int) -> tuple[np.ndarray, np.ndarray]:

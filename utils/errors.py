@@ -49,6 +49,7 @@ CLIP_CODES = {  # how the closing summary of preprocess.py names them
     "E_CODEC": "does not decode",
     "E_NOAUDIO": "no sound track",
     "E_SILENT": "silent",
+    "E_NOVOICE": "without a voice",
     "E_SHORT": "too short or without known words",
     "E_NONFINITE": "not numbers",
     "E_NOVIDEO": "no picture",

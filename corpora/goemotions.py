@@ -1,0 +1,66 @@
+"""GoEmotions, English comments in Ekman's six emotions and neutral: tables -> clips of words alone.
+
+58,009 comments of Reddit, 4 MB; raters could give several emotions, of which the lines with one are
+taken (the others are counted and left out). Apache-2.0. Demszky et al. (2020), ACL, arXiv
+2005.00547. The tables are those that fold the 27 emotions into seven; DIR is data/ekman of
+
+    git clone https://github.com/monologg/GoEmotions-pytorch
+    python preprocess.py --corpus goemotions --data_dir DIR --word_vectors FILE
+
+A comment of train that stands in dev or test, too ("Thanks!"), is left out. The classes are in the
+challenge's order. Who wrote a comment is not told.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from corpora.images import LABELS
+from corpora.manifest import Clip, Listing, check_listing
+from corpora.merc2020 import CLASSES
+from utils.errors import UsageError
+
+TABLES = {"train": "train.tsv", "val": "dev.tsv", "test": "test.tsv"}
+
+
+def list_clips(data_dir: Path) -> Listing:
+    """One clip for each line with one emotion: text, number of the label, name."""
+    path = data_dir / "labels.txt"
+    try:
+        names = path.read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        what = "expected labels.txt beside train.tsv, dev.tsv and test.tsv"
+        raise UsageError(f"no GoEmotions under {data_dir.resolve()}: {what}") from error
+    clips, several = [], 0
+    for split, name in TABLES.items():
+        if not (data_dir / name).is_file():
+            continue
+        for number, line in enumerate((data_dir / name).read_text("utf-8").splitlines(), 1):
+            text, labels, comment = read_line(line, data_dir / name, number, len(names))
+            if len(labels) > 1:
+                several += 1
+                continue
+            label = LABELS.get(names[labels[0]], names[labels[0]])
+            media = data_dir / f"{comment}.txt"  # there is no such file: words need none
+            clips.append(Clip(comment, split, media, label, label, label, transcript=text))
+    held_out = {said(clip) for clip in clips if clip.split != "train"}
+    kept = [clip for clip in clips if clip.split != "train" or said(clip) not in held_out]
+    listing = check_listing(Listing(CLASSES, ("text",), kept))
+    if twice := len(clips) - len(kept):
+        listing.notes.append(f"{twice} comments of train that stand in dev or test, too")
+    if several:
+        listing.notes.append(f"{several} comments with several emotions")
+    return listing
+
+
+def said(clip: Clip) -> str:
+    return " ".join(clip.transcript.casefold().split())
+
+
+def read_line(line: str, path: Path, number: int, classes: int) -> tuple[str, list[int], str]:
+    fields = line.split("\t")
+    labels = fields[1].split(",") if len(fields) == 3 else []
+    if not labels or not all(label.isdecimal() and int(label) < classes for label in labels):
+        what = f"text, numbers below {classes} and a name, with tabs between"
+        raise UsageError(f"{path} line {number}: expected {what}: {line[:60]!r}")
+    return fields[0], [int(label) for label in labels], fields[2]

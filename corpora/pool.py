@@ -1,0 +1,92 @@
+"""Several corpora -> one folder of clips, to train on all of them together: a manifest.csv.
+
+    python -m corpora.pool pooled --classes hap,ang,dis,fea,sad,neu+cal,sur \\
+        ravdess=RAVDESS javanese=JAVANESE ased=ASED_V1
+    python preprocess.py --corpus csv --data_dir pooled --follow_links --modalities speech
+
+Classes are those of --classes that some corpus has, `a+b` counts b as a; clips of others are left
+out. Speakers and clips get the corpus's name before theirs, the corpora's own folds stay (a corpus
+without folds gets those of corpora/splits.py). No file is copied: the table names each by its whole
+path, which --follow_links allows. `ased=ASED_V1@test` puts all clips of a corpus into the split
+`test`: what a model of the others is worth on people, microphones and a language of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from corpora import CORPORA, list_corpus
+from corpora.manifest import Clip
+from corpora.splits import assign_folds
+from utils.config import Flags
+from utils.errors import UsageError, one_of, run_script
+from utils.files import write_csv, write_text
+
+COLUMNS = (
+    *("clip_id", "split", "media", "emotion", "speech_emotion", "face_emotion", "speaker"),
+    *("transcript", "fold"),
+)
+
+
+def parse_args() -> argparse.Namespace:
+    flags = Flags(__doc__)
+    add = flags.add
+    add("out", type=Path, help="folder of the table")
+    add("corpora", nargs="+", metavar="CORPUS=FOLDER", help="as --corpus and --data_dir")
+    add("--classes", required=True, help="in this order: hap,sad,neu+cal counts cal as neu")
+    without = "clips to leave out, such as recordings that stand in two folds (corpora/audit.py)"
+    add("--without", nargs="+", default=[], metavar="CLIP_ID", help=without)
+    return flags.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    groups = [[name.strip() for name in item.split("+")] for item in args.classes.split(",")]
+    renamed = {name: group[0] for group in groups for name in group}
+    if len(groups) < 2 or len(renamed) < sum(map(len, groups)):
+        raise UsageError(f"--classes {args.classes}: expected two or more, each once")
+    clips: list[Clip] = []
+    for given in args.corpora:
+        name, _, place = given.partition("=")
+        one_of("corpus", name, CORPORA)
+        folder, _, split = place.partition("@")
+        own = clips_of(name, Path(folder), renamed)
+        if split:
+            own = [replace(clip, split=split) for clip in own]
+        print(f"{name}: {len(own)} clips of {len({clip.speaker for clip in own})} people")
+        clips += own
+    if unknown := {*args.without} - {clip.clip_id for clip in clips}:
+        raise UsageError(f"--without {sorted(unknown)[0]}: there is no such clip")
+    clips = [clip for clip in clips if clip.clip_id not in args.without]
+    rows = [{column: getattr(clip, column) for column in COLUMNS} for clip in clips]
+    table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+    write_csv(args.out / "manifest.csv", table)
+    write_text(args.out / "classes.txt", "".join(f"{group[0]}\n" for group in groups))
+
+
+def clips_of(corpus: str, folder: Path, renamed: dict[str, str]) -> list[Clip]:
+    """The clips of one corpus that have these labels, under names of the whole."""
+    listing = list_corpus(corpus, folder)
+    kept = [clip for clip in listing.clips if {*clip.labels.values()} <= {*renamed}]
+    if not any(clip.fold for clip in kept):
+        kept = assign_folds(kept)
+    return [
+        replace(
+            clip,
+            clip_id=f"{corpus}-{clip.clip_id}",
+            media=clip.media.resolve(),
+            emotion=renamed[clip.emotion],
+            speech_emotion=renamed[clip.speech_emotion],
+            face_emotion=renamed[clip.face_emotion],
+            speaker=f"{corpus}-{clip.speaker}" if clip.speaker else "",
+        )
+        for clip in kept
+    ]
+
+
+if __name__ == "__main__":
+    run_script(main)

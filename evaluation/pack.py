@@ -1,0 +1,130 @@
+"""A run -> one small file for others: half the bytes, confidence that can be believed, its card.
+
+    python -m evaluation.pack logs/speech/voice --features_dir features/pooled \\
+        --out starter/voice.pth --corpus "RAVDESS, ASED" --elsewhere MEAD=features/mead@train
+
+The clips that the run held out give the card its accuracy, and the temperature that its
+log-probabilities are divided by (within the last layer: readers need to know of nothing).
+A model that reads the voice is asked only about sound in which somebody speaks. --elsewhere adds
+what it gets on a split of another corpus with these classes (corpora/pool.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluation.calibration import calibration, cross_fitted, fit_temperature, temper
+from evaluation.runs import ALL, Evaluated, evaluate_runs, labels_of
+from evaluation.scores import full_scores, group_by_speaker
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.features import Features
+from training.tasks import task_of
+from utils.config import Flags, device_name
+from utils.errors import UsageError, run_script
+
+KEPT = ("arch", "classes", "features_config", "config", "epoch", "val", "clips", "leaks")
+
+
+def parse_args() -> argparse.Namespace:
+    flags = Flags(__doc__)
+    add = flags.add
+    add("run", type=Path, help="run folder or .pth file")
+    add("--features_dir", type=Path, required=True, help="with the clips that the run held out")
+    add("--out", type=Path, required=True, help="the file to write")
+    add("--corpus", help="its name on the card (default: that of the features)")
+    add("--language", default="", help="of the people, for the card")
+    elsewhere = "another corpus with these classes: its name, features and split"
+    add("--elsewhere", action="append", default=[], metavar="NAME=DIR@SPLIT", help=elsewhere)
+    flags.add_machine()
+    return flags.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    device = device_name(args.device)
+    run, log_p, labels = judged(args.run, args.features_dir, None, device)
+    checkpoint = load_checkpoint(Path(run.checkpoints[0]["path"]))
+    temperature = fit_temperature(log_p, labels)
+    speakers = run.clips["speaker"].to_numpy()
+    believed, _ = cross_fitted(log_p, labels, group_by_speaker(speakers)[0])
+    card = checkpoint.get("card", {}) | {"language": args.language}
+    card |= {"corpus": args.corpus} if args.corpus else {}
+    card |= scores(run, believed, labels, checkpoint) | {"temperature": round(temperature, 4)}
+    card["voice_only"] = "speech" in task_of(checkpoint["config"]).inputs
+    card["elsewhere"] = []
+    for given in args.elsewhere:
+        name, _, place = given.partition("=")
+        folder, _, split = place.partition("@")
+        if not (name and folder and split):
+            raise UsageError(f"--elsewhere {given}: expected NAME=DIR@SPLIT")
+        other, other_p, other_labels = judged(args.run, Path(folder), split, device)
+        found = scores(other, temper(other_p, temperature), other_labels, checkpoint)
+        card["elsewhere"].append({"corpus": name, **found})
+    soften(checkpoint, temperature)
+    weights = {
+        name: value.half() if value.dtype == torch.float32 else value
+        for name, value in checkpoint["weights"].items()
+    }
+    kept = {name: checkpoint[name] for name in KEPT if name in checkpoint}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(args.out, kept | {"weights": weights, "card": card})
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB")
+    for name, value in card.items():
+        print(f"  {name}: {value}")
+
+
+def judged(
+    run: Path, folder: Path, split: str | None, device: str
+) -> tuple[Evaluated, np.ndarray, np.ndarray]:
+    """The run on clips that it was not trained on: its log-probabilities (N, K), their labels."""
+    features = Features.open(folder)
+    options = SimpleNamespace(
+        split=split,
+        robustness=False,
+        allow_training_clips=False,
+        batch_size=16,
+        num_workers=0,
+        device=device,
+    )
+    (found,) = evaluate_runs([run], features, options)
+    return found, found.under(ALL).log_p, labels_of(found, ALL, features.classes)
+
+
+def scores(
+    run: Evaluated, log_p: np.ndarray, labels: np.ndarray, checkpoint: Checkpoint
+) -> dict[str, Any]:
+    """What the card says of these clips; chance is one of the classes that occur."""
+    people = run.clips["speaker"].to_numpy()
+    found = full_scores(labels, log_p.argmax(axis=1), people, checkpoint["classes"])
+    recall = {name: round(row["recall"], 3) for name, row in found["per_class"].items()}
+    return {
+        "tested_clips": len(labels),
+        "tested_people": len({*people} - {""}),
+        "accuracy": round(found["measures"]["accuracy"], 4),
+        "interval": [round(end, 4) for end in found["intervals"]["accuracy"]],
+        "interval_over": found["intervals_over"]["accuracy"],
+        "uar": round(found["measures"]["uar"], 4),
+        "chance": round(1 / len(recall), 4),
+        "recall": recall,
+        "ece": round(calibration(log_p, labels)["ece"], 4),
+    }
+
+
+def soften(checkpoint: Checkpoint, temperature: float) -> None:
+    """Divide the logits of the deciding head by the temperature, for good."""
+    head = task_of(checkpoint["config"]).main_head
+    names = [f"heads.{head}.linear.{name}" for name in ("weight", "bias")]
+    if missing := [name for name in names if name not in checkpoint["weights"]]:
+        raise UsageError(f"no last layer to calibrate: {missing[0]}; --fusion concat has one")
+    for name in names:
+        checkpoint["weights"][name] = checkpoint["weights"][name] / temperature
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,81 @@
+"""Checkpoints -> what each model comes from: corpus, clips, people, what it was right on.
+
+One function for all that shows an answer: the table, the JSON, the picture and the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from evaluation.ensemble import Member
+from evaluation.scores import wilson
+
+GENERATED = "demo"  # the corpus whose people do not exist
+WARNING = "trained on generated clips: its answers mean nothing for real people"
+Card = dict[str, Any]
+
+
+def card_of(member: Member) -> Card:
+    """Plain data. `model`, `inputs`, `corpus`, `language`, `clips`, `people` (of the training; 0:
+    unknown), `accuracy`, `interval` (95 %) over `interval_over`, `tested_clips`, `tested_people`,
+    `uar`, `recall` by class, `chance`, `ece`, `elsewhere` (the same on other corpora), `generated`,
+    `warning`. What the checkpoint does not say is missing or "".
+
+    Validation clips may have chosen the epoch; evaluate.py tells. Theirs is the accuracy of a
+    checkpoint that nobody packed, with an interval over clips.
+    """
+    checkpoint = member.checkpoint
+    card: Card = {
+        "model": str(member.path.name if member.run.is_file() else member.run),
+        "inputs": list(member.task.inputs),
+        "corpus": "",
+        "chance": round(1 / len(checkpoint["classes"]), 4),
+    }
+    val = checkpoint["val"] or {}
+    if clips := int(val.get("clips", 0)):
+        ends = wilson(val["accuracy"], clips)
+        card |= {"accuracy": round(val["accuracy"], 4), "tested_clips": clips}
+        card |= {"interval": [round(end, 4) for end in ends], "interval_over": "clips"}
+    card |= checkpoint.get("card", {})
+    card["generated"] = card["corpus"] == GENERATED
+    card["warning"] = WARNING if card["generated"] else ""
+    return card
+
+
+def cards(members: Sequence[Member]) -> list[Card]:
+    """One for each checkpoint, in the order of the inputs that they read."""
+    return [card_of(member) for member in sorted(members, key=lambda each: each.path)]
+
+
+def card_lines(cards: Sequence[Card]) -> list[str]:
+    """A line for each model, for people; a warning where one is due."""
+    lines = []
+    for card in cards:
+        inputs = "+".join(card["inputs"])
+        lines.append(f"{inputs}: {origin(card)}; {worth(card)}")
+        lines += [f"  on {each['corpus']}: {worth(each)}" for each in card.get("elsewhere", ())]
+        if card["warning"]:
+            lines.append(f"{card['warning'].upper()} ({card['model']})")
+    return lines
+
+
+def origin(card: Card) -> str:
+    """What it was trained on."""
+    corpus = card["corpus"] or "a corpus that its checkpoint does not name"
+    language = f" ({card['language']})" if card.get("language") else ""
+    clips = f", {card['clips']} clips" if card.get("clips") else ""
+    people = f" of {card['people']} people" if card.get("people") else ""
+    return f"trained on {corpus}{language}{clips}{people}"
+
+
+def worth(card: Card) -> str:
+    """How often it was right on clips that it was not trained on."""
+    if "accuracy" not in card:
+        return "never tested"
+    people = f" of {card['tested_people']} people" if card.get("tested_people") else ""
+    low, high = card["interval"]
+    return (
+        f"right on {card['accuracy']:.0%} ({low:.0%} to {high:.0%}) of {card['tested_clips']} "
+        f"other clips{people}, chance {card['chance']:.0%}"
+    )

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The voice across corpora and languages: trained on RAVDESS (five classes), tested on all of ASED
+# and of the Javanese clips. FROM and TO turn it round: FROM=ased TO=ravdess.
+#     bash recipes/cross_voice.sh RAVDESS ASED JAVANESE
+set -eu
+ravdess=${1:?the folder of RAVDESS} ased=${2:?the folder of ASED} javanese=${3:?the Javanese clips}
+from=${FROM:-ravdess} to=${TO:-ased}
+declare -A place=([ravdess]=$ravdess [ased]=$ased)
+features=${FEATURES_DIR:-features/from_$from}
+python -m corpora.pool "$features.clips" "$from=${place[$from]}" "$to=${place[$to]}@$to" \
+  "javanese=$javanese@javanese" --classes neu+cal,hap,sad,ang,fea
+python preprocess.py --corpus csv --data_dir "$features.clips" --features_dir "$features" \
+  --follow_links --modalities speech
+python train.py --mode speech --exp_name "from_$from" --features_dir "$features" --resume \
+  --recipe small --fold 4 --speech_frames 160 --n_epoch 24 --eval_step 24 --num_workers 0 --seed 1
+for split in "$to" javanese; do
+  python evaluate.py --checkpoints "logs/speech/from_$from" --features_dir "$features" \
+    --split "$split" --out "report/from_${from}_to_$split"
+done

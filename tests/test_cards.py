@@ -1,0 +1,200 @@
+"""What an answer comes from: cards of checkpoints, packed models, transfer, few clips, voices."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_clip, tone, write_features
+from inside import run_main
+from trainings import TINY, with_records
+
+from corpora import pool
+from evaluation.ensemble import load_members
+from inference.card import card_lines, cards
+from inference.predictor import Predictor
+from inference.windows import has_voice
+from models import build_model
+from models.backbone import Backbone
+from models.transformer import TextTransformer
+from training.checkpoint import best_checkpoint, load_checkpoint, save_checkpoint
+from training.features import Features
+from utils.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Features with records, and a run on the words of their fold 0."""
+    folder = tmp_path_factory.mktemp("cards")
+    features = with_records(write_features(folder / "features", clips_per_class=4))
+    places = ("--features_dir", features, "--logs_dir", folder / "logs", "--device", "cpu")
+    made = run_main(
+        *("train", "--mode", "text", "--exp_name", "a", *places, *TINY, "--fold", 0),
+        *("--allow_leaks", "--n_epoch", 8, "--optim", "adamw", "--eval_step", 8),
+    )
+    assert made.code == 0, made.err
+    return folder
+
+
+def members(path, trained):
+    return load_members([path], Features.open(trained / "features"))
+
+
+def test_a_checkpoint_knows_its_origin(trained):
+    (card,) = cards(members(trained / "logs" / "text" / "a", trained))
+    assert (card["corpus"], card["clips"], card["people"]) == ("merc2020", 28, 4)
+    assert card["inputs"] == ["text"] and card["tested_clips"] == 28 and not card["generated"]
+    low, high = card["interval"]
+    assert low < card["accuracy"] < high and card["chance"] == pytest.approx(1 / 7, abs=1e-4)
+    (line,) = card_lines([card])
+    assert "trained on merc2020, 28 clips of 4 people" in line and "chance 14%" in line
+
+
+def test_a_model_of_generated_clips_says_so(trained, tmp_path):
+    best = best_checkpoint(trained / "logs" / "text" / "a")
+    checkpoint = load_checkpoint(best)
+    checkpoint["card"]["corpus"] = "demo"
+    save_checkpoint(tmp_path / "demo.pth", checkpoint)
+    (card,) = cards(members(tmp_path / "demo.pth", trained))
+    assert card["generated"] and "mean nothing for real people" in card["warning"]
+    assert any("MEAN NOTHING FOR REAL PEOPLE" in line for line in card_lines([card]))
+
+
+def test_a_card_that_is_no_plain_data_is_refused(trained, tmp_path):
+    checkpoint = load_checkpoint(best_checkpoint(trained / "logs" / "text" / "a"))
+    save_checkpoint(tmp_path / "odd.pth", checkpoint | {"card": {"clips": torch.ones(2)}})
+    with pytest.raises(Exception, match="its card is none of ours"):
+        load_checkpoint(tmp_path / "odd.pth")
+
+
+def test_a_packed_model_is_smaller_and_less_sure(trained, tmp_path):
+    run, out = trained / "logs" / "text" / "a", tmp_path / "models" / "words.pth"
+    done = run_main(
+        *("evaluation.pack", run, "--features_dir", trained / "features", "--out", out),
+        *("--corpus", "made up", "--language", "none", "--device", "cpu"),
+    )
+    assert done.code == 0, done.err
+    before, after = load_checkpoint(best_checkpoint(run)), load_checkpoint(out)
+    card = after["card"]
+    assert card["corpus"] == "made up" and card["tested_clips"] == 28 and not card["voice_only"]
+    assert {value.dtype for value in after["weights"].values()} == {torch.float16}
+    weights = [each["weights"]["heads.text.linear.weight"].float() for each in (before, after)]
+    ratio = (weights[0] / weights[1]).median()
+    assert float(ratio) == pytest.approx(card["temperature"], rel=1e-2)
+    ((member,), (old,)) = members(out.parent, trained), members(run, trained)
+    words = torch.randn(2, 3, 16), torch.ones(2, 3, dtype=torch.bool)
+    new, own = (each.model.eval()({"text": words}).logits["text"] for each in (member, old))
+    torch.testing.assert_close(new * card["temperature"], own, atol=0.05, rtol=0.02)
+
+
+def test_prediction_and_its_files_carry_the_card(trained, tmp_path):
+    np.savez(tmp_path / "words.npz", words=np.array(["good"]), vectors=np.ones((1, 16), "f4"))
+    done = run_main(
+        *("predict", "--text", "good", "--word_vectors", tmp_path / "words.npz", "--no_pictures"),
+        *("--checkpoints", trained / "logs" / "text" / "a", "--out", tmp_path / "out"),
+    )
+    assert done.code == 0, done.err
+    assert "text: trained on merc2020, 28 clips of 4 people; right on" in done.out
+    found = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert found["models"][0]["corpus"] == "merc2020" and found["models"][0]["interval"]
+    assert found["clips"][0]["card"][0].startswith("text: trained on merc2020")
+
+
+def test_a_start_from_other_classes_leaves_the_last_layer(trained, tmp_path):
+    other = shutil.copytree(trained / "features", tmp_path / "other")
+    settings = json.loads((other / "settings.json").read_text())
+    settings["classes"] = settings["classes"][:5]
+    (other / "settings.json").write_text(json.dumps(settings))
+    table = pd.read_csv(other / "manifest.csv", dtype=str, keep_default_na=False)
+    table = table[table["emotion"].isin(settings["classes"])]
+    table["clip_id"] = "x" + table["clip_id"]  # another corpus: no clip of it is known there
+    for path in [path for path in other.glob("*/*/*") if path.is_file()]:
+        path.rename(path.with_name(f"x{path.name}"))
+    table.to_csv(other / "manifest.csv", index=False)
+    done = run_main(
+        *("train", "--mode", "text", "--exp_name", "b", "--features_dir", other, *TINY),
+        *("--logs_dir", tmp_path, "--fold", "all", "--allow_leaks", "--device", "cpu"),
+        *("--text_load_weights", trained / "logs" / "text" / "a", "--n_epoch", 1),
+    )
+    assert done.code == 0, done.err
+    assert done.out.count("all but the last layer: its classes are ['hap', 'ang'") == 2
+    made = load_checkpoint(best_checkpoint(tmp_path / "text" / "b" / "fold_1"))
+    assert made["weights"]["heads.text.linear.weight"].shape[0] == 5
+
+
+@pytest.mark.parametrize("mode", ["speech", "face", "text"])
+def test_the_recipe_for_few_clips(trained, tmp_path, mode):
+    places = ("--features_dir", trained / "features", "--logs_dir", tmp_path, "--mode", mode)
+    flags = ("--exp_name", "few", "--dry_run", "--fold", "0", "--allow_leaks")
+    done = run_main("train", *places, *flags, "--recipe", "small", "--batch_size", 4)
+    assert done.code == 0, done.err
+    assert "small recipe:" in done.out and " batch_size=4 " in done.out
+    if mode == "speech":
+        assert "speech_backbone=small-32" in done.out and " speech_frames=96" in done.out
+    again = run_main("train", *places, *flags)
+    assert "28 training clips are few" in again.err, again.err
+    chosen = run_main("train", *places, *flags, "--optim", "adamw")
+    assert "are few" not in chosen.err
+
+
+def test_small_trunks():
+    for name, stride in (("small-16", 16), ("small-32", 32)):
+        trunk = Backbone(name, in_channels=3)
+        colours = torch.rand(2, 3, 48, 96)
+        out = trunk.eval()(colours)
+        assert out.shape == (2, trunk.out_channels, 48 // stride, 96 // stride)
+        grey = colours.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+        torch.testing.assert_close(trunk(grey), out)
+
+
+def test_faces_by_themselves_do_not_mind_their_order():
+    encoder = {"type": "CLSTM", "backbone": "small-16", "lstm": False}
+    model = build_model({"face": encoder}, {"face": ["face"]}, 7).eval()
+    faces = torch.rand(1, 5, 3, 48, 48)
+    given, turned = ({"face": (each,)} for each in (faces, faces.flip(1)))
+    torch.testing.assert_close(model(given).logits["face"], model(turned).logits["face"])
+
+
+def test_a_transformer_of_its_own_width():
+    encoder = TextTransformer(dim=25, layers=1, heads=4, width=64)
+    x, _ = encoder(torch.rand(2, 3, 25), torch.ones(2, 3, dtype=torch.bool))
+    assert x.shape == (2, 3, 64)
+    with pytest.raises(ValueError, match="that the 4 heads divide"):
+        TextTransformer(dim=25, layers=1, heads=4, width=66)
+
+
+def test_a_beep_is_no_voice(tmp_path, place, monkeypatch):
+    beep = make_clip(tmp_path / "beep.mp4", None, tone(2, 440))
+    assert not has_voice(beep)
+    checkpoint = load_checkpoint(place / "speech.pth")
+    save_checkpoint(tmp_path / "speech.pth", checkpoint | {"card": {"voice_only": True}})
+    for seconds in (0, 60):
+        asked = Predictor([tmp_path / "speech.pth"], device="cpu", clip_seconds=seconds)(beep)
+        assert not asked.parts
+        assert asked.missing == {"speech": "E_NOVOICE: nobody is heard to speak"}
+    assert Predictor([place / "speech.pth"], device="cpu")(beep).parts, "any sound is answered"
+
+
+def test_corpora_are_pooled_under_one_set_of_classes(tmp_path, monkeypatch, capsys):
+    for name in ("03-01-01-01-01-01-01", "03-01-02-01-01-01-02", "03-01-07-01-01-01-02"):
+        (tmp_path / "r" / "Actor").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "r" / "Actor" / f"{name}.wav").touch()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "a1-03-01-02-15.wav").touch()
+    given = [f"ravdess={tmp_path / 'r'}", f"ased={tmp_path / 'a'}@test"]
+    out = tmp_path / "out"
+    monkeypatch.setattr("sys.argv", ["pool", str(out), *given, "--classes", "ang,neu+cal"])
+    pool.main()
+    table = pd.read_csv(out / "manifest.csv", dtype=str, keep_default_na=False)
+    assert table["emotion"].tolist() == ["neu", "neu", "ang"]
+    assert table["split"].tolist() == ["train", "train", "test"]
+    assert table["speaker"].tolist() == ["ravdess-Actor_01", "ravdess-Actor_02", "ased-15"]
+    assert (out / "classes.txt").read_text() == "ang\nneu\n"
+    assert "ravdess: 2 clips of 2 people" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["pool", str(out), "x=y", "--classes", "ang,neu"])
+    with pytest.raises(UsageError, match="corpus"):
+        pool.main()

@@ -1,0 +1,96 @@
+"""What a corpus of few clips needs in place of the published recipe, which is for 44,370.
+
+    python train.py --mode speech --exp_name first --recipe small
+
+Small networks, inputs as long as the clips, as many epochs as make a few thousand steps, half of
+the batches mixed, mean weights. Flags go first. docs/experiments.md has the figures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from training.features import Features
+
+FEW = 5_000  # training clips below which a hint is due
+SEEN = 60_000  # clips that a run sees, each as often as there are epochs
+ALL = dict(optim="adamw", weight_decay=0.05, warmup=1.0, amp=False, label_smoothing=0.1)
+MODES: dict[str, dict[str, Any]] = {
+    "speech": dict(
+        speech_backbone="small-32",
+        speech_norm="clip",
+        learning_rate=2e-3,
+        batch_size=32,
+        mixup_prob=0.5,
+        mixup_alpha=0.4,
+        ema=0.99,
+        speech_speed=0.15,
+        speech_pitch=4.0,
+        speech_contrast=0.2,
+        time_warp=0.1,
+        frequency_masks=2,
+        frequency_width=16,
+        time_masks=2,
+        time_width=0.1,
+    ),
+    "face": dict(
+        face_lstm=False,
+        face_frames=8,
+        learning_rate=1e-3,
+        batch_size=32,
+        cutmix_prob=0.0,
+        mixup_prob=0.5,
+        mixup_alpha=0.4,
+        ema=0.99,
+        face_contrast=0.3,
+        face_rotation=12.0,
+        face_zoom=0.12,
+    ),
+    "text": dict(
+        text_layers=2, text_heads=4, text_width=128, learning_rate=1e-3, batch_size=64, ema=0.998
+    ),
+    "multimodal": dict(learning_rate=3e-4, batch_size=16, mixup_prob=0.5, ema=0.99),
+}
+
+
+def small_recipe(mode: str, features: Features, fold: str | None) -> dict[str, Any]:
+    """The settings for this mode and these clips."""
+    rows = training_part(features, fold)
+    own = ALL | MODES[mode]
+    own["n_epoch"] = int(np.clip(round(SEEN / max(1, len(rows))), 8, 100))
+    own["eval_step"] = own["n_epoch"]  # few clips choose no epoch: only the last is measured
+    if mode == "speech" and "speech_frames" in rows:
+        own["speech_frames"] = columns_of(rows)
+    if mode == "face":
+        size = features.settings["features"].get("video", {}).get("face_size", 160)
+        own["face_backbone"] = "small-16" if size < 96 else "small-32"
+    return own
+
+
+def training_part(features: Features, fold: str | None) -> pd.DataFrame:
+    """About the clips that a run trains on."""
+    table = features.manifest
+    if fold is None:
+        return table[table["split"] == "train"]
+    rows = table[table["split"].isin(("train", "val")) & (table["fold"] != "")]
+    return rows if fold == "all" else rows[rows["fold"] != fold]
+
+
+def columns_of(rows: pd.DataFrame) -> int:
+    """Columns of the log-mel that hold 19 of 20 clips whole, in steps of 32."""
+    lengths = pd.to_numeric(rows["speech_frames"], errors="coerce").dropna()
+    most = np.quantile(lengths, 0.95) if len(lengths) else 400
+    return int(np.clip(32 * np.ceil(most / 32), 64, 400))
+
+
+def hint(mode: str, clips: int) -> str:
+    """What to say at the start of a published recipe on few clips; nothing on many."""
+    if clips >= FEW:
+        return ""
+    return (
+        f"{clips} training clips are few for the published recipe of {mode}, which is for 44,370: "
+        "--recipe small suits them"
+    )
