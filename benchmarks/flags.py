@@ -24,6 +24,7 @@ COMMANDS = {  # module -> how it is called
     "predict": "python predict.py",
     "app": "python app.py",
     "export": "python export.py",
+    "tune": "python tune.py",
     "demo": "python demo.py",
     "corpora.audit": "python -m corpora.audit",
 }
