@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from benchmarks import docs_site
 from benchmarks.flags import COMMANDS, markdown, parser_of
-from extract.media import FORMATS
+from extract.media import FORMATS, PICTURES
 
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / path for path in docs_site.OUTSIDE)])
 # One tells of commands as they were, one of commands with its diffs (tests/test_extending.py).
@@ -184,7 +184,7 @@ def test_the_readme_is_short():
 def test_the_table_of_files_has_every_ending():
     table = (ROOT / "docs/files.md").read_text("utf-8").partition("## Words")[0]
     named = set(re.findall(r"`(\.\w+)`", table))
-    assert named == set(FORMATS), "docs/files.md: the endings are not those of extract/media.py"
+    assert named == {*FORMATS, *PICTURES}, "docs/files.md: the endings are not those of extract/media.py"
 
 
 def test_no_page_has_a_gap_or_names_a_registry():
