@@ -12,11 +12,11 @@ CORPORA = {
     "merc2020": "corpora.merc2020",
     "ravdess": "corpora.ravdess",
     "crema_d": "corpora.crema_d",
+    "goemotions": "corpora.goemotions",
+    "images": "corpora.images",
     "javanese": "corpora.javanese",
     "ased": "corpora.ased",
     "meld": "corpora.meld",
-    "goemotions": "corpora.goemotions",
-    "images": "corpora.images",
     "csv": "corpora.csv_folder",
     "demo": "corpora.demo",
 }

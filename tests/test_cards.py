@@ -198,3 +198,20 @@ def test_corpora_are_pooled_under_one_set_of_classes(tmp_path, monkeypatch, caps
     monkeypatch.setattr("sys.argv", ["pool", str(out), "x=y", "--classes", "ang,neu"])
     with pytest.raises(UsageError, match="corpus"):
         pool.main()
+
+
+def test_the_models_that_come_along():
+    from inference.sources import find_sources
+    from inference.starter import FOLDER, WORDS, starter_models
+
+    size = sum(path.stat().st_size for path in FOLDER.iterdir())
+    assert size < 12e6 and [path.stem for path in starter_models()] == ["face", "voice", "words"]
+    predictor = Predictor(starter_models(), device="cpu", word_vectors=WORDS)
+    assert predictor.voice_only
+    for card in predictor.cards:
+        assert card["corpus"] and card["clips"] and card["interval"] and not card["generated"]
+    for said, label in (("thank you, i love it", "hap"), ("i hate you, idiot", "ang")):
+        (source,) = find_sources([], said)
+        predictor.look_up([said])
+        answer = predictor.predict(source)
+        assert answer.label == label and answer.rests_on == ["text"]

@@ -46,26 +46,6 @@ def augment_speech(
     return spec_augment(view, mask, rng, config)
 
 
-def resample(log_mel: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
-    """(F, T) -> (F, T'): as if said faster or slower, and by a voice of a longer or shorter throat
-    (all bands move up or down alike). Bands that come in at an edge repeat it."""
-    speed, pitch = config["speech_speed"], config["speech_pitch"]
-    if not speed and not pitch:
-        return log_mel  # nothing is drawn: the published recipe's random numbers stay
-    import cv2
-
-    rate, shift = 1 + rng.uniform(-speed, speed), rng.uniform(-pitch, pitch)
-    bands, frames = log_mel.shape
-    matrix = np.array([[rate, 0, (rate - 1) / 2], [0, 1, shift]])  # of the result, in the source
-    return cv2.warpAffine(
-        np.ascontiguousarray(log_mel, np.float32),
-        matrix,
-        (max(1, round(frames / rate)), bands),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-
-
 def brighten(view: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
     """Random brightness and contrast of a log-mel (F, T) in [0, 1], as of a grey picture."""
     return _seeded(_spectrogram_pipeline(config["speech_contrast"]), rng)(image=view)["image"]
@@ -113,6 +93,26 @@ def time_warp(
     if not real.any():  # a few columns that fell between two
         return view.copy(), mask
     return view[:, left] * (1 - part) + view[:, right] * part, real
+
+
+def resample(log_mel: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
+    """(F, T) -> (F, T'): as if said faster or slower, and by a voice of a longer or shorter throat
+    (all bands move up or down alike). Bands that come in at an edge repeat it."""
+    speed, pitch = config["speech_speed"], config["speech_pitch"]
+    if not speed and not pitch:
+        return log_mel  # nothing is drawn: the published recipe's random numbers stay
+    import cv2
+
+    rate, shift = 1 + rng.uniform(-speed, speed), rng.uniform(-pitch, pitch)
+    bands, frames = log_mel.shape
+    matrix = np.array([[rate, 0, (rate - 1) / 2], [0, 1, shift]])  # of the result, in the source
+    return cv2.warpAffine(
+        np.ascontiguousarray(log_mel, np.float32),
+        matrix,
+        (max(1, round(frames / rate)), bands),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
 
 
 def augment_faces(crops: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:

@@ -59,7 +59,7 @@ MODES: dict[str, dict[str, Any]] = {
 def small_recipe(mode: str, features: Features, fold: str | None) -> dict[str, Any]:
     """The settings for this mode and these clips."""
     rows = training_part(features, fold)
-    own = ALL | MODES[mode]
+    own = ALL | MODES.get(mode, {})
     own["n_epoch"] = int(np.clip(round(SEEN / max(1, len(rows))), 8, 100))
     own["eval_step"] = own["n_epoch"]  # few clips choose no epoch: only the last is measured
     if mode == "speech" and "speech_frames" in rows:
