@@ -12,7 +12,7 @@ import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -185,23 +185,25 @@ def answer_one(
     tqdm.set_lock(threading.RLock())  # its own would outlive a process that is killed, in /dev/shm
     if device != "cpu":
         lift_memory_limit()
+    # a live answer is there before anybody could read what is being done
+    told = (lambda stage: None) if quick else partial(tell, folder)
     if clip:
         check_length(clip, seconds)
-    tell(folder, "Loading the model")
+    told("Loading the model")
     predictor = load(checkpoint, word_vectors, device, encoders, transcribe)
     predictor.work_in(folder)
     # beside a camera that is being encoded, two threads wait for each other: one is quicker
     predictor.job = replace(predictor.job, threads=1 if quick else available_cores())
-    tell(folder, "Listening to what is said")
+    told("Listening to what is said")
     (source,) = find_sources([clip] if clip else [], text or None)
     parts = predictor.with_words(cut_long(source, predictor.longest, folder))
     predictor.look_up([part.clip.transcript for part in parts])
     predictions = []
     for number, part in enumerate(parts, 1):
         of = f", part {number} of {len(parts)}" if len(parts) > 1 else ""
-        tell(folder, f"Looking and listening{of}")
+        told(f"Looking and listening{of}")
         predictions.append(predictor.predict(part))
-    tell(folder, "Drawing the picture")
+    told("Drawing the picture")
     return describe(predictions, picture=not quick)
 
 
