@@ -184,9 +184,7 @@ def test_the_readme_is_short():
 def test_the_table_of_files_has_every_ending():
     table = (ROOT / "docs/files.md").read_text("utf-8").partition("## Words")[0]
     named = set(re.findall(r"`(\.\w+)`", table))
-    assert named == {*FORMATS, *PICTURES}, (
-        "docs/files.md: the endings are not those of extract/media.py"
-    )
+    assert named == {*FORMATS, *PICTURES}, "docs/files.md: other endings"
 
 
 def test_no_page_has_a_gap_or_names_a_registry():
