@@ -1,6 +1,6 @@
-# `make demo` shows the whole pipeline, `make test` runs the tests, `make app` opens the demo's models
-# as a web page, `make docs` builds the documentation as a site, `make test-extras` tests what needs
-# further packages and a browser.
+# `make demo` shows the whole pipeline, `make test` runs the tests, `make app` opens the web page,
+# `make docs` builds the documentation as a site, `make test-extras` tests what needs further packages
+# and a browser.
 # All make .venv first. Needs Python 3.11 or newer; uses uv where it is installed, else pip.
 PYTHON ?= python3
 VENV := .venv
@@ -31,9 +31,7 @@ audit: $(VENV)/ready
 
 app: $(VENV)/ready
 	$(INSTALL) -r requirements-app.txt -c requirements.lock
-	$(BIN)/python demo.py
-	$(BIN)/python app.py --logs_dir demo_run/logs --examples demo_run/raw/qia2020/test \
-	  --word_vectors demo_run/raw/word_vectors.npz
+	$(BIN)/python app.py
 
 # Strict: a link or an anchor that leads nowhere fails.
 docs: $(VENV)/ready

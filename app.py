@@ -2,7 +2,9 @@
 
     pip install -r requirements-app.txt
     python app.py                       # every run of logs/, at http://127.0.0.1:7860
-    make app                            # the demo's runs and clips
+    make app                            # the same, and installs what it needs
+
+Where logs/ holds no runs the models that come along answer (starter/).
 
 Works without internet, sends nothing anywhere, deletes each upload when it is answered.
 Recognising displayed emotion is not knowing what someone feels.
@@ -21,6 +23,7 @@ from utils.config import Flags, device_name, ranged
 from utils.errors import Interrupted, UsageError, run_script
 from utils.scratch import sweep
 
+STARTER = "the models that come along"
 STOPS = (signal.SIGTERM, signal.SIGHUP)  # and Ctrl-C, which Python makes a KeyboardInterrupt
 
 
@@ -64,7 +67,7 @@ def main() -> None:
     models = find_models(args)
     service = Service(
         models=models,
-        offers=[offer(load_checkpoint(path), name) for name, path in models.items()],
+        offers=[offer([*map(load_checkpoint, paths)], name) for name, paths in models.items()],
         examples=find_examples(args.examples),
         word_vectors=args.word_vectors,
         device=device_name(args.device),
@@ -110,17 +113,23 @@ def end(signum: int, frame: object) -> None:
     raise Interrupted(signum, f"ended by {name}; all uploads are deleted")
 
 
-def find_models(args: argparse.Namespace) -> dict[str, Path]:
-    """{name: checkpoint}, multimodal runs first."""
+def find_models(args: argparse.Namespace) -> dict[str, tuple[Path, ...]]:
+    """{name: checkpoints}, multimodal runs first; without any run the models that come along, with
+    their word vectors."""
+    from inference.starter import WORDS, starter_models
     from training.checkpoint import best_checkpoint, find_checkpoints
 
     runs = args.checkpoints or [run for run in args.logs_dir.glob("*/*") if best_checkpoint(run)]
     if not runs:
-        raise UsageError(f"no runs in {args.logs_dir}: train one, or give --checkpoints")
+        print(f"no runs in {args.logs_dir}: the models that come along answer", file=sys.stderr)
+        args.word_vectors = args.word_vectors or WORDS
+        return {STARTER: tuple(starter_models())}
     runs.sort(key=lambda run: ("multimodal" not in run.parts, str(run)))
     names = [f"{run.parent.name}/{run.name}" for run in runs]
     models = dict(zip(names, find_checkpoints(runs), strict=True))
-    offered = {n: path for n, path in models.items() if can_answer(n, path, args.encoder)}
+    offered: dict[str, tuple[Path, ...]] = {
+        n: (path,) for n, path in models.items() if can_answer(n, path, args.encoder)
+    }
     if not offered:
         raise UsageError("no model can answer for a clip alone, see above")
     return offered

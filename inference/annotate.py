@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from extract.audio import sound_tracks
-from extract.media import FORMATS, open_media, pixel_aspect, upright, video_stream
+from extract.media import FORMATS, open_media, pixel_aspect, upright, video_stream, without
 from inference.prediction import ClipPrediction
 from inference.timeline import overlay
 from utils.errors import ClipError
@@ -28,11 +28,12 @@ def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes:
     if path.suffix.lower() not in FORMATS:
         raise ClipError("E_NOVIDEO", "words have no picture to draw the answer in")
 
-    buffer, draw = io.BytesIO(), drawer(predictions)
+    buffer, draw, (height, width) = io.BytesIO(), drawer(predictions), size_of(path)
     with open_media(path) as container, av.open(buffer, "w", format="mp4") as made:
         video = video_stream(container, path)
         streams, aspect, last = [video], pixel_aspect(video), -1
         pictures = made.add_stream("libx264", rate=video.average_rate or 25)
+        pictures.height, pictures.width = height, width
         pictures.codec_context.time_base = video.time_base
         try:
             sound = container.streams[sound_tracks(path)[0]]
@@ -48,9 +49,8 @@ def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes:
                     made.mux(sounds.encode(frame))
                 elif frame.pts is not None and frame.pts > last:  # damaged files go back in time
                     picture = draw(upright(frame, aspect, threads=0), float(frame.time))
-                    if last < 0:
-                        pictures.height, pictures.width = picture.shape[:2]
                     drawn = av.VideoFrame.from_ndarray(picture, "rgb24")
+                    drawn = drawn.reformat(width, height)  # a file may change its size
                     drawn.pts, drawn.time_base, last = frame.pts, frame.time_base, frame.pts
                     made.mux(pictures.encode(drawn))
         for stream in (pictures, sounds):
@@ -59,9 +59,19 @@ def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes:
     return buffer.getvalue()
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """Height and width of the first picture as it is shown, both even: H.264 wants them so."""
+    with open_media(path) as container:
+        video = video_stream(container, path)
+        for frame in container.decode(video):
+            height, width = upright(frame, pixel_aspect(video), threads=0).shape[:2]
+            return height // 2 * 2, width // 2 * 2
+    raise without("E_NOVIDEO", path, "a video track without any frame")
+
+
 def drawer(predictions: list[ClipPrediction]) -> Any:
-    """(picture (H, W, 3) uint8, its second) -> the picture, of even height and width as H.264 wants
-    them, with the plate of the answer that holds then at the bottom left."""
+    """(picture (H, W, 3) uint8, its second) -> the picture, of even height and width, with the
+    plate of the answer that holds then at the bottom left."""
 
     @cache
     def plate(index: int, width: int) -> tuple[np.ndarray, np.ndarray]:

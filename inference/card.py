@@ -10,25 +10,26 @@ from typing import Any
 
 from evaluation.ensemble import Member
 from evaluation.scores import wilson
+from training.checkpoint import Checkpoint
+from training.tasks import task_of
 
 GENERATED = "demo"  # the corpus whose people do not exist
 WARNING = "trained on generated clips: its answers mean nothing for real people"
 Card = dict[str, Any]
 
 
-def card_of(member: Member) -> Card:
-    """Plain data. `model`, `inputs`, `corpus`, `language`, `clips`, `people` (of the training; 0:
-    unknown), `accuracy`, `interval` (95 %) over `interval_over`, `tested_clips`, `tested_people`,
-    `uar`, `recall` by class, `chance`, `ece`, `elsewhere` (the same on other corpora), `generated`,
-    `warning`. What the checkpoint does not say is missing or "".
+def card_of(checkpoint: Checkpoint, name: str) -> Card:
+    """Plain data. `model` (its name), `inputs`, `corpus`, `language`, `clips`, `people` (of the
+    training; 0: unknown), `accuracy`, `interval` (95 %) over `interval_over`, `tested_clips`,
+    `tested_people`, `uar`, `recall` by class, `chance`, `ece`, `elsewhere` (the same on other
+    corpora), `generated`, `warning`. What the checkpoint does not say is missing or "".
 
     Validation clips may have chosen the epoch; evaluate.py tells. Theirs is the accuracy of a
     checkpoint that nobody packed, with an interval over clips.
     """
-    checkpoint = member.checkpoint
     card: Card = {
-        "model": str(member.path.name if member.run.is_file() else member.run),
-        "inputs": list(member.task.inputs),
+        "model": name,
+        "inputs": list(task_of(checkpoint["config"]).inputs),
         "corpus": "",
         "chance": round(1 / len(checkpoint["classes"]), 4),
     }
@@ -45,7 +46,10 @@ def card_of(member: Member) -> Card:
 
 def cards(members: Sequence[Member]) -> list[Card]:
     """One for each checkpoint, in the order of the inputs that they read."""
-    return [card_of(member) for member in sorted(members, key=lambda each: each.path)]
+    return [
+        card_of(each.checkpoint, str(each.path.name if each.run.is_file() else each.run))
+        for each in sorted(members, key=lambda each: each.path)
+    ]
 
 
 def card_lines(cards: Sequence[Card]) -> list[str]:

@@ -1,51 +1,55 @@
-"""What is said of a model where it is chosen, and beside its answers: title, card, warning.
+"""What the page says of a model where it is chosen, and beside its answers: title, card, warning.
 
-All of it is what the checkpoint holds of its training; nothing is measured here.
+All of it is what the checkpoints hold of their training (inference/card.py); nothing is measured
+here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from evaluation.report import joined
-from evaluation.scores import wilson
+from inference.card import Card, card_of
 from inference.wording import part_name, percent
+from training.checkpoint import Checkpoint
 
-GENERATED = ("demo",)  # corpora that no person was recorded for
 TOY = "Trained on generated clips of one face: its answers mean nothing for real people."
 
 
-def offer(checkpoint: dict[str, Any], name: str) -> dict[str, Any]:
-    """`title` for the menu, `lines` of the card, and a `warning` or ""."""
-    inputs = [part_name(each) for each in checkpoint["arch"]["encoders"]]
-    run = name.rpartition("/")[2]
-    toy = checkpoint.get("corpus") in GENERATED
+def offer(checkpoints: Sequence[Checkpoint], name: str) -> dict[str, Any]:
+    """`title` for the menu, `lines` of the card, and a `warning` or ""; several are an ensemble."""
+    cards = [card_of(each, name) for each in checkpoints]
+    inputs = dict.fromkeys(part_name(each) for card in cards for each in card["inputs"])
     return {
         "name": name,
-        "title": f"{joined(inputs)} ({run})",
-        "lines": card(checkpoint),
-        "warning": TOY if toy else "",
+        "title": f"{joined([*inputs])} ({name.rpartition('/')[2]})",
+        "lines": [line for card in cards for line in sentences(card)],
+        "warning": TOY if any(card["generated"] for card in cards) else "",
     }
 
 
-def card(checkpoint: dict[str, Any]) -> list[str]:
-    """Sentences: what the model reads and learnt from, and how often it was right."""
-    inputs = joined([part_name(each) for each in checkpoint["arch"]["encoders"]])
-    number = str(checkpoint.get("data", {}).get("training", "")).partition(" clips")[0]
-    source = f" of the corpus {checkpoint['corpus']}" if checkpoint.get("corpus") else ""
-    lines = [f"It reads {inputs}."]
-    if number.isdigit():
-        lines.append(f"It learnt from {number} clips{source}.")
-    measured, chance = checkpoint["val"] or {}, 1 / len(checkpoint["classes"])
-    if measured.get("clips"):
-        right, clips = measured["accuracy"], int(measured["clips"])
-        low, high = wilson(right, clips)
-        lines.append(
-            f"It was right for {percent(right)} of {clips} clips that it had not learnt from "
-            f"(95 % interval over clips: {percent(low)} to {percent(high)}). "
-            f"Guessing would be right for {percent(chance)}."
-        )
+def sentences(card: Card) -> list[str]:
+    """What the model reads and learnt from, and how often it was right."""
+    lines = [f"It reads {joined([part_name(each) for each in card['inputs']])}."]
+    if card.get("clips"):
+        people = f" of {card['people']} people" if card.get("people") else ""
+        source = f" of the corpus {card['corpus']}" if card["corpus"] else ""
+        language = f" ({card['language']})" if card.get("language") else ""
+        lines.append(f"It learnt from {card['clips']} clips{people}{source}{language}.")
+    if "accuracy" not in card:
+        return [*lines, "How often it is right was not measured."]
+    low, high = card["interval"]
+    people = f" of {card['tested_people']} people" if card.get("tested_people") else ""
+    lines.append(
+        f"It was right for {percent(card['accuracy'])} of {card['tested_clips']} clips{people} "
+        f"that it had not learnt from (95 % interval over {card['interval_over']}: "
+        f"{percent(low)} to {percent(high)}). Guessing would be right for {percent(card['chance'])}."
+    )
+    for each in card.get("elsewhere", ()):
+        clips, chance = each["tested_clips"], percent(each["chance"])
+        right = f"right for {percent(each['accuracy'])} of {clips} clips; guessing: {chance}"
+        lines.append(f"On {each['corpus']}, which it has not seen: {right}.")
+    if card["interval_over"] == "clips":
         lines.append("These clips chose its best epoch: for new people expect less.")
-    else:
-        lines.append("How often it is right was not measured.")
     return lines

@@ -10,9 +10,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ CLOSING = {"error": "The page is being closed."}
 CANCELLED = {"error": "Cancelled."}
 STAGE, STOP = "stage.txt", "cancelled"  # files by which an answering process tells and is told
 BEFORE = r"(?<![\w.~:/-])"  # no part of a longer word or address
+Checkpoints = Path | tuple[Path, ...]  # of one run, or of an ensemble
 FOLDERS = re.compile(BEFORE + r"~?/[^\s'\",;:()]*/(?=[^\s/])")  # the folders of a path
 
 
@@ -44,7 +47,7 @@ class Asked:
 class Service:
     """What the page offers, and the limits of what it takes."""
 
-    models: dict[str, Path]  # name -> checkpoint; `offers` says more of each
+    models: Mapping[str, Checkpoints]  # by name; `offers` says more of each
     examples: dict[str, Path]
     word_vectors: Path | None
     device: str
@@ -151,7 +154,9 @@ class Service:
 
     def without_folders(self, text: str) -> str:
         """A message with the bare names of files: no visitor needs to know where they are."""
-        files = [*self.models.values(), *self.examples.values(), self.word_vectors or Path()]
+        models = [[each] if isinstance(each, Path) else each for each in self.models.values()]
+        files = [*chain.from_iterable(models), *self.examples.values()]
+        files.append(self.word_vectors or Path())
         folders = {Path(tempfile.gettempdir()), *(file.parent for file in files)} - {Path()}
         known = {str(each) for folder in folders for each in (folder, folder.resolve())} - {"/"}
         for folder in sorted(known, key=len, reverse=True):  # with spaces, which FOLDERS stops at
@@ -165,7 +170,7 @@ def spoken(name: str) -> str:
 
 
 def answer_one(
-    checkpoint: Path,
+    checkpoints: Checkpoints,
     clip: Path | None,
     text: str,
     folder: Path,
@@ -190,7 +195,7 @@ def answer_one(
     if clip:
         check_length(clip, seconds)
     told("Loading the model")
-    predictor = load(checkpoint, word_vectors, device, encoders, transcribe)
+    predictor = load(checkpoints, word_vectors, device, encoders, transcribe)
     predictor.work_in(folder)
     # beside a camera that is being encoded, two threads wait for each other: one is quicker
     predictor.job = replace(predictor.job, threads=1 if quick else available_cores())
@@ -282,7 +287,7 @@ def part_of(prediction: Any) -> dict[str, Any]:
 
 @lru_cache(maxsize=2)
 def load(
-    checkpoint: Path,
+    checkpoints: Checkpoints,
     word_vectors: Path | None,
     device: str,
     encoders: tuple[tuple[str, str], ...],
@@ -291,7 +296,7 @@ def load(
     from inference.predictor import Predictor
 
     predictor = Predictor(
-        [checkpoint],
+        [checkpoints] if isinstance(checkpoints, Path) else checkpoints,
         folder=Path(),
         device=device,
         word_vectors=word_vectors,

@@ -220,11 +220,11 @@ def test_the_page_says_what_a_model_is(place, tmp_path):
     from training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(place / "any.pth")
-    plain = offer(checkpoint, "multimodal/first")
+    plain = offer([checkpoint], "multimodal/first")
     assert plain["title"] == "voice, face and words (first)" and plain["warning"] == ""
     measured = {"clips": 56, "accuracy": 0.875, "loss": 1.0}
-    trained = {"corpus": "demo", "val": measured, "data": {"training": "112 clips 47f3"}}
-    toy = offer(checkpoint | trained, "multimodal/first")
+    trained = {"val": measured, "card": {"corpus": "demo", "clips": 112, "people": 0}}
+    toy = offer([checkpoint | trained], "multimodal/first")
     told = " ".join(toy["lines"])
     assert "112 clips of the corpus demo" in told and "88 % of 56 clips" in told
     assert "76 % to 94 %" in told and "Guessing would be right for 14 %" in told

@@ -542,7 +542,7 @@ def test_table_events_and_curves_agree(start, features, tmp_path, monkeypatch):
         assert [each.step for each in scalars] == list(known["epoch"])
         np.testing.assert_allclose([each.value for each in scalars], known[name], rtol=1e-6)
         assert [row[name] for row in drawn[-1] if name in row] == pytest.approx(list(known[name]))
-    assert load_checkpoint(tmp_path / "text" / "a" / "last.pth")["corpus"] == "merc2020"
+    assert load_checkpoint(tmp_path / "text" / "a" / "last.pth")["card"]["corpus"] == "merc2020"
     (config,) = {(each["classes"], each["majority"]) for each in guesses}
     labels = Features.open(features).rows("val")["emotion"].value_counts()
     assert config == (len(CLASSES), (config[1][0], labels.max() / labels.sum()))

@@ -613,6 +613,7 @@ def test_batches_of_one_value_teach_the_scale_of_a_feature(shape):
         ("phone.mp4", ("-vf", "transpose=1", "-c:a", "copy"), (90, 120)),
         ("camera.mp4", ("-vf", "scale=60:90,setsar=2"), (90, 120)),
         ("film.avi", ("-an", "-c:v", "mpeg4"), (90, 120)),
+        ("sound_first.avi", ("-c:v", "mpeg4", "-c:a", "libmp3lame"), (90, 120)),
         ("odd.mkv", ("-vf", "crop=119:89:0:0", "-pix_fmt", "yuv444p"), (88, 118)),
     ],
 )

@@ -198,7 +198,6 @@ def _check_content(checkpoint: Any, path: Path) -> None:
         "config": isinstance(config, dict) and _is_plain(config) and config.get("mode") in TASKS,
         "epoch": isinstance(parts["epoch"], int),
         "val": _is_numbers(parts["val"]),
-        "corpus": isinstance(parts.get("corpus", ""), str),
         "card": isinstance(parts.get("card", {}), dict) and _is_plain(parts.get("card", {})),
         "clips": _is_tensors(parts.get("clips", NO_CLIPS))
         and parts.get("clips", NO_CLIPS).keys() == NO_CLIPS.keys(),

@@ -297,9 +297,7 @@ class Run:
         return waited >= (self.config["patience"] or math.inf)
 
     def checkpoint(self, weights: dict[str, Any], epoch: int) -> Checkpoint:
-        corpus = str(self.features.settings.get("corpus", ""))
-        learnt = {"weights": weights, "val": self.best, "epoch": epoch}
-        return {**self.identity, "corpus": corpus, **learnt}
+        return {**self.identity, "weights": weights, "val": self.best, "epoch": epoch}
 
 
 def statistics(tensor: Tensor) -> str:

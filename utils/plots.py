@@ -225,6 +225,8 @@ def plot_search(trials: Any, measure: str, higher: bool, title: str) -> bytes:
             places = trials[name].astype(str)
         elif name is not None and 0 < 20 * trials[name].min() < trials[name].max():
             axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("")
         axis.plot(places, values, "o", color=TRAIN, markersize=5)
         axis.plot([list(places)[best]], [values[best]], "o", color=VAL, markersize=8)
         if name is not None:
