@@ -146,6 +146,7 @@ def check_length(clip: Path, seconds: float) -> None:
 
 def describe(predictions: list) -> dict[str, Any]:
     """The predictions for a clip, or for the parts of a long one, in words and as a picture."""
+    from inference.card import card_lines
     from inference.figure import CAUTION, class_name, draw_prediction, part_name
     from inference.timeline import draw_timeline
 
@@ -160,7 +161,14 @@ def describe(predictions: list) -> dict[str, Any]:
         picture, remarks = draw_prediction(usable[0]), usable[0].remarks
     heads = [f"{class_name(each.label)} ({each.probabilities.max():.0%})" for each in usable]
     shown = base64.b64encode(picture).decode()
-    return {"head": ", ".join(heads), "remarks": remarks, "caution": CAUTION, "picture": shown}
+    return {
+        "head": ", ".join(heads),
+        "remarks": remarks,
+        "card": card_lines(usable[0].cards),
+        "warning": next((card["warning"] for card in usable[0].cards if card["warning"]), ""),
+        "caution": CAUTION,
+        "picture": shown,
+    }
 
 
 @lru_cache(maxsize=2)
