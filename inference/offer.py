@@ -44,7 +44,8 @@ def sentences(card: Card) -> list[str]:
     lines.append(
         f"It was right for {percent(card['accuracy'])} of {card['tested_clips']} clips{people} "
         f"that it had not learnt from (95 % interval over {card['interval_over']}: "
-        f"{percent(low)} to {percent(high)}). Guessing would be right for {percent(card['chance'])}."
+        f"{percent(low)} to {percent(high)}). "
+        f"Guessing would be right for {percent(card['chance'])}."
     )
     for each in card.get("elsewhere", ()):
         clips, chance = each["tested_clips"], percent(each["chance"])
