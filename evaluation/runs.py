@@ -243,7 +243,9 @@ def warnings_of(
         found.append(f"{len(shared)} of {len(speakers)} speakers are in the training clips too")
     one_of_many = member.config["eval_step"] < member.config["n_epoch"]
     if one_of_many and clips.index.isin(chosen_on.index).any():
-        found.append("the training chose its epoch by the loss on these clips: new ones are harder")
+        found.append(
+            "the training chose its epoch by the loss on these clips: expect less on new ones"
+        )
     return found
 
 

@@ -313,11 +313,15 @@ def describe(run: Any) -> str:
             f"{run.device}, {precision}, {total:,} weights, {trained:,} trained",
             clips_by_class(train_set, "training"),
             clips_by_class(run.val_loader.dataset, "validation"),
-            f"{config['n_epoch']} epochs of {run.steps_per_epoch} steps; "
+            f"{counted(config['n_epoch'], 'epoch')} of {counted(run.steps_per_epoch, 'step')}; "
             f"effective batch {batch} = {world} x {run.parts} x {clips} clips (processes, parts)"
             f"; batch-norm momentum {run.batchnorm_momentum():.3g} for that length",
         )
     )
+
+
+def counted(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
 
 
 def shown_settings(config: dict[str, Any], task: Task) -> dict[str, Any]:
