@@ -162,8 +162,8 @@ def draw_scripts(axis: Any, found: dict[str, list[str]]) -> None:
         x, y = 1.0 + width * (index % columns), 8.55 - 0.85 * (index // columns)
         draw_box(axis, x, y, width - 0.12, 0.72, SCRIPT)
         used = [room for room in found[name] if room != "utils"]
-        axis.text(x + 0.1, y + 0.62, name, fontsize=10, weight="bold", color=INK, va="top")
-        axis.text(x + 0.1, y + 0.33, ", ".join(used), fontsize=8, color=INK, va="top")
+        axis.text(x + 0.1, y + 0.62, name, fontsize=9, weight="bold", color=INK, va="top")
+        axis.text(x + 0.1, y + 0.33, ", ".join(used), fontsize=7, color=INK, va="top")
 
 
 def main() -> int:
