@@ -74,13 +74,18 @@ def submit(args: argparse.Namespace) -> None:
     rows = {(row["split"], row["clip_id"]): row for each in found for row in each.values()}
     if not rows:
         raise IntegrityError(f"no clip of the sheets has features in {args.features_dir}")
-    votes = [vote_of(member, list(rows.values()), features, args, device) for member in members]
+    clips_of = [readable_places(member, rows, features) for member in members]
+    votes = [
+        vote_of(member, [list(rows.values())[place] for place in clips], features, args, device)
+        for member, clips in zip(members, clips_of, strict=True)
+    ]
     labels = [row["emotion"] for row in rows.values()]
-    for member, (clips, (_, scores)) in zip(members, votes, strict=True):
+    for member, clips, (_, scores) in zip(members, clips_of, votes, strict=True):
         own = [labels[index] for index in clips]
         print(f"{member.path}: {accuracy(member, own, scores, features)}")
     probabilities, scores = (
-        combine_runs(members, [(clips, each[kind]) for clips, each in votes])[1] for kind in (0, 1)
+        combine_runs(members, list(zip(clips_of, each, strict=True)))[1]
+        for each in zip(*votes, strict=True)
     )
     features.check_unchanged()
     place = {key: index for index, key in enumerate(rows)}
@@ -206,17 +211,24 @@ def answerable(found: dict[str, dict], members: list, features: Any) -> dict[str
     return {name: row for name, row in found.items() if name in some}
 
 
-def vote_of(member: Any, rows: list[dict], features: Any, args: Any, device: str) -> tuple:
-    """Which of the clips one model can read, and their (N, K): its probabilities, and its scores
-    with --temperature."""
+def readable_places(member: Any, rows: dict, features: Any) -> Any:
+    """Which of the clips one model can read, by their numbers."""
     import pandas as pd
 
-    from evaluation.ensemble import image_views, make_dataset, readable, vote
+    from evaluation.ensemble import readable
+
+    return readable(member, pd.DataFrame(rows.values()), features).index
+
+
+def vote_of(member: Any, rows: list[dict], features: Any, args: Any, device: str) -> list:
+    """(N, K) of one model: its probabilities, and its scores with --temperature."""
+    import pandas as pd
+
+    from evaluation.ensemble import image_views, make_dataset, vote
 
     frames = {"face_frames": args.face_frames}
-    table = readable(member, pd.DataFrame(rows), features)
-    dataset = make_dataset(member, table, features, **frames)
-    return table.index, vote(
+    dataset = make_dataset(member, pd.DataFrame(rows), features, **frames)
+    return vote(
         member,
         dataset,
         device,

@@ -22,7 +22,7 @@ from typing import Any
 from training.modalities import MODES
 from training.settings import GROUPS
 from training.tasks import ALL_SETTINGS, TASKS, recipe
-from utils.config import Flags, device_name, ranged
+from utils.config import Flags, device_name, ranged, run_name
 from utils.distributed import hold_run_folder, is_main_process
 from utils.errors import IntegrityError, UsageError, run_script
 from utils.files import check_place, keep_as_it_is, read_json, write_json
@@ -80,8 +80,11 @@ def parse_args() -> argparse.Namespace:
     data.add("--verify_features", help="read every feature file before the first step", **yes)
     minutes = "between saves; one follows every epoch and stop anyway"
     long_runs.add("--save_minutes", default=10.0, type=ranged(float, 0), help=minutes)
-    tracker = "also log to this package, beside TensorBoard: utils/trackers.py"
-    run.add("--tracker", default=None, choices=("wandb", "mlflow", "trackio"), help=tracker)
+    tracker, packages = (
+        "wandb, mlflow or trackio, beside TensorBoard",
+        ("wandb", "mlflow", "trackio"),
+    )
+    run.add("--tracker", default=None, metavar="NAME", choices=packages, help=tracker)
     flags.add_machine()
     args = flags.parse_args()
     if "config" in args:  # its settings go through the same checks, and the flags go first
@@ -95,13 +98,6 @@ def parse_args() -> argparse.Namespace:
             flags.error(f"--{flag}: --mode {args.mode} has no {name}")
     args.given = set(vars(args))
     return args
-
-
-def run_name(text: str) -> str:
-    if not re.fullmatch(r"\w[\w.+=-]*", text) or len(text.encode()) > 200:
-        what = "use letters, digits and . _ - + =, at most 200 bytes of them"
-        raise argparse.ArgumentTypeError(f"{text!r}: {what}")
-    return text
 
 
 def flags_of_file(path: Path, mode: str) -> list[str]:

@@ -22,9 +22,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from train import run_name
 from training.tasks import ALL_SETTINGS, TASKS
-from utils.config import Flags, ranged
+from utils.config import Flags, ranged, run_name
 from utils.errors import UsageError, run_script
 from utils.files import check_place, read_json, write_bytes, write_csv, write_json, write_text
 
@@ -197,10 +196,9 @@ def train(trial: Any, args: argparse.Namespace, space: dict[str, Any], folder: P
     trial.set_user_attr("process", [socket.gethostname(), os.getpid()])
     flags = [f"--{name}={value}" for name, value in settings.items()]
     command = [*training(args), "--exp_name", place, "--logs_dir", str(folder), "--resume", *flags]
-    with open(folder / f"{place}.txt", "a", encoding="utf-8") as output:
-        print(shlex.join(command), file=output, flush=True)
-        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True)
-        output.write(done.stderr.replace("\r", "\n"))
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = [shlex.join(command), done.stdout, done.stderr.replace("\r", "\n")]
+    write_text(folder / f"{place}.txt", "\n".join(said))
     if done.returncode in STOPPED:
         raise KeyboardInterrupt
     shown = ", ".join(f"{name} {short(value)}" for name, value in settings.items())

@@ -220,7 +220,7 @@ def original(run: Run, args: argparse.Namespace, levers: tuple[str, ...]) -> Way
         batch = next(stream)
         inputs = batch["inputs"] if "words" in levers else padded(batch["inputs"], run.config)
         rng = np.random.default_rng(0)
-        inputs, targets, _ = run.mixer(to_device(inputs, args.device), run.targets(batch), rng)
+        inputs, targets = run.mixer(to_device(inputs, args.device), run.targets(batch), rng)
         loss, logits = descend(run, model, inputs, targets)
         if "no_reading" not in levers:
             right = logits.argmax(dim=1) == targets[run.task.main_head].argmax(dim=1)

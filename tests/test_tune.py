@@ -65,7 +65,7 @@ def test_a_killed_search_goes_on_in_the_same_folder(command, tmp_path):
     folder = tmp_path / "tune" / "s"
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (folder / "trial-0000.txt").is_file() and time.monotonic() < deadline:
+    while not (folder / "text" / "trial-0000").is_dir() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()

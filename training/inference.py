@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,14 +52,15 @@ def encode_views(
 ) -> list[dict[str, Tokens]]:
     """The tokens under each view of one modality; the others are encoded once. `absent`
     {modality: (B,) bool}: clips that lack it."""
+    encode = partial(model.encode, absent=absent) if absent else model.encode
     changed = [name for name in views if name in inputs]
     if not changed:
-        return [model.encode(inputs, absent)]
+        return [encode(inputs)]
     (name,) = changed
     others = {other: given for other, given in inputs.items() if other != name}
-    encoded = model.encode(others, absent)
+    encoded = encode(others)
     first, *rest = inputs[name]
-    return [encoded | model.encode({name: (view(first), *rest)}, absent) for view in views[name]]
+    return [encoded | encode({name: (view(first), *rest)}) for view in views[name]]
 
 
 def progress(*args: Any, **options: Any) -> tqdm:

@@ -37,9 +37,9 @@ def fit(run: Run, record: Record, stop: StopSignal) -> dict[str, Any]:
                 torch.manual_seed(torch_seed(seed, "dropout", *position))
                 inputs, targets = to_device(batch["inputs"], device), run.targets(batch)
                 rng = generator(seed, "mixing", *position)
-                inputs, targets, partners = run.mixer(inputs, targets, rng)
+                inputs, targets = run.mixer(inputs, targets, rng)
                 clips = len(batch["clip_id"])
-                left_out = run.left_out(batch, partners)  # modality dropout, and what is missing
+                left_out = run.left_out(batch, run.mixer.partners)  # dropout, and what is missing
 
                 # On a CPU a stop leaves this part at any layer: nothing has changed by then.
                 optimizer.zero_grad(set_to_none=True)

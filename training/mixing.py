@@ -21,22 +21,24 @@ class Mixer:
     def __init__(
         self, mixup_prob: float, mixup_alpha: float, cutmix_prob: float, cutmix_beta: float
     ):
+        self.partners: Tensor | None = None  # with which clip each was mixed by the last call
         self.members = [(mixup_prob, mixup_alpha, mixup), (cutmix_prob, cutmix_beta, cutmix)]
 
     def __call__(
         self, inputs: Inputs, targets: Targets, rng: np.random.Generator
-    ) -> tuple[Inputs, Targets, Tensor | None]:
-        """Inputs, targets, and with which clip each was mixed (B,), if any were."""
+    ) -> tuple[Inputs, Targets]:
+        self.partners = None
         drawn = [member for member in self.members if rng.random() < member[0]]
         if not drawn:
-            return inputs, targets, None
+            return inputs, targets
         _, alpha, mix = drawn[int(rng.integers(len(drawn)))]
         some = next(iter(targets.values()))
         order = torch.from_numpy(rng.permutation(len(some))).to(some.device)
         inputs, kept = mix(inputs, float(rng.beta(alpha, alpha)), order, rng)
         kept = kept.to(some.device).unsqueeze(1)  # (B, 1)
         mixed = {head: kept * y + (1 - kept) * y[order] for head, y in targets.items()}
-        return inputs, mixed, order
+        self.partners = order
+        return inputs, mixed
 
 
 def mixup(

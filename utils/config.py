@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -33,6 +34,13 @@ def ranged(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
 
     read.__name__ = kind.__name__  # argparse says "invalid int value" with it
     return read
+
+
+def run_name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.+=-]*", text) or len(text.encode()) > 200:
+        what = "use letters, digits and . _ - + =, at most 200 bytes of them"
+        raise argparse.ArgumentTypeError(f"{text!r}: {what}")
+    return text
 
 
 METAVARS = {"int": "N", "float": "X", "Path": "PATH", "boolean": "BOOL"}  # by type; else NAME
