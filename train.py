@@ -30,8 +30,8 @@ from utils.parallel import set_memory, use_tensor_cores
 from utils.trackers import check_tracker
 
 STARTS = {name: f"{name}_load_weights" for name in MODES}  # modality -> the flag's name
-SHORT = {"learning_rate": ["--lr"]}  # what everybody calls them
-ALSO_KNOWN_AS = {
+SHORT = {"--lr": "--learning_rate"}  # what everybody calls it
+ALSO_KNOWN_AS = SHORT | {
     "--epochs": "--n_epoch",
     "--n_epochs": "--n_epoch",
     "--optimizer": "--optim",
@@ -67,8 +67,7 @@ def parse_args() -> argparse.Namespace:
         values = dict.fromkeys(str(recipe(mode)[name]) for mode in TASKS)
         kind = "choices" if isinstance(setting.kind, tuple) else "type"
         described = f"{setting.help} [{'/'.join(values)}]"
-        names = [f"--{name}", *SHORT.get(name, ())]
-        groups[setting.group].add(*names, help=described, **{kind: setting.kind})
+        groups[setting.group].add(f"--{name}", help=described, **{kind: setting.kind})
     for name, flag in STARTS.items():
         help_text = f"start {name} from this run, built as it was there"
         groups["model"].add(f"--{flag}", metavar="RUN", help=help_text)
@@ -86,9 +85,10 @@ def parse_args() -> argparse.Namespace:
     )
     run.add("--tracker", default=None, metavar="NAME", choices=packages, help=tracker)
     flags.add_machine()
-    args = flags.parse_args()
+    given = [written_out(argument) for argument in sys.argv[1:]]
+    args = flags.parse_args(given)
     if "config" in args:  # its settings go through the same checks, and the flags go first
-        args = flags.parse_args([*flags_of_file(args.config, args.mode), *sys.argv[1:]])
+        args = flags.parse_args([*flags_of_file(args.config, args.mode), *given])
     if args.resume and args.overwrite:
         flags.error("--resume goes on with a run and --overwrite throws it away: choose one")
     if "val_fold" in args and "fold" not in args:
@@ -98,6 +98,11 @@ def parse_args() -> argparse.Namespace:
             flags.error(f"--{flag}: --mode {args.mode} has no {name}")
     args.given = set(vars(args))
     return args
+
+
+def written_out(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return f"{SHORT.get(name, name)}{equals}{value}"
 
 
 def flags_of_file(path: Path, mode: str) -> list[str]:

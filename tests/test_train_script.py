@@ -557,7 +557,7 @@ def test_all_folds_one_after_the_other(start, tmp_path):
     assert "2 folds: accuracy 0." in first.out.splitlines()[-1] and "±" in first.out
     table = json.loads((tmp_path / "text" / "run" / "folds.json").read_text())
     assert list(table) == ["0", "1"] and all(fold["clips"] == 14 for fold in table.values())
-    (tmp_path / "text" / "run" / "fold_1" / "last.pth").unlink()
+    shutil.rmtree(tmp_path / "text" / "run" / "fold_1")
     again = start("text", "--fold", "all", "--resume")
     assert again.out.count("epoch 2/2") == 1, "finished folds are not trained again"
     assert again.out.splitlines()[-1] == first.out.splitlines()[-1]

@@ -58,7 +58,7 @@ MODEL = {
     "freeze_backbone": (False, boolean, "True: the backbones stay as they are"),
 }
 OPTIMIZATION = {
-    "learning_rate": (None, ranged(float, 1e-9, 100), "at the start of the schedule"),
+    "learning_rate": (None, ranged(float, 1e-9, 100), "at the start of the schedule; also --lr"),
     "n_epoch": (None, WHOLE, "passes over the training clips"),
     "optim": ("ranger", str, "ranger (gradients centralized), sgd (Nesterov), adamw"),
     "schedule": ("cosine", str, "cosine, step (x 0.1 at half), constant"),
