@@ -411,7 +411,7 @@ def test_a_busy_page_says_so_at_once(live, monkeypatch):
     assert client_of(live.behind).get("/about").json["busy"] == ""
 
 
-def wait_until(what, seconds: float = 60) -> None:
+def wait_until(what, seconds: float = 150) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, f"waited {seconds} s"
