@@ -34,7 +34,7 @@ class Wandb:
     def __init__(self, folder: Path, config: dict[str, Any], id: str):
         import wandb
 
-        self.run = wandb.init(
+        self.run: Any = wandb.init(
             project=PROJECT,
             name=title(folder),
             dir=folder,
@@ -51,7 +51,9 @@ class Wandb:
         self.run.finish()
 
 
-class Trackio:
+class Trackio(Wandb):
+    """Its interface is wandb's, but for what a run is known by: its name."""
+
     package = "trackio"
 
     def __init__(self, folder: Path, config: dict[str, Any], id: str):
@@ -59,12 +61,6 @@ class Trackio:
 
         self.id = id or title(folder)
         self.run = trackio.init(project=PROJECT, name=self.id, config=config, resume="allow")
-
-    def log(self, epoch: int, values: dict[str, float]) -> None:
-        self.run.log(values, step=epoch)
-
-    def finish(self) -> None:
-        self.run.finish()
 
 
 class Mlflow:
