@@ -75,6 +75,7 @@ PICTURES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".web
 MAX_PIXELS = 36_000_000  # of a frame: 8K
 WHOLE = ("matroska", "flv")  # they tell how long they are, but not how long a track is
 TRUNCATED_BELOW = 0.9  # share of what the file promises: packets, seconds or bytes
+ROUNDING = 0.01  # of the shape of a pixel: closer than this to a square, it is one
 # of a .wmv: the object that holds the file's size
 ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 BOXES = (b"ftyp", b"free", b"skip", b"wide", b"uuid", b"moov", b"mdat", b"moof")  # of an .mp4
@@ -448,8 +449,13 @@ def is_plain(path: Path) -> bool:
 
 
 def pixel_aspect(stream: Any) -> float:
-    """Width of a pixel by its height, as the file says; 1 where it says nothing."""
-    return float(stream.sample_aspect_ratio or 1)
+    """Width of a pixel by its height, as the file says; 1 where it says nothing.
+
+    Programs that scale a picture to even sizes leave ratios like 491:492 behind: nobody sees them,
+    and to resample each frame for them only blurs it.
+    """
+    ratio = float(stream.sample_aspect_ratio or 1)
+    return 1.0 if abs(ratio - 1) < ROUNDING else ratio
 
 
 def shown_size(width: int, height: int, aspect: float) -> tuple[int, int]:

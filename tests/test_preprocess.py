@@ -645,11 +645,12 @@ def test_failures_are_tried_again_when_their_cause_may_be_gone(tmp_path):
     make_clip(raw / "a.wav", sound=tone(120), sound_codec="pcm_s16le")
     (raw / "manifest.csv").write_text("media,split,emotion\na.wav,train,hap\n")
     command = ("--corpus", "csv", "--modalities", "speech")
-    preprocess(raw, features, *command, "--memory_mb", 1, code=3)
+    fresh = {"timeout": 120}  # processes of their own: what tests before it freed is memory, too
+    preprocess(raw, features, *command, "--memory_mb", 1, code=3, **fresh)
     [row] = table(features / "failed.csv").to_dict("records")
     assert row["code"] in ("E_KILLED", "E_CODEC") and "--memory_mb" in row["reason"]
     before = stamps(features)
-    preprocess(raw, features, *command, "--memory_mb", 1, code=3)
+    preprocess(raw, features, *command, "--memory_mb", 1, code=3, **fresh)
     assert stamps(features) == before
     preprocess(raw, features, *command)
 

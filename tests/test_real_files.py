@@ -71,6 +71,11 @@ def test_pixels_that_are_not_square(base, tmp_path, ending, filters, aspect):
     assert not media.is_plain(squeezed) and media.is_plain(base)
 
 
+def test_a_pixel_is_square_where_an_encoder_only_rounded(base, tmp_path):
+    rounded = ffmpeg("-i", base, "-vf", "setsar=491/492", tmp_path / "rounded.mp4")
+    assert media.scan_pictures(rounded).aspect == 1 and media.is_plain(rounded)
+
+
 def test_a_forged_aspect_costs_no_memory(base, tmp_path):
     forged = ffmpeg("-i", base, "-vf", "scale=720:576,setsar=32767/1", tmp_path / "a.mp4")
     with pytest.raises(ClipError, match="pixels") as found:
