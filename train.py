@@ -84,6 +84,8 @@ def parse_args() -> argparse.Namespace:
         ("wandb", "mlflow", "trackio"),
     )
     run.add("--tracker", default=None, metavar="NAME", choices=packages, help=tracker)
+    how = "networks, which takes minutes; auto: a long run on a GPU"
+    long_runs.add("--compile", default="auto", choices=("auto", "on", "off"), help=how)
     flags.add_machine()
     given = [written_out(argument) for argument in sys.argv[1:]]
     args = flags.parse_args(given)

@@ -4,8 +4,8 @@
     python -m benchmarks.train --levers           # also: the original's way with one change each
 
 a  the original's way: float32, NCHW, its swish and padding, memory given back to the system,
-   views made one clip at a time and turned into floats by the loading processes, 38 words whatever
-   the text, loss and accuracy read back at every step
+   clips augmented one at a time and turned into floats by the loading processes, 38 words whatever
+   the text, weights updated one after the other, loss and accuracy read back at every step
 b  ours, as train.py runs it: the loop of training/loop.py, its loader and all
 c  our model and optimizer on one ready batch, nothing checked or read: the ceiling
 
@@ -25,12 +25,14 @@ import signal
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch_optimizer
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import Conv2dDynamicSamePadding
 from torch import Tensor
@@ -38,6 +40,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from benchmarks.made import SIZES, machine, make_run, settings_of, write_features
+from benchmarks.original import OneByOne
 from models.backbone import Backbone
 from training.data import make_loader, to_device
 from training.loop import fit
@@ -48,7 +51,10 @@ from utils.errors import Interrupted
 from utils.parallel import GLIBC, KEEP, set_memory, trim_memory
 
 Way = Callable[[float], float]  # seconds of a turn -> clips per second
-LEVERS = ("swish", "padding", "channels_last", "memory", "bytes", "words", "no_reading")
+LEVERS = (
+    *("swish", "padding", "channels_last", "memory", "bytes", "words", "no_reading"),
+    *("augmentation", "optimizer"),
+)
 GPU_LEVERS = ("amp", "compile")
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16, the makers' data sheets
@@ -185,24 +191,11 @@ def batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
         yield from loader
 
 
-class Floats(torch.utils.data.Dataset):
-    """Clips whose pictures are floats when they leave the loading process."""
-
-    def __init__(self, clips: Any):
-        self.clips, self.config, self.training = clips, clips.config, clips.training
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        item = self.clips[key]
-        item["inputs"] = to_device(item["inputs"], "cpu")
-        return item
-
-
 def original(run: Run, args: argparse.Namespace, levers: tuple[str, ...]) -> Way:
     """The original's way, with some of its parts changed for ours."""
     run.config["amp"] = run.config["amp"] and "amp" in levers
+    if "optimizer" not in levers and run.config["optim"] == "ranger":
+        run.optimizer = one_by_one(run.trained, run.config)
     for module in run.model.modules():
         if isinstance(module, Backbone) and isinstance(module.trunk, EfficientNet):
             module.trunk.set_swish(memory_efficient="swish" not in levers)
@@ -212,7 +205,8 @@ def original(run: Run, args: argparse.Namespace, levers: tuple[str, ...]) -> Way
             module.to(memory_format=order)
             module.forward = forward_of(module.trunk, order)  # type: ignore[assignment, method-assign]
     model = torch.compile(run.model) if "compile" in levers else run.model
-    clips = run.train_loader.dataset if "bytes" in levers else Floats(run.train_loader.dataset)
+    own = run.train_loader.dataset
+    clips = OneByOne(own, "augmentation" not in levers, "bytes" in levers)
     stream = batches(make_loader(clips, run.config["batch_size"], args.workers, args.device))
 
     def step() -> int:
@@ -220,7 +214,8 @@ def original(run: Run, args: argparse.Namespace, levers: tuple[str, ...]) -> Way
         batch = next(stream)
         inputs = batch["inputs"] if "words" in levers else padded(batch["inputs"], run.config)
         rng = np.random.default_rng(0)
-        inputs, targets = run.mixer(to_device(inputs, args.device), run.targets(batch), rng)
+        inputs = run.augmented(batch, to_device(inputs, args.device))
+        inputs, targets = run.mixer(inputs, run.targets(batch), rng)
         loss, logits = descend(run, model, inputs, targets)
         if "no_reading" not in levers:
             right = logits.argmax(dim=1) == targets[run.task.main_head].argmax(dim=1)
@@ -228,6 +223,21 @@ def original(run: Run, args: argparse.Namespace, levers: tuple[str, ...]) -> Way
         return len(batch["clip_id"])
 
     return repeated(step, args)
+
+
+def one_by_one(parameters: list, config: dict[str, Any]) -> torch.optim.Optimizer:
+    """torch_optimizer's Ranger, which updates one weight after the other."""
+    warnings.filterwarnings("ignore", message="This overload of add")  # of the library's own
+    rates = {"lr": config["learning_rate"], "weight_decay": config["weight_decay"]}
+    optimizer = torch_optimizer.Ranger(parameters, **rates)
+
+    def centralize(*_: Any) -> None:
+        for each in parameters:
+            if each.dim() > 1:
+                each.grad -= each.grad.mean(dim=tuple(range(1, each.dim())), keepdim=True)
+
+    optimizer.register_step_pre_hook(centralize)
+    return optimizer
 
 
 def padded(inputs: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

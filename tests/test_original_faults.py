@@ -16,7 +16,7 @@ from corpora.manifest import Clip
 from evaluation.ensemble import image_views
 from extract import audio, clip, faces
 from models import build_model
-from training.augment import time_warp
+from training.augment import draw_warp, time_warp
 from training.inference import encode_views
 from training.metrics import Metrics
 from training.tasks import ALL_SETTINGS, TASKS, model_arch, recipe
@@ -133,10 +133,10 @@ def test_spectrogram_of_a_spectrogram():
 
 
 def test_time_warp_of_five_frames():
-    line, real = np.arange(400, dtype=np.float32)[np.newaxis], np.ones(400, bool)
-    share = CONFIG["time_warp"]
-    moved = [np.abs(time_warp(line, real, rng(seed), share)[0] - line).max() for seed in range(20)]
-    assert max(moved) > 20
+    line, real = torch.arange(400.0).expand(20, 1, 1, 400), torch.ones(20, 400, dtype=torch.bool)
+    drawn = [draw_warp(400, CONFIG["time_warp"], rng(seed)) for seed in range(20)]
+    warped, _ = time_warp(line, real, *torch.from_numpy(np.array(drawn)).unbind(1))
+    assert (warped - line).abs().max() > 20
 
 
 @pytest.mark.filterwarnings("error")

@@ -35,12 +35,15 @@ def dataset(features: Features, mode="multimodal", split="train", **changes) -> 
     return ClipDataset(features, rows, TASKS[mode], config, training=split == "train")
 
 
-def make_run(features: Path, folder: Path, mode="text", resume=False, **changes) -> Run:
+def make_run(
+    features: Path, folder: Path, mode="text", resume=False, compile="auto", **changes
+) -> Run:
     """A run of batches of seven clips, in this process."""
     config = recipe(mode) | {"fold": None, "val_fold": None} | SMALL | {"amp": False}
     config |= {"batch_size": 7, "n_epoch": 3} | changes
     options = SimpleNamespace(num_workers=0, save_minutes=10.0, resume=resume, overwrite=False)
     options.verify_features, options.leaks, options.given = False, "", set(config)
+    options.compile = compile
     return Run(config, Features.open(features), folder, "cpu", options)
 
 

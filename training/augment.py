@@ -1,179 +1,156 @@
-"""Random changes of one clip's arrays in training, and the settings that say how strong they are.
+"""Random changes of clips in training, and the settings that say how strong they are.
 
-Every function draws from the generator that it is given, which follows from seed, epoch and clip.
+A loading process draws for one clip, from a generator that follows from seed, epoch and clip; the
+device that trains applies what was drawn to a whole batch. So a batch is the same whatever the
+number of processes, and they do nothing but read.
 """
 
 from __future__ import annotations
 
-import os
-import random
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
-from training.settings import SHARE, Setting
-from utils.config import ranged
+from training.views import Arrays, level_of
 
-SPEECH_STRENGTHS = {
-    "speech_speed": Setting(0.0, ranged(float, 0, 0.5), "most faster or slower", "augmentation"),
-    "speech_pitch": Setting(0.0, ranged(float, 0, 40), "most mel bins up or down", "augmentation"),
-    "speech_contrast": Setting(
-        0.3, SHARE, "brightness and contrast of the log-mel", "augmentation"
-    ),
-    "time_warp": Setting(
-        0.2, ranged(float, 0, 0.45), "SpecAugment: share of the length", "augmentation"
-    ),
-    "frequency_masks": Setting(3, ranged(int, 0), "SpecAugment", "augmentation"),
-    "frequency_width": Setting(27, ranged(int, 0), "of one, in mel bins", "augmentation"),
-    "time_masks": Setting(4, ranged(int, 0), "SpecAugment", "augmentation"),
-    "time_width": Setting(0.125, SHARE, "of one, share of the length", "augmentation"),
-}
-FACE_STRENGTHS = {
-    "face_flip": Setting(0.5, SHARE, "share of the clips mirrored", "augmentation"),
-    "face_contrast": Setting(0.5, SHARE, "brightness and contrast", "augmentation"),
-    "face_rotation": Setting(30.0, ranged(float, 0, 180), "degrees", "augmentation"),
-    "face_zoom": Setting(0.0, ranged(float, 0, 0.5), "most of size and place", "augmentation"),
-}
+Drawn = dict[str, np.ndarray]  # of one clip; of a batch tensors with one more axis in front
+OFTEN = 0.7  # share of the clips that get another light, and that are turned
 
 
-def augment_speech(
-    view: np.ndarray, mask: np.ndarray, rng: np.random.Generator, config: dict
-) -> tuple[np.ndarray, np.ndarray]:
-    """A log-mel (F, T) and the mask (T,) of its real columns -> the same, one change after the
-    other."""
-    view = brighten(view, rng, config)
-    return spec_augment(view, mask, rng, config)
+def draw_light(strength: float, rng: np.random.Generator) -> np.ndarray:
+    """(2,) contrast and brightness, a gain around 1 and a shift around 0 of values in [0, 1]."""
+    light = np.array([1 + rng.uniform(-strength, strength), rng.uniform(-strength, strength)])
+    return (light if rng.random() < OFTEN else np.array([1.0, 0.0])).astype(np.float32)
 
 
-def brighten(view: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
-    """Random brightness and contrast of a log-mel (F, T) in [0, 1], as of a grey picture."""
-    return _seeded(_spectrogram_pipeline(config["speech_contrast"]), rng)(image=view)["image"]
-
-
-def spec_augment(
-    view: np.ndarray, mask: np.ndarray, rng: np.random.Generator, config: dict
-) -> tuple[np.ndarray, np.ndarray]:
-    """Time warp, frequency masks and time masks (SpecAugment, arXiv 1904.08779) on a log-mel (F, T)
-    whose real columns are those of `mask` (T,). Masked parts are zero and count as real.
+def draw_speech(arrays: Arrays, config: dict, rng: np.random.Generator) -> Drawn:
+    """What `augment_speech` does to a log-mel (1, F, T) with the mask (T,) of its real columns:
+    light, a warp, masks of bands and columns, and at last the level that it has before all these.
 
     The widths in time are shares of the input's length: the recipe's 80 and 50 of 400 columns.
     """
-    view, mask = time_warp(view, mask, rng, config["time_warp"])
-    bins, frames = view.shape
-    for _ in range(config["frequency_masks"]):
-        width = int(rng.integers(0, min(config["frequency_width"], bins) + 1))
-        start = int(rng.integers(0, bins - width + 1))
-        view[start : start + width] = 0
-    for _ in range(config["time_masks"]):
-        width = int(rng.integers(0, round(config["time_width"] * frames) + 1))
-        start = int(rng.integers(0, frames - width + 1))
-        view[:, start : start + width] = 0
-    return view, mask
+    view, mask = arrays
+    _, bands, frames = view.shape
+    wide = round(config["time_width"] * frames)
+    return {
+        "light": draw_light(config["speech_contrast"], rng),
+        "warp": draw_warp(frames, config["time_warp"], rng),
+        "bands": draw_spans(config["frequency_masks"], config["frequency_width"], bands, rng),
+        "columns": draw_spans(config["time_masks"], wide, frames, rng),
+        "level": level_of(view[0][:, mask], config["speech_norm"]),
+    }
 
 
-def time_warp(
-    view: np.ndarray, mask: np.ndarray, rng: np.random.Generator, share: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Move one point of the time line by up to `share` of it, stretching both sides linearly.
-
-    (F, T), (T,) -> the same. The point lies at least that far from both ends, as in the paper.
-    """
-    frames = view.shape[1]
+def draw_warp(frames: int, share: float, rng: np.random.Generator) -> np.ndarray:
+    """(2,) a column, at least `share` of the length from both ends as in SpecAugment (arXiv
+    1904.08779), and where it moves to, less than `share` away; twice the same for no warp."""
     width = round(share * frames)
     if width < 1 or frames < 2 * width + 1:
-        return view.copy(), mask
-    point = int(rng.integers(width, frames - width))
-    target = point + int(rng.integers(-width + 1, width))
-    source = np.interp(np.arange(frames), [0, target, frames - 1], [0, point, frames - 1])
-    left = np.floor(source).astype(int)
-    right = np.minimum(left + 1, frames - 1)
-    part = (source - left).astype(np.float32)
-    real = mask[left] | mask[right] & (part > 0)  # where anything of the clip is
-    if not real.any():  # a few columns that fell between two
-        return view.copy(), mask
-    return view[:, left] * (1 - part) + view[:, right] * part, real
+        return np.array([1, 1])
+    point = rng.integers(width, frames - width)
+    return np.array([point, point + rng.integers(-width + 1, width)])
 
 
-def resample(log_mel: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
-    """(F, T) -> (F, T'): as if said faster or slower, and by a voice of a longer or shorter throat
-    (all bands move up or down alike). Bands that come in at an edge repeat it."""
-    speed, pitch = config["speech_speed"], config["speech_pitch"]
-    if not speed and not pitch:
-        return log_mel  # nothing is drawn: the published recipe's random numbers stay
-    import cv2
-
-    rate, shift = 1 + rng.uniform(-speed, speed), rng.uniform(-pitch, pitch)
-    bands, frames = log_mel.shape
-    matrix = np.array([[rate, 0, (rate - 1) / 2], [0, 1, shift]])  # of the result, in the source
-    return cv2.warpAffine(
-        np.ascontiguousarray(log_mel, np.float32),
-        matrix,
-        (max(1, round(frames / rate)), bands),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+def draw_spans(count: int, widest: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """(count, 2) first and behind the last of spans of 0 to `widest` among `size`."""
+    spans = np.zeros((count, 2), np.int64)
+    for span in spans:
+        width = rng.integers(0, min(widest, size) + 1)
+        span[0] = rng.integers(0, size - width + 1)
+        span[1] = span[0] + width
+    return spans
 
 
-def augment_faces(crops: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
-    """(T, S, S, 3) uint8 -> the same: flip, brightness and contrast, rotation, zoom; one draw for
-    all frames of a clip."""
-    flip, contrast, rotation = (config[f"face_{name}"] for name in ("flip", "contrast", "rotation"))
-    if config["face_zoom"]:
-        return move_faces(crops, rng, config)
-    return _seeded(_face_pipeline(flip, contrast, rotation), rng)(
-        images=np.ascontiguousarray(crops)
-    )["images"]
+def augment_speech(
+    view: Tensor, mask: Tensor, drawn: dict[str, Tensor], config: dict
+) -> tuple[Tensor, Tensor]:
+    """Log-mels (B, 1, F, T) in [0, 1] and the mask (B, T) of their real columns -> the same, at the
+    level of --speech_norm. Masked parts are silence and count as real (SpecAugment, arXiv
+    1904.08779)."""
+    if config["speech_contrast"]:
+        gain, shift = drawn["light"].view(-1, 2, 1, 1, 1).unbind(1)
+        view = (view * gain + shift).clamp(0, 1)
+    if config["time_warp"]:
+        view, mask = time_warp(view, mask, *drawn["warp"].unbind(1))
+    bands, columns = view.shape[2:]
+    if config["frequency_masks"]:
+        view = view.masked_fill(covered(drawn["bands"], bands)[:, None, :, None], 0)
+    if config["time_masks"]:
+        view = view.masked_fill(covered(drawn["columns"], columns)[:, None, None, :], 0)
+    mean, deviation = drawn["level"].unsqueeze(2).unbind(1)  # (B, 1, 1 or F, 1)
+    return (view - mean) / deviation * mask[:, None, None, :], mask
 
 
-def move_faces(crops: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
-    """The same changes and a change of size and place, as one warp and one table of values: a fifth
-    of the time, which of small pictures is most of a step. The edge repeats."""
-    import cv2
+def time_warp(view: Tensor, mask: Tensor, point: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Move one column of each clip to another, stretching both sides linearly.
 
-    zoom, contrast = config["face_zoom"], config["face_contrast"]
-    size = crops.shape[1]
-    scale, (right, down) = 1 + rng.uniform(-zoom, zoom), rng.uniform(-zoom / 2, zoom / 2, 2)
-    angle = rng.uniform(-1, 1) * config["face_rotation"]
-    matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), angle, scale)  # (2, 3)
-    matrix[:, 2] += (right * size, down * size)
-    if rng.random() < config["face_flip"]:
-        matrix = matrix @ np.array([[-1, 0, size - 1], [0, 1, 0], [0, 0, 1]])
-    gain, shift = 1 + rng.uniform(-contrast, contrast), 255 * rng.uniform(-contrast, contrast) / 2
-    table = ((np.arange(256) - 127.5) * gain + 127.5 + shift).clip(0, 255).astype(np.uint8)
-    border = cv2.BORDER_REPLICATE
-    moved = [cv2.warpAffine(crop, matrix, (size, size), borderMode=border) for crop in crops]
-    return table[np.stack(moved)]
+    (B, 1, F, T), (B, T) and the columns (B,) -> the same. A clip of which nothing would be left, a
+    few columns that fell between two, stays as it is.
+    """
+    last = view.shape[3] - 1
+    at = torch.arange(last + 1, device=view.device)  # (T,)
+    point, target = point.unsqueeze(1), target.unsqueeze(1)  # (B, 1)
+    behind = point + (at - target) * ((last - point) / (last - target).clamp(min=1))
+    source = torch.where(at <= target, at * (point / target), behind)  # (B, T) in the clip
+    left = (source + 1e-4).floor().clamp(max=last).long()
+    part = (source - left).clamp(min=0)
+    right = (left + 1).clamp(max=last)
+    real = mask.gather(1, left) | (mask.gather(1, right) & (part > 1e-4))  # where the clip is
+    moves = (point != target) & real.any(dim=1, keepdim=True)  # (B, 1)
 
+    def columns(places: Tensor) -> Tensor:
+        return view.gather(3, places[:, None, None, :].expand_as(view))
 
-def _seeded(pipeline: Any, rng: np.random.Generator) -> Any:
-    # not set_random_seed: that gives every step the same stream, and they would always act together
-    pipeline.set_random_state(rng, random.Random(int(rng.integers(2**31))))
-    return pipeline
+    warped = torch.lerp(columns(left), columns(right), part[:, None, None, :])
+    return torch.where(moves[:, :, None, None], warped, view), torch.where(moves, real, mask)
 
 
-def _albumentations() -> Any:
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it looks for news on the internet
-    import albumentations
-
-    return albumentations
-
-
-@lru_cache(maxsize=8)
-def _spectrogram_pipeline(contrast: float) -> Any:
-    A = _albumentations()
-    span = (-contrast, contrast)
-    return A.Compose([A.RandomBrightnessContrast(span, span, p=0.7)])
+def covered(spans: Tensor, size: int) -> Tensor:
+    """(B, spans, 2) -> (B, size): which places lie in any of a clip's spans."""
+    at = torch.arange(size, device=spans.device)
+    first, behind = spans.unsqueeze(3).unbind(2)  # (B, spans, 1)
+    return ((at >= first) & (at < behind)).any(dim=1)
 
 
-@lru_cache(maxsize=8)
-def _face_pipeline(flip: float, contrast: float, rotation: float) -> Any:
-    A = _albumentations()
-    span = (-contrast, contrast)
-    return A.Compose(
-        [
-            A.HorizontalFlip(p=flip),
-            A.RandomBrightnessContrast(span, span, p=0.7),
-            A.Rotate((-rotation, rotation), p=0.7),
-        ]
-    )
+def draw_faces(arrays: Arrays, config: dict, rng: np.random.Generator) -> Drawn:
+    """What `augment_faces` does to all crops of a clip: light, and from where in the picture each
+    place comes (2, 3), as torch's affine_grid takes it: mirrored, turned, smaller or larger, moved.
+    """
+    light = draw_light(config["face_contrast"], rng)
+    side = -1.0 if rng.random() < config["face_flip"] else 1.0
+    angle = np.deg2rad(config["face_rotation"]) * rng.uniform(-1, 1) * (rng.random() < OFTEN)
+    size, *shift = rng.uniform(-1, 1, 3) * config["face_zoom"]  # of half the side, as all here
+    across, along = np.cos(angle) / (1 + size), np.sin(angle) / (1 + size)
+    place = [[side * across, -along, shift[0]], [side * along, across, shift[1]]]
+    return {"light": light, "place": np.array(place, np.float32)}
+
+
+def augment_faces(crops: Tensor, drawn: dict[str, Tensor], config: dict) -> tuple[Tensor]:
+    """Crops (B, T, 3, S, S) in [0, 1] -> the same; at the edges pictures go on mirrored."""
+    if config["face_contrast"]:
+        gain, shift = drawn["light"].view(-1, 2, 1, 1, 1, 1).unbind(1)
+        crops = (crops * gain + shift).clamp(0, 1)
+    if config["face_flip"] or config["face_rotation"] or config["face_zoom"]:
+        flat = crops.flatten(1, 2)  # (B, T 3, S, S): one grid for all frames of a clip
+        grid = affine_grid(drawn["place"], list(flat.shape), align_corners=False)
+        moved = grid_sample(flat, grid, padding_mode="reflection", align_corners=False)
+        crops = moved.view_as(crops)
+    return (crops,)
+
+
+class Augmentation(NamedTuple):
+    """`draw(a clip's arrays, settings, rng)` says what `apply(*tensors of a batch, what was drawn,
+    settings)` does to them."""
+
+    draw: Callable[[Arrays, dict, np.random.Generator], Drawn]
+    apply: Callable[..., tuple[Tensor, ...]]
+
+
+AUGMENTATIONS = {  # by the name that a modality's row gives
+    "sound": Augmentation(draw_speech, augment_speech),
+    "pictures": Augmentation(draw_faces, augment_faces),
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler, default_collate
 
+from training.augment import AUGMENTATIONS
 from training.features import Features, lacks
 from training.loader import Loader
 from training.modalities import Shape, modality
@@ -24,9 +25,12 @@ from training.randomness import clip_number, generator
 from training.standardize import Scales, speaker_scales
 from training.stopping import STOPS
 from training.tasks import Task
+from training.views import Arrays
 from utils.distributed import SINGLE_PROCESS, SingleProcess
 from utils.errors import UsageError, in_short
 from utils.parallel import end_with_parent
+
+Inputs = dict[str, tuple[Tensor, ...]]  # of a model, by modality
 
 
 def training_rows(
@@ -73,7 +77,8 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 class ClipDataset(Dataset):
-    """Item (epoch, index) -> inputs, label indices per head (-1: unknown) and the clip's id.
+    """Item (epoch, index) -> inputs, label indices per head (-1: unknown) and the clip's id; in
+    training also what is `drawn` for the device to change them by.
 
     Where some clips lack an input also which ones do (`absent`). Another clip's stands there, so
     that batch norm sees real features, and the clip has no label for heads that see nothing else.
@@ -99,6 +104,10 @@ class ClipDataset(Dataset):
             name: [row for row in self.rows if not lacks(row, name)] for name in task.inputs
         }
         self.is_partial = any(len(each) < len(self.rows) for each in self.donors.values())
+        kinds = {name: modality(name).augmentation for name in task.inputs}
+        self.augmentations = {
+            name: AUGMENTATIONS[kind] for name, kind in kinds.items() if kind and self.augment
+        }
         number = {name: index for index, name in enumerate(features.classes)}
         self.labels = [
             {head: number.get(row[column], -1) for head, column in task.label_columns.items()}
@@ -116,11 +125,17 @@ class ClipDataset(Dataset):
             self.task.inputs,
         )
         try:
-            inputs = {name: self.view(self.donor(index, name), name, rng) for name in names}
+            arrays = {name: self.view(self.donor(index, name), name, rng) for name in names}
         except Exception as error:
             error.add_note(f"in clip {row['split']}/{row['clip_id']} of {self.features.folder}")
             raise
+        inputs = {name: tuple(map(torch.from_numpy, each)) for name, each in arrays.items()}
         item = {"inputs": inputs, "labels": self.labels[index], "clip_id": row["clip_id"]}
+        if self.augment:
+            item["drawn"] = {
+                name: augmentation.draw(arrays[name], self.config, rng)
+                for name, augmentation in self.augmentations.items()
+            }
         if self.is_partial:
             absent = {name: lacks(row, name) for name in names}
             seen = {head: inputs for head, (inputs, _) in self.task.heads.items()}
@@ -133,12 +148,11 @@ class ClipDataset(Dataset):
         row, having = self.rows[index], self.donors[name]
         return having[index % len(having)] if lacks(row, name) else row
 
-    def view(self, row: dict, name: str, rng: np.random.Generator) -> tuple[Tensor, ...]:
+    def view(self, row: dict, name: str, rng: np.random.Generator) -> Arrays:
         feature = self.features.load(row, name)
         if name in self.scales:
             feature = self.scales[name][row["speaker"]].apply(feature)
-        arrays = modality(name).view(feature, row, self.config, rng, self.augment)
-        return tuple(torch.from_numpy(array) for array in arrays)
+        return modality(name).view(feature, row, self.config, rng, self.augment)
 
     def shapes(self) -> dict[str, Shape]:
         """{input: the shape of the first clip's feature}."""
@@ -149,15 +163,19 @@ class EpochBatches(Sampler):
     """Batches of (epoch, index): shuffled by (seed, epoch), or in order for evaluation.
 
     Of several processes each trains on its share of every batch, all shares equal, and evaluates
-    its share of the batches. A last batch with less than two clips for each process is left out of
-    training: batch norm has no statistics of one.
+    its share of the batches. In training all batches have one size, up to `batch_size`, because a
+    GPU looks for the quickest way to compute each new size, for seconds: the size that leaves the
+    fewest clips out, in each epoch others.
     """
 
     def __init__(
         self, size: int, batch_size: int, seed: int | None, dist: SingleProcess = SINGLE_PROCESS
     ):
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.size, self.seed = size, seed
         self.rank, self.world = dist.rank, dist.world
+        self.clips, self.count = batch_size, -(-size // batch_size)  # of a batch, and batches
+        if seed is not None:
+            self.clips, self.count = equal_batches(size, batch_size, least=2 * self.world)
         self.epoch = self.first = 0
 
     def set_epoch(self, epoch: int, first: int = 0) -> None:
@@ -165,27 +183,31 @@ class EpochBatches(Sampler):
         self.epoch, self.first = epoch, first
 
     def __len__(self) -> int:
-        full, rest = divmod(self.size, self.batch_size)
         if self.seed is None:
-            return len(range(self.rank, full + (rest > 0), self.world))
-        return full + (rest >= 2 * self.world or (full == 0 and rest > 0))
+            return len(range(self.rank, self.count, self.world))
+        return self.count
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self.size)
         if self.seed is not None:
             order = generator(self.seed, "order", self.epoch).permutation(self.size)
-        batches = np.split(order, range(self.batch_size, self.size, self.batch_size))
-        for indices in self._own(batches)[self.first :]:
+        batches = [order[at * self.clips : (at + 1) * self.clips] for at in range(self.count)]
+        if self.seed is None:
+            own = batches[self.rank :: self.world]
+        else:
+            shared = self.clips // self.world * self.world
+            own = [batch[self.rank : shared : self.world] for batch in batches]
+        for indices in own[self.first :]:
             yield [(self.epoch, int(index)) for index in indices]
 
-    def _own(self, batches: list[np.ndarray]) -> list[np.ndarray]:
-        if self.seed is None:
-            return batches[self.rank :: self.world]
-        own = []
-        for batch in batches[: len(self)]:
-            end = len(batch) // self.world * self.world
-            own.append(batch[self.rank : end : self.world])
-        return own
+
+def equal_batches(size: int, batch_size: int, least: int) -> tuple[int, int]:
+    """How many clips a batch has, and how many batches there are: of at least `least` clips where
+    it can be, for batch norm has no statistics of one."""
+    counts = [max(1, size // batch_size), -(-size // batch_size)]
+    ways = [(min(batch_size, size // count), count) for count in counts]
+    enough = [way for way in ways if way[0] >= least] or ways
+    return max(enough, key=lambda way: (way[0] * way[1], way[0]))
 
 
 def make_loader(
@@ -245,7 +267,37 @@ def _give_up(error: Exception, batch: Any) -> None:
         os._exit(1)
 
 
-def to_device(inputs: dict[str, list[Tensor]], device: str) -> dict[str, tuple[Tensor, ...]]:
+def on_device(batches: Iterable[dict[str, Any]], device: str) -> Iterator[tuple[dict, Inputs]]:
+    """Each batch, and its inputs on the device; a GPU gets the next ones while it computes."""
+    if not device.startswith("cuda"):
+        for batch in batches:
+            yield batch, to_device(batch["inputs"], device)
+        return
+    copies = torch.cuda.Stream(device)
+    before: tuple | None = None
+
+    def arrived(batch: dict, inputs: dict[str, list[Tensor]], event: Any) -> tuple[dict, Inputs]:
+        now = torch.cuda.current_stream(device)
+        now.wait_event(event)
+        for tensor in (each for tensors in inputs.values() for each in tensors):
+            tensor.record_stream(now)  # its memory is not free before `now` is done with it
+        return batch, to_device(inputs, device)
+
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            inputs = {
+                name: [each.to(device, non_blocking=True) for each in tensors]
+                for name, tensors in batch["inputs"].items()
+            }
+            event = copies.record_event()
+        if before:
+            yield arrived(*before)
+        before = batch, inputs, event
+    if before:
+        yield arrived(*before)
+
+
+def to_device(inputs: dict[str, list[Tensor]], device: str) -> Inputs:
     """Model inputs on the device; pictures travel as bytes and become floats in [0, 1] there."""
 
     def convert(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.data import to_device
+from training.data import on_device
 from training.inference import infer, progress
 from training.loader import LoaderError
 from training.metrics import Metrics
@@ -31,13 +31,12 @@ def fit(run: Run, record: Record, stop: StopSignal) -> dict[str, Any]:
         epoch, signum = len(run.rows) + 1, 0
         bar = progress(desc=f"epoch {epoch}/{config['n_epoch']}", **run.begin_epoch(epoch))
         try:
-            for batch in run.train_loader:
+            for batch, inputs in on_device(run.train_loader, device):
                 # All randomness of a step follows from the seed and its number.
                 seed, position = config["seed"], (run.step, dist.rank)
                 torch.manual_seed(torch_seed(seed, "dropout", *position))
-                inputs, targets = to_device(batch["inputs"], device), run.targets(batch)
-                rng = generator(seed, "mixing", *position)
-                inputs, targets = run.mixer(inputs, targets, rng)
+                inputs, targets = run.augmented(batch, inputs), run.targets(batch)
+                inputs, targets = run.mixer(inputs, targets, generator(seed, "mixing", *position))
                 clips = len(batch["clip_id"])
                 left_out = run.left_out(batch, run.mixer.partners)  # dropout, and what is missing
 
@@ -62,18 +61,17 @@ def fit(run: Run, record: Record, stop: StopSignal) -> dict[str, Any]:
                 longest = config["clip_norm"] or math.inf
                 norm = torch.nn.utils.clip_grad_norm_(run.trained, longest, foreach=True)
 
-                # The one moment of a step that waits for the device. A loss that is no number
-                # ends the run here, before it reaches a weight or a checkpoint.
-                loss_value, right_value, norm_value = torch.stack((total, right, norm)).tolist()
-                skipped = run.check_finite(loss_value, norm_value, batch)
+                # A loss that is no number ends the run here, on a GPU one step later: before it
+                # reaches a checkpoint, and on a CPU before it reaches a weight.
+                run.readings.add(torch.stack((total, right, norm)), (run.step, batch))
+                shown = run.read()
                 for group in optimizer.param_groups:
                     group["lr"] = run.learning_rate(run.step)
                 scaler.step(optimizer)  # does nothing where float16 overflowed
                 scaler.update()
                 run.step += 1
                 run.mean_weights.update(run.model, run.step)
-                run.add_up(loss=loss_value * clips, right=right_value, clips=clips, skipped=skipped)
-                bar.set_postfix(loss=f"{loss_value:.3f}", refresh=False)
+                bar.set_postfix(loss=shown, refresh=False)
                 bar.update()
 
                 # All processes stop, or save within the epoch, behind the same step.

@@ -21,7 +21,7 @@ class Mixer:
     def __init__(
         self, mixup_prob: float, mixup_alpha: float, cutmix_prob: float, cutmix_beta: float
     ):
-        self.partners: Tensor | None = None  # with which clip each was mixed by the last call
+        self.partners: Tensor | None = None  # on the CPU: with which clip the last call mixed each
         self.members = [(mixup_prob, mixup_alpha, mixup), (cutmix_prob, cutmix_beta, cutmix)]
 
     def __call__(
@@ -33,11 +33,11 @@ class Mixer:
             return inputs, targets
         _, alpha, mix = drawn[int(rng.integers(len(drawn)))]
         some = next(iter(targets.values()))
-        order = torch.from_numpy(rng.permutation(len(some))).to(some.device)
+        self.partners = torch.from_numpy(rng.permutation(len(some)))
+        order = self.partners.to(some.device, non_blocking=True)
         inputs, kept = mix(inputs, float(rng.beta(alpha, alpha)), order, rng)
-        kept = kept.to(some.device).unsqueeze(1)  # (B, 1)
+        kept = kept.unsqueeze(1)  # (B, 1)
         mixed = {head: kept * y + (1 - kept) * y[order] for head, y in targets.items()}
-        self.partners = order
         return inputs, mixed
 
 
@@ -53,7 +53,7 @@ def mixup(
         return ratio * tensor + (1 - ratio) * tensor[order]
 
     mixed = {name: tuple(mix(tensor) for tensor in given) for name, given in inputs.items()}
-    return mixed, torch.full((len(order),), ratio)
+    return mixed, torch.full((len(order),), ratio, device=order.device)
 
 
 def cutmix(
@@ -110,7 +110,7 @@ def cut(
             where.narrow(axis, 0, start).fill_(False)
             where.narrow(axis, end, tensor.shape[axis] - end).fill_(False)
         pasted.append(torch.where(where, other, tensor))
-    return tuple(pasted), (inside.sum(dim=1) / length.squeeze(1) * other_share).cpu()
+    return tuple(pasted), inside.sum(dim=1) / length.squeeze(1) * other_share
 
 
 def draw_box(

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from training import augment, views
+from training import views
 from training.settings import Setting
+from training.strengths import FACE_STRENGTHS, SPEECH_STRENGTHS
 from utils.config import boolean, ranged
 
 Shape = tuple[int | None, ...]  # None: any size
@@ -40,6 +41,7 @@ class Modality:
     recipe: dict[str, Any] | None = None  # of the mode that trains it alone
     keeps_head: bool = False  # it has a head and a loss of its own in fusion, too
     pads: bool = False  # batches are padded to their longest clip
+    augmentation: str = ""  # how training/augment.py changes it
     cut_axes: tuple[int, ...] = (1,)  # of a batch (B, ...), that cutmix draws a box in; time first
     source: str = ""  # what preprocess.py makes it from: the clip's media, or its words
     follows: str = ""  # the modality whose times or files preprocess.py needs for it, where it can
@@ -129,11 +131,12 @@ MODALITIES = {
                 "log-mel of mean 0, deviation 1; bands: each of its bands",
                 "data",
             ),
-            **augment.SPEECH_STRENGTHS,
+            **SPEECH_STRENGTHS,
         },
         label="speech_emotion",
         recipe=dict(learning_rate=4e-3, batch_size=256, n_epoch=100, mixup_prob=1.0, amp=True),
         keeps_head=True,
+        augmentation="sound",
         cut_axes=(3, 2),  # time, frequency
         source="media",
         shortest=32,
@@ -152,11 +155,12 @@ MODALITIES = {
             "face_backbone": Setting(None, str, BACKBONE, "model"),
             "face_frames": Setting(16, ranged(int, 1), "face crops per clip", "data"),
             "face_lstm": Setting(True, boolean, "False: each frame counts by itself", "model"),
-            **augment.FACE_STRENGTHS,
+            **FACE_STRENGTHS,
         },
         label="face_emotion",
         recipe=dict(learning_rate=4e-3, batch_size=32, n_epoch=20, cutmix_prob=1.0, amp=True),
         keeps_head=True,
+        augmentation="pictures",
         cut_axes=(1, 3, 4),  # time, height, width
         source="media",
         follows="speech",  # faces are looked for while somebody speaks

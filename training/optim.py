@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterable
 
 import torch
@@ -16,14 +15,9 @@ Parameters = list[nn.Parameter]
 
 
 def ranger(parameters: Parameters, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """RAdam + Lookahead (arXiv 1908.03265, 1907.08610), gradients centralized (2004.01461)."""
-    from torch_optimizer import Ranger
+    from training.ranger import Ranger
 
-    # it calls torch with its arguments in an old order, which torch says at the first step
-    warnings.filterwarnings("ignore", message="This overload of add")
-    optimizer = Ranger(parameters, lr=lr, weight_decay=weight_decay)
-    optimizer.register_step_pre_hook(lambda own, *_: centralize_gradients(own))
-    return optimizer
+    return Ranger(parameters, lr=lr, weight_decay=weight_decay)
 
 
 def sgd(parameters: Parameters, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -47,15 +41,6 @@ def make_optimizer(
     if not trained:
         raise UsageError("every parameter is frozen: there is nothing to train")
     return OPTIMIZERS[name](trained, lr, weight_decay)
-
-
-def centralize_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Subtract from each weight's gradient its mean per output (arXiv 2004.01461), in place."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None and parameter.dim() > 1:
-                axes = tuple(range(1, parameter.dim()))
-                parameter.grad -= parameter.grad.mean(dim=axes, keepdim=True)
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the run that is done -> factor
@@ -91,9 +76,13 @@ class MeanWeights:
         if not self.decay:
             return
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
-        for mean, new in pairs:
-            mean.lerp_(new, share) if mean.is_floating_point() else mean.copy_(new)
+        means, values = ([*each.parameters(), *each.buffers()] for each in (self.model, model))
+        pairs = [*zip(means, values, strict=True)]
+        real = [pair for pair in pairs if pair[0].is_floating_point()]
+        counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        torch._foreach_lerp_(*map(list, zip(*real, strict=True)), share)
+        if counts:
+            torch._foreach_copy_(*map(list, zip(*counts, strict=True)))
 
 
 def batchnorm_momentum(total_steps: int, parts: int) -> float:

@@ -305,12 +305,14 @@ def describe(run: Any) -> str:
     weights = list(run.model.parameters())
     total = sum(weight.numel() for weight in weights)
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-    world, batch = run.dist.world, config["batch_size"]
+    world = run.dist.world
+    batch = run.train_loader.batch_sampler.clips // world * world
     clips = -(-batch // world // run.parts)
+    compiled = ", compiled" if run.compiled else ""
     return "\n".join(
         (
             " ".join(f"{name}={value}" for name, value in shown_settings(config, run.task).items()),
-            f"{run.device}, {precision}, {total:,} weights, {trained:,} trained",
+            f"{run.device}, {precision}{compiled}, {total:,} weights, {trained:,} trained",
             clips_by_class(train_set, "training"),
             clips_by_class(run.val_loader.dataset, "validation"),
             f"{counted(config['n_epoch'], 'epoch')} of {counted(run.steps_per_epoch, 'step')}; "

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from models import build_model
 from models.backbone import Backbone, set_batchnorm_momentum
+from training.accelerate import accelerate, is_compiled
 from training.checkpoint import (
     Checkpoint,
     load_last,
 )
-from training.data import ClipDataset, make_loader, training_rows
+from training.data import ClipDataset, Inputs, make_loader, training_rows
 from training.features import Features
 from training.fingerprint import fingerprints
 from training.losses import LOSSES, smooth_one_hot
@@ -39,6 +40,7 @@ from training.prepare import (
     with_inputs,
 )
 from training.randomness import generator
+from training.readings import Readings
 from training.resume import check_best, check_folder, check_same
 from training.stopping import interruptible
 from training.tasks import model_arch, task_of
@@ -124,7 +126,7 @@ class Run:
 
     def make_optimizer(self, weights: dict[str, Tensor]) -> None:
         config, model = self.config, self.model
-        largest = max(1, min(len(self.train_loader.dataset), config["batch_size"]) // 2)
+        largest = max(1, self.train_loader.batch_sampler.clips // 2)
         self.parts = min(config["grad_accumulation"], largest)
         self.set_training()
         set_batchnorm_momentum(model, self.batchnorm_momentum())
@@ -132,8 +134,12 @@ class Run:
             config["optim"], model.parameters(), config["learning_rate"], config["weight_decay"]
         )
         self.trained = [each for group in self.optimizer.param_groups for each in group["params"]]
-        self.parallel_model = self.dist.wrap(model)  # what is called in training
         self.mean_weights = MeanWeights(model, config["ema"])  # what is validated and kept
+        steps = self.steps_per_epoch * config["n_epoch"]
+        how = getattr(self.options, "compile", "auto")
+        self.compiled = is_compiled(how, self.device, steps)
+        accelerate(model, how, self.device, steps)
+        self.parallel_model = self.dist.wrap(model)  # what is called in training
         self.loss = partial(LOSSES[config["loss"]], config=config)
         self.class_weights = {head: each.to(self.device) for head, each in weights.items()}
         mixing = ("mixup_prob", "mixup_alpha", "cutmix_prob", "cutmix_beta")
@@ -141,6 +147,8 @@ class Run:
         self.dtype = half_precision(self.device)
         fp16 = config["amp"] and self.dtype is torch.float16
         self.scaler = torch.amp.GradScaler(torch.device(self.device).type, enabled=fp16)
+        # Scaling float16 waits for the device anyway, and decides by what it finds.
+        self.readings = Readings(lag=int(self.device.startswith("cuda") and not fp16))
         self.step = 0  # steps done since the start of the run
         self.sums = dict.fromkeys(SUMS, 0.0)  # of this epoch and process
         self.rows: list[dict[str, Any]] = []  # of the epochs that are done
@@ -178,9 +186,26 @@ class Run:
         self.train_loader.batch_sampler.set_epoch(epoch, first=done)
         return {"total": self.steps_per_epoch, "initial": done, "unit": "step"}
 
-    def add_up(self, **values: float) -> None:
-        for name, value in values.items():
-            self.sums[name] += value
+    def augmented(self, batch: dict[str, Any], inputs: Inputs) -> Inputs:
+        """The inputs of a batch, changed by what was drawn for its clips."""
+        changed = dict(inputs)
+        for name, drawn in batch.get("drawn", {}).items():
+            here = {key: each.to(self.device, non_blocking=True) for key, each in drawn.items()}
+            apply = self.train_loader.dataset.augmentations[name].apply
+            changed[name] = apply(*inputs[name], here, self.config)
+        return changed
+
+    def read(self, everything: bool = False) -> str:
+        """Check and add up the steps whose numbers are there, or wait for `everything`; the last
+        one's loss, for the progress bar."""
+        shown = ""
+        for (loss, right, norm), (step, batch) in self.readings.due(0 if everything else None):
+            skipped = self.check_finite(loss, norm, step, batch)
+            clips = len(batch["clip_id"])
+            for name, value in zip(SUMS, (loss * clips, right, clips, skipped), strict=True):
+                self.sums[name] += value
+            shown = f"{loss:.3f}"
+        return shown
 
     def exchange(self, is_last: bool) -> contextlib.AbstractContextManager:
         if is_last:
@@ -226,11 +251,11 @@ class Run:
         drawn = draw_left_out(names, clips, self.config["modality_dropout"], rng)
         if "absent" in batch:
             absent = torch.stack([batch["absent"][name] for name in names])  # (M, B)
-            lacking = absent if partners is None else absent | absent[:, partners.cpu()]
+            lacking = absent if partners is None else absent | absent[:, partners]
             together = torch.stack([drawn[name] for name in names]) | lacking
             together = torch.where(together.all(dim=0), absent, together)
             drawn = dict(zip(names, together, strict=True))
-        return {name: dropped.to(self.device) for name, dropped in drawn.items()}
+        return {name: each.to(self.device, non_blocking=True) for name, each in drawn.items()}
 
     def split(self, clips: int) -> list[slice]:
         """The parts of a batch that --grad_accumulation computes one after the other."""
@@ -240,12 +265,12 @@ class Run:
 
     def interruptible(self, stop: Any) -> contextlib.AbstractContextManager:
         """A stop leaves the computing inside at once, on one CPU process only: several end a step
-        together, and on a GPU it is shorter than the asking is worth."""
-        if self.dist.world > 1 or self.device != "cpu":
+        together, on a GPU it is shorter than the asking is worth, and compiled it is one piece."""
+        if self.dist.world > 1 or self.device != "cpu" or self.compiled:
             return contextlib.nullcontext()
         return interruptible(self.model, stop.requested)
 
-    def check_finite(self, loss: float, norm: float, batch: dict[str, Any]) -> bool:
+    def check_finite(self, loss: float, norm: float, step: int, batch: dict[str, Any]) -> bool:
         """Whether float16 overflowed, so that this update will be skipped; UsageError where the
         loss or the gradient is no number for another reason."""
         if math.isfinite(loss) and math.isfinite(norm):
@@ -258,8 +283,8 @@ class Run:
         if self.dist.world > 1 and math.isfinite(loss):
             others = " (of all processes: look first where the loss is not finite either)"
         raise UsageError(
-            f"the loss is {loss:g} and the gradient's norm {norm:g}{others} at step {self.step}; "
-            f"nothing was updated with it, and no checkpoint holds it. Clips: {clips}. Inputs: "
+            f"the loss is {loss:g} and the gradient's norm {norm:g}{others} at step {step}; "
+            f"no checkpoint holds what it did. Clips: {clips}. Inputs: "
             f"{seen}. Look at those, or start a new run with a lower --learning_rate or with "
             "--clip_norm"
         )
@@ -278,6 +303,8 @@ class Run:
         }
 
     def all_sums(self) -> dict[str, float]:
+        """Of the epoch so far and all processes; every step that was done is checked by then."""
+        self.read(everything=True)
         values = torch.tensor(list(self.sums.values()), dtype=torch.float64)
         return dict(zip(SUMS, self.dist.sum(values).tolist(), strict=True))
 

@@ -54,6 +54,7 @@ FUSION_RECIPE = dict(
     schedule="step",
     mixup_prob=1.0,
     lam=2.0,
+    amp=True,
 )
 TASKS = {name: alone(name, MODALITIES[name]) for name in MODES}
 TASKS["multimodal"] = fused(FUSED_INPUTS)

@@ -1,14 +1,14 @@
-"""One clip's feature -> the arrays that its encoder sees; training crops and augments at random.
+"""One clip's feature -> the arrays that its encoder sees; training takes random parts of it.
 
 Each view is called as `view(feature, row, config, rng, augment)` with the clip's row of the
-manifest and the run's settings, and gives the encoder's arguments for this clip.
+manifest and the run's settings, and gives the encoder's arguments for this clip. What else training
+changes at random, training/augment.py changes on the device.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from training.augment import augment_faces, augment_speech, resample
 from utils.errors import IntegrityError
 
 Arrays = tuple[np.ndarray, ...]
@@ -17,8 +17,8 @@ Arrays = tuple[np.ndarray, ...]
 def speech_view(
     log_mel: np.ndarray, row: dict, config: dict, rng: np.random.Generator, augment: bool
 ) -> Arrays:
-    """(F, T) -> (1, F, T') and the mask (T',) of its real columns: a random stretch of the clip in
-    training, the middle one else; zeros at both ends of short ones."""
+    """(F, T) -> (1, F, T') and the mask (T',) of its real columns: the middle of the clip, zeros at
+    both ends of a short one. In training a random stretch, whose level is left to augmentation."""
     frames = config["speech_frames"]
     if augment:
         log_mel = resample(log_mel, rng, config)
@@ -26,20 +26,20 @@ def speech_view(
     if augment and start > 0:
         start = rng.integers(0, log_mel.shape[1] - frames + 1)
     view, mask = cut_or_pad(log_mel, int(start), frames)
-    mean, deviation = level_of(view[:, mask], config["speech_norm"])
-    if augment:
-        view, mask = augment_speech(view, mask, rng, config)
-    view = (view - mean) / deviation * mask
+    if not augment:
+        mean, deviation = level_of(view[:, mask], config["speech_norm"])
+        view = (view - mean) / deviation * mask
     return np.ascontiguousarray(view[np.newaxis], dtype=np.float32), mask
 
 
-def level_of(real: np.ndarray, how: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation, (1, 1) or (F, 1), of the clip's columns (F, T): of all bands together
-    (clip), of each (bands: then the microphone does not count), or such that nothing changes."""
+def level_of(real: np.ndarray, how: str) -> np.ndarray:
+    """Mean and deviation, (2, 1, 1) or (2, F, 1), of the clip's columns (F, T): of all bands
+    together (clip), of each (bands: then the microphone does not count), or such that nothing
+    changes."""
     if how == "none":
-        return np.zeros((1, 1), np.float32), np.ones((1, 1), np.float32)
+        return np.array([0, 1], np.float32).reshape(2, 1, 1)
     axis = 1 if how == "bands" else None
-    return real.mean(axis, keepdims=True), real.std(axis, keepdims=True) + 1e-2
+    return np.stack([real.mean(axis, keepdims=True), real.std(axis, keepdims=True) + 1e-2])
 
 
 def cut_or_pad(log_mel: np.ndarray, start: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,6 +52,26 @@ def cut_or_pad(log_mel: np.ndarray, start: int, frames: int) -> tuple[np.ndarray
     return view, mask
 
 
+def resample(log_mel: np.ndarray, rng: np.random.Generator, config: dict) -> np.ndarray:
+    """(F, T) -> (F, T'): as if said faster or slower, and by a voice of a longer or shorter throat
+    (all bands move up or down alike). Bands that come in at an edge repeat it."""
+    speed, pitch = config["speech_speed"], config["speech_pitch"]
+    if not speed and not pitch:
+        return log_mel
+    import cv2
+
+    rate, shift = 1 + rng.uniform(-speed, speed), rng.uniform(-pitch, pitch)
+    bands, frames = log_mel.shape
+    matrix = np.array([[rate, 0, (rate - 1) / 2], [0, 1, shift]])  # of the result, in the source
+    return cv2.warpAffine(
+        np.ascontiguousarray(log_mel, np.float32),
+        matrix,
+        (max(1, round(frames / rate)), bands),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+
+
 def face_view(
     crops: np.ndarray, row: dict, config: dict, rng: np.random.Generator, augment: bool
 ) -> Arrays:
@@ -59,10 +79,7 @@ def face_view(
     training, evenly spaced over the whole clip else."""
     faces = np.flatnonzero(face_flags(row))
     chosen = faces[choose_frames(len(faces), config["face_frames"], rng, augment)]
-    view = crops[chosen]  # (T', S, S, 3)
-    if augment:
-        view = augment_faces(view, rng, config)
-    return (np.ascontiguousarray(view.transpose(0, 3, 1, 2)),)
+    return (np.ascontiguousarray(crops[chosen].transpose(0, 3, 1, 2)),)
 
 
 def face_flags(row: dict) -> np.ndarray:

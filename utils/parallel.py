@@ -37,12 +37,11 @@ def set_memory(options: dict[int, int] = KEEP) -> None:
 
 
 def use_tensor_cores(device: str) -> None:
-    """On a GPU, float32 multiplications in TF32 and the quickest convolutions for each size."""
+    """On a GPU, float32 multiplications in TF32."""
     if device.startswith("cuda"):
         import torch
 
         torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
 
 
 def signal_at_parents_end(signum: int) -> None:
