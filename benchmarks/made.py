@@ -33,16 +33,18 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def write_features(folder: Path, mode: str, batch_size: int, batches: int = 16) -> Features:
+def write_features(
+    folder: Path, mode: str, batch_size: int, batches: int = 16, split: str = "train"
+) -> Features:
     """Log-mels of 2 to 4 s, 4 to 12 word vectors, 20 to 40 crops of 224 px, as the original made of
     clips of MERC2020: what the mode sees of these. And two clips to validate on."""
     rng, rows, inputs = np.random.default_rng(0), [], TASKS[mode].inputs
     names = [("val", number) for number in range(2)]
-    names += [("train", number) for number in range(batches * batch_size)]
-    for split, number in names:
+    names += [(split, number) for number in range(batches * batch_size)]
+    for place, number in names:
         frames = 20 + number % (DISTINCT * batch_size) % 21
         label = dict.fromkeys(("emotion", "speech_emotion", "face_emotion"), CLASSES[number % 7])
-        row: dict[str, Any] = {"clip_id": f"{number:05d}", "split": split, "fold": "", **label}
+        row: dict[str, Any] = {"clip_id": f"{number:05d}", "split": place, "fold": "", **label}
         row["face_valid"] = "1" * frames
         rows.append(row)
         for name in inputs:
@@ -86,10 +88,13 @@ def settings_of(mode: str, size: str, device: str) -> dict[str, Any]:
     return config | {"amp": config["amp"] and device != "cpu"}
 
 
-def make_run(config: dict[str, Any], features: Features, device: str, workers: int) -> Run:
+def make_run(
+    config: dict[str, Any], features: Features, device: str, workers: int, compile: str = "auto"
+) -> Run:
     """A run as train.py makes it, of which nothing is kept."""
     options = Namespace(num_workers=workers, save_minutes=10.0, resume=False, overwrite=False)
     options.verify_features, options.leaks, options.given = False, "", set(config)
+    options.compile = compile
     return Run(dict(config), features, features.folder / "run", device, options)
 
 

@@ -26,7 +26,14 @@ from models.attn_cnn import AttnCNN
 from models.backbone import set_batchnorm_momentum
 from models.classifier import Prediction
 from train import start_config
-from training.augment import AUGMENTATIONS, draw_light, draw_warp, time_warp
+from training.augment import (
+    AUGMENTATIONS,
+    FACE_STRENGTHS,
+    SPEECH_STRENGTHS,
+    draw_light,
+    draw_warp,
+    time_warp,
+)
 from training.data import ClipDataset, EpochBatches, collate, make_loader, to_device, training_rows
 from training.features import Features
 from training.loop import fit
@@ -37,7 +44,6 @@ from training.optim import batchnorm_momentum, lr_factor, make_optimizer
 from training.randomness import PURPOSES, generator, torch_seed
 from training.ranger import Centralizer
 from training.run import Run
-from training.strengths import FACE_STRENGTHS, SPEECH_STRENGTHS
 from training.tasks import ALL_SETTINGS, TASKS, recipe
 from training.views import choose_frames, custom_view, face_view, speech_view, text_view
 from utils.errors import IntegrityError, UsageError

@@ -8,15 +8,37 @@ number of processes, and they do nothing but read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
 
+from training.settings import SHARE, Setting
 from training.views import Arrays, level_of
+from utils.config import ranged
 
+if TYPE_CHECKING:  # else the flags would wait for torch, where they read the strengths
+    from torch import Tensor
+
+SPEECH_STRENGTHS = {
+    "speech_speed": Setting(0.0, ranged(float, 0, 0.5), "most faster or slower", "augmentation"),
+    "speech_pitch": Setting(0.0, ranged(float, 0, 40), "most mel bins up or down", "augmentation"),
+    "speech_contrast": Setting(
+        0.3, SHARE, "brightness and contrast of the log-mel", "augmentation"
+    ),
+    "time_warp": Setting(
+        0.2, ranged(float, 0, 0.45), "SpecAugment: share of the length", "augmentation"
+    ),
+    "frequency_masks": Setting(3, ranged(int, 0), "SpecAugment", "augmentation"),
+    "frequency_width": Setting(27, ranged(int, 0), "of one, in mel bins", "augmentation"),
+    "time_masks": Setting(4, ranged(int, 0), "SpecAugment", "augmentation"),
+    "time_width": Setting(0.125, SHARE, "of one, share of the length", "augmentation"),
+}
+FACE_STRENGTHS = {
+    "face_flip": Setting(0.5, SHARE, "share of the clips mirrored", "augmentation"),
+    "face_contrast": Setting(0.5, SHARE, "brightness and contrast", "augmentation"),
+    "face_rotation": Setting(30.0, ranged(float, 0, 180), "degrees", "augmentation"),
+    "face_zoom": Setting(0.0, ranged(float, 0, 0.5), "most of size and place", "augmentation"),
+}
 Drawn = dict[str, np.ndarray]  # of one clip; of a batch tensors with one more axis in front
 OFTEN = 0.7  # share of the clips that get another light, and that are turned
 
@@ -91,6 +113,8 @@ def time_warp(view: Tensor, mask: Tensor, point: Tensor, target: Tensor) -> tupl
     (B, 1, F, T), (B, T) and the columns (B,) -> the same. A clip of which nothing would be left, a
     few columns that fell between two, stays as it is.
     """
+    import torch
+
     last = view.shape[3] - 1
     at = torch.arange(last + 1, device=view.device)  # (T,)
     point, target = point.unsqueeze(1), target.unsqueeze(1)  # (B, 1)
@@ -111,6 +135,8 @@ def time_warp(view: Tensor, mask: Tensor, point: Tensor, target: Tensor) -> tupl
 
 def covered(spans: Tensor, size: int) -> Tensor:
     """(B, spans, 2) -> (B, size): which places lie in any of a clip's spans."""
+    import torch
+
     at = torch.arange(size, device=spans.device)
     first, behind = spans.unsqueeze(3).unbind(2)  # (B, spans, 1)
     return ((at >= first) & (at < behind)).any(dim=1)
@@ -131,6 +157,8 @@ def draw_faces(arrays: Arrays, config: dict, rng: np.random.Generator) -> Drawn:
 
 def augment_faces(crops: Tensor, drawn: dict[str, Tensor], config: dict) -> tuple[Tensor]:
     """Crops (B, T, 3, S, S) in [0, 1] -> the same; at the edges pictures go on mirrored."""
+    from torch.nn.functional import affine_grid, grid_sample
+
     if config["face_contrast"]:
         gain, shift = drawn["light"].view(-1, 2, 1, 1, 1, 1).unbind(1)
         crops = (crops * gain + shift).clamp(0, 1)
@@ -147,7 +175,7 @@ class Augmentation(NamedTuple):
     settings)` does to them."""
 
     draw: Callable[[Arrays, dict, np.random.Generator], Drawn]
-    apply: Callable[..., tuple[Tensor, ...]]
+    apply: Callable[..., tuple]
 
 
 AUGMENTATIONS = {  # by the name that a modality's row gives

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from training import views
+from training import augment, views
 from training.settings import Setting
-from training.strengths import FACE_STRENGTHS, SPEECH_STRENGTHS
 from utils.config import boolean, ranged
 
 Shape = tuple[int | None, ...]  # None: any size
@@ -131,7 +130,7 @@ MODALITIES = {
                 "log-mel of mean 0, deviation 1; bands: each of its bands",
                 "data",
             ),
-            **SPEECH_STRENGTHS,
+            **augment.SPEECH_STRENGTHS,
         },
         label="speech_emotion",
         recipe=dict(learning_rate=4e-3, batch_size=256, n_epoch=100, mixup_prob=1.0, amp=True),
@@ -155,7 +154,7 @@ MODALITIES = {
             "face_backbone": Setting(None, str, BACKBONE, "model"),
             "face_frames": Setting(16, ranged(int, 1), "face crops per clip", "data"),
             "face_lstm": Setting(True, boolean, "False: each frame counts by itself", "model"),
-            **FACE_STRENGTHS,
+            **augment.FACE_STRENGTHS,
         },
         label="face_emotion",
         recipe=dict(learning_rate=4e-3, batch_size=32, n_epoch=20, cutmix_prob=1.0, amp=True),
