@@ -16,7 +16,7 @@ import torch
 from training.features import Features
 from training.modalities import modality
 from training.run import Run
-from training.tasks import TASKS, recipe
+from training.tasks import TASKS, half_pays, recipe
 
 CLASSES = ["hap", "ang", "dis", "fea", "sad", "neu", "sur"]
 EXTRACTION = {"speech": {"n_mels": 128}, "video": {"face_size": 224}, "text": {"dim": 200}}
@@ -85,7 +85,7 @@ def settings_of(mode: str, size: str, device: str) -> dict[str, Any]:
     """The recipe's, for a run without end that validates nothing."""
     config = recipe(mode) | {"fold": None, "val_fold": None, "n_epoch": 10**6, "eval_step": 10**6}
     config |= SIZES[size][mode]
-    return config | {"amp": config["amp"] and device != "cpu"}
+    return config | {"amp": device != "cpu" and half_pays(config)}
 
 
 def make_run(

@@ -401,7 +401,7 @@ def test_every_extra_setting_resumes_exactly(start, tmp_path):
     flags = [each for name, value in EXTRAS.items() for each in (f"--{name}", value)]
     plain = start("plain")
     whole = start("whole", *flags)
-    assert plain.code == whole.code == 0 and "effective batch 5 = 1 x 2 x 3 clips" in whole.out
+    assert plain.code == whole.code == 0 and "effective batch 4 = 1 x 2 x 2 clips" in whole.out
     with stopping_behind_every_step():
         codes = [start("cut", *flags, "--resume").code for _ in range(9)]
     assert set(codes) == {143}
@@ -552,7 +552,7 @@ def test_table_events_and_curves_agree(start, features, tmp_path, monkeypatch):
 # Several processes
 
 
-SHARED = [(42, 8, 2), (41, 8, 2), (19, 6, 3), (7, 4, 2)]
+SHARED = [(42, 8, 2), (41, 8, 2), (19, 6, 3), (8, 4, 2)]
 
 
 @pytest.mark.parametrize(("size", "batch", "world"), SHARED)
@@ -610,7 +610,7 @@ def torchrun(folder: Path, *args: object) -> subprocess.CompletedProcess:
 def test_two_processes_train_like_one(features, tmp_path):
     """Text, which has no batch norm, without dropout: the same losses up to rounding."""
     args = ["--mode", "text", *TINY, "--features_dir", features, "--logs_dir", tmp_path]
-    args += ["--batch_size", 10, "--n_epoch", 2, "--device", "cpu", "--class_weights", "balanced"]
+    args += ["--batch_size", 6, "--n_epoch", 2, "--device", "cpu", "--class_weights", "balanced"]
     two = torchrun(tmp_path, *args, "--exp_name", "two")
     assert two.returncode == 0, two.stderr
     assert two.stderr.count("threads of gloo left: 0") == 2, two.stderr
@@ -621,7 +621,7 @@ def test_two_processes_train_like_one(features, tmp_path):
     one, other = (pd.read_csv(tmp_path / "text" / name / "metrics.csv") for name in ("one", "two"))
     np.testing.assert_allclose(other, one, rtol=2e-5, atol=1e-7)
     assert (one["val_accuracy"] == other["val_accuracy"]).all()
-    assert "effective batch 10 = 2 x 1 x 5 clips" in two.stdout
+    assert "effective batch 6 = 2 x 1 x 3 clips" in two.stdout
     assert two.stdout.count("\nepoch ") == 2
     assert json.loads((tmp_path / "text" / "two" / "best.json").read_text())["clips"] == 14
     alone = run_main("train", *args, "--exp_name", "two", "--resume")  # another number goes on

@@ -132,7 +132,7 @@ def test_a_feature_that_changes_ends_the_run(features, tmp_path, monkeypatch):
     path = features / "train" / "mine" / "00003.npy"
     behind_step(monkeypatch, 4, lambda: np.save(path, np.zeros(8)))
     places = ["--features_dir", features, "--logs_dir", tmp_path, "--exp_name", "a"]
-    flags = ["--mode", "multimodal", "--inputs", "mine", *TINY, *places]
+    flags = ["--mode", "multimodal", "--inputs", "mine", *TINY, "--batch_size", 7, *places]
     run = run_main("train", *flags)
     assert run.code == 4 and f"{path} was changed meanwhile" in run.err, run.err
 

@@ -67,7 +67,7 @@ OPTIMIZATION = {
     "clip_norm": (0.0, NOT_NEGATIVE, "longest gradient (norm); 0: any"),
     "grad_accumulation": (1, WHOLE, "parts of a batch; batch norm sees each by itself"),
     "ema": (0.0, ranged(float, 0, 0.99999), "decay of mean weights to validate; 0: off"),
-    "amp": (False, boolean, "half precision; never on a CPU unless given"),
+    "amp": (False, boolean, "half precision; by itself on a GPU, not on a CPU"),
 }
 OBJECTIVE = {
     "loss": ("cross_entropy", str, "by name, see training/losses.py"),
