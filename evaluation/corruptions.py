@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,10 +48,11 @@ def band_widths(bands: int, lowest: float, highest: float) -> np.ndarray:
 
 def blur(crops: np.ndarray, sigma: float, rng: np.random.Generator, settings: dict) -> np.ndarray:
     """(T, S, S, 3) -> the same under a Gaussian of `sigma` % of the crop's side."""
-    import cv2
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it looks for news on the internet
+    from albumentations import GaussianBlur
 
     width = sigma / 100 * crops.shape[1]
-    return np.stack([cv2.GaussianBlur(crop, (0, 0), width) for crop in crops])
+    return GaussianBlur(blur_limit=0, sigma_limit=(width, width), p=1)(images=crops)["images"]
 
 
 def drop_words(
