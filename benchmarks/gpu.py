@@ -161,12 +161,13 @@ def compiled(mode: str, args: Namespace) -> Figures:
 
 def scripts(args: Namespace) -> Figures:
     """train.py stopped and resumed, evaluate.py and make_submission.py on its run."""
-    small = "--face_coeff 0 --speech_coeff 0 --text_layers 2 --n_epoch 3 --batch_size 16"
+    size = 16 if args.device != "cpu" else 2
+    small = f"--face_coeff 0 --speech_coeff 0 --text_layers 2 --n_epoch 3 --batch_size {size}"
     with tempfile.TemporaryDirectory() as folder:
         features, logs = Path(folder) / "features", Path(folder) / "logs"
-        clips = 4 * 16
+        clips = 4 * size
         for split in ("train", "test"):
-            write_features(features / split, "multimodal", 16, batches=4, split=split)
+            write_features(features / split, "multimodal", size, batches=4, split=split)
         common = f"--device {args.device} --num_workers {args.workers} --features_dir"
         run = f"train.py --mode multimodal --exp_name a {small} --logs_dir {logs} {common}"
         run = f"{run} {features / 'train'}"
