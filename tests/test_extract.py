@@ -12,6 +12,7 @@ import struct
 import subprocess
 import time
 import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from conftest import flat, make_clip, moving_picture, tone
 from scipy.io import wavfile
 
 from corpora.manifest import Clip
-from extract import audio, detector, faces
+from extract import audio, detector, faces, mel
 from extract.audio import denoise, extract_speech, log_mel_spectrogram, read_mono
 from extract.clip import SETTINGS, Job, process_clip
 from extract.detector import Track, detect, overlap, square
@@ -116,6 +117,27 @@ def test_the_same_is_heard_as_librosa_hears():
         wave = (loud * rng.normal(size=len(loud))).astype(np.float32)
         _, expected = trim(wave, top_db=20, frame_length=512, hop_length=256)
         assert audio.trim(wave) == tuple(expected)
+
+
+def test_the_sound_is_as_librosa_and_scipy_make_it_bit_by_bit():
+    import librosa
+    from scipy.signal import wiener
+
+    sizes = {name: audio.SPEECH_SETTINGS[name] for name in ("n_fft", "hop_length", "n_mels")}
+    band = {name: audio.SPEECH_SETTINGS[name] for name in ("fmin", "fmax")}
+    for seed, length in enumerate((1, 2, 3, 255, 256, 511, 4096, 40_000)):
+        wave = np.random.default_rng(seed).normal(size=length).astype(np.float32)
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # bands without a bin, short sounds
+            expected = wiener(wave)
+            power = librosa.feature.melspectrogram(y=wave, sr=16_000, **sizes, **band)
+            np.testing.assert_array_equal(mel.wiener(wave), expected)
+        np.testing.assert_array_equal(mel.mel_power(wave, audio.SPEECH_SETTINGS), power)
+        loud = librosa.feature.rms(y=wave, frame_length=512, hop_length=256)[0]
+        np.testing.assert_array_equal(mel.loudness(wave, 512, 256), loud)
+        decibel = librosa.power_to_db(power / power.max(), ref=1.0, top_db=80)
+        expected = (1 + decibel / 80).clip(0, 1)
+        np.testing.assert_array_equal(log_mel_spectrogram(wave), expected)
 
 
 @pytest.mark.parametrize("wave", [np.zeros(999), np.full(999, 0.25), np.repeat([0, 0.5], 500)])
