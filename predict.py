@@ -100,11 +100,11 @@ def main() -> int:
 
 def load_ahead(args: argparse.Namespace, sources: list) -> None:
     """Have the libraries of the process that reads clips loaded while this one loads its own."""
-    from extract.clip import STAGES, libraries_of
+    from extract.clip import PICTURE, SOUND
     from utils.guard import begin_loading
 
     if not args.times and any(source.clip.media != Path() for source in sources):
-        begin_loading(libraries_of(STAGES))
+        begin_loading((*SOUND, *PICTURE))
 
 
 def predict_all(args: argparse.Namespace, sources: list) -> list:

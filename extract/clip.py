@@ -162,14 +162,18 @@ def stage_named(name: str, job: Job) -> Stage:
 
 
 SOUND = ("numpy", "av")
-PICTURE = ("torch", "facenet_pytorch", "cv2", "av")
+PICTURE = ("torch", "cv2", "av")
 STAGES = {
     "speech": Stage(make_speech, lambda clip: clip.media, ".npy", libraries=SOUND),
     "wave": Stage(make_wave, lambda clip: clip.media, ".npy", ("speech",), libraries=SOUND),
     "video": Stage(make_video, lambda clip: clip.media, ".npy", (), ("speech",), PICTURE),
     "text": Stage(make_text, lambda clip: clip.words or clip.transcript, ".npz"),
     "video_embedding": Stage(
-        make_video_embedding, lambda clip: None, ".npy", ("video",), libraries=PICTURE
+        make_video_embedding,
+        lambda clip: None,
+        ".npy",
+        ("video",),
+        libraries=(*PICTURE, "facenet_pytorch"),
     ),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -349,7 +353,7 @@ def _write(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
     stage, path = stage_named(name, job), feature_path(job.features_dir, clip, name)
     if stage.libraries:
         _limit_threads(job.threads, stage.libraries)
-    if stage.libraries == PICTURE and device_name(job.device) != "cpu":
+    if "torch" in stage.libraries and device_name(job.device) != "cpu":
         lift_memory_limit()
     made: dict[str, Any] = {}
     write_atomic(path, lambda file: made.update(stage.make(clip, job, facts, file)))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import flat, make_clip, moving_picture, tone
 from scipy.io import wavfile
 
@@ -418,7 +419,7 @@ def fake(monkeypatch):
     def install(plan) -> FakeDetector:
         detector = FakeDetector(plan)
         monkeypatch.setattr(
-            "facenet_pytorch.MTCNN.detect", lambda network, images: detector(network, images)
+            "extract.mtcnn.Mtcnn.detect", lambda network, images: detector(network, images)
         )
         return detector
 
@@ -592,6 +593,28 @@ def test_pictures_without_a_face_have_a_code(tmp_path, height, width):
 def test_a_clip_without_a_picture_has_a_code(tmp_path):
     clip = make_clip(tmp_path / "a.mp4", None, tone(0.3))
     assert code_of(extract_faces, clip, 0.0, 0.3, SMALL) == "E_NOVIDEO"
+
+
+def test_the_networks_find_what_facenet_pytorch_finds_bit_by_bit(face_image):
+    """Also of many candidates, as noise has them, of several faces, and of none."""
+    from facenet_pytorch import MTCNN
+
+    rng = np.random.default_rng(0)
+    wide = np.concatenate([face_image, face_image[:, ::-1]], axis=1)  # (180, 480, 3)
+    noise = rng.integers(0, 256, wide.shape, np.uint8)
+    coarse = rng.integers(0, 256, (23, 60, 3), np.uint8).repeat(8, 0)[:180].repeat(8, 1)
+    moved = np.roll(wide, 13, axis=1) // 2
+    frames = np.stack([wide, noise, coarse, moved, np.zeros_like(wide)])
+    theirs = MTCNN(keep_all=True, min_face_size=30, factor=0.6, device="cpu")
+    expected = theirs.to(memory_format=torch.channels_last).detect(frames)
+    found = detector.detector("cpu", 30).detect(frames)
+    assert len(found[0][0]) == 2 and found[0][-1] is None
+    for ours, others in zip(found, expected, strict=True):
+        for one, other in zip(ours, others, strict=True):
+            if one is None:
+                assert np.all(np.equal(other, None))
+            else:
+                np.testing.assert_array_equal(one, np.float32(other))
 
 
 def test_mtcnn_finds_the_face_of_a_photograph(tmp_path, face_image):

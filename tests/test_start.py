@@ -55,7 +55,9 @@ def test_the_processes_that_read_clips_load_what_pictures_need():
     code = "from extract.clip import STAGES, libraries_of\n"
     code += "for name in libraries_of({}): __import__(name)"
     assert loaded_by(code.format("('speech', 'wave', 'text')")) == set()
-    assert loaded_by(code.format("STAGES")) == {"torch", "torchvision", "facenet_pytorch", "cv2"}
+    detector = "\nfrom extract.detector import detector\ndetector('cpu', 30)"
+    code = code.format("('speech', 'wave', 'video', 'text')") + detector
+    assert loaded_by(code) == {"torch", "cv2"}
 
 
 def test_a_prediction_begins_with_what_its_model_needs():
