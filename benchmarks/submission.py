@@ -33,6 +33,7 @@ from training.data import ClipDataset, make_loader, to_device
 from training.features import Features
 from training.inference import Views, encode_views
 from training.tasks import TASKS, model_arch
+from utils.errors import run_script
 
 SHAPES = {"speech": (128, None), "face": (None, 224, 224, 3), "text": (None, 200)}
 
@@ -137,4 +138,4 @@ def compare(ways: dict[str, Callable], args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
