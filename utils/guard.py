@@ -43,10 +43,11 @@ class Limits:
 def begin_loading(libraries: Iterable[str]) -> None:
     """Have the libraries of the first call loaded from now on, while this process goes on.
 
-    They are loaded once, by the process that all children are forked from.
+    They are loaded once, by the process that all children are forked from; where this thread has a
+    child already, that is done.
     """
     context: Any = multiprocessing.get_context(START)
-    if START == "forkserver":
+    if START == "forkserver" and getattr(_here, "process", None) is None:
         context.set_forkserver_preload(list(dict.fromkeys(libraries)))
         multiprocessing.forkserver.ensure_running()
 
