@@ -75,10 +75,7 @@ def submit(args: argparse.Namespace) -> None:
     if not rows:
         raise IntegrityError(f"no clip of the sheets has features in {args.features_dir}")
     clips_of = [readable_places(member, rows, features) for member in members]
-    votes = [
-        vote_of(member, [list(rows.values())[place] for place in clips], features, args, device)
-        for member, clips in zip(members, clips_of, strict=True)
-    ]
+    votes = votes_of(members, clips_of, list(rows.values()), features, args, device)
     labels = [row["emotion"] for row in rows.values()]
     for member, clips, (_, scores) in zip(members, clips_of, votes, strict=True):
         own = [labels[index] for index in clips]
@@ -220,17 +217,20 @@ def readable_places(member: Any, rows: dict, features: Any) -> Any:
     return readable(member, pd.DataFrame(rows.values()), features).index
 
 
-def vote_of(member: Any, rows: list[dict], features: Any, args: Any, device: str) -> list:
-    """(N, K) of one model: its probabilities, and its scores with --temperature."""
+def votes_of(
+    members: list, clips_of: list, rows: list[dict], features: Any, args: Any, device: str
+) -> list:
+    """For each model (N, K) of the clips that it reads: its probabilities, and its scores with
+    --temperature."""
     import pandas as pd
 
-    from evaluation.ensemble import image_views, make_dataset, vote
+    from evaluation.ensemble import image_views
+    from evaluation.votes import Parts, votes
 
     frames = {"face_frames": args.face_frames}
-    dataset = make_dataset(member, pd.DataFrame(rows), features, **frames)
-    return vote(
-        member,
-        dataset,
+    return votes(
+        members,
+        Parts(members, clips_of, pd.DataFrame(rows), features, **frames),
         device,
         image_views(args.tta),
         temperatures=(1.0, args.temperature),

@@ -15,14 +15,17 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from utils.config import Flags, ranged
 from utils.errors import ClipError, listed, run_script
 from utils.files import check_place, write_bytes, write_csv, write_json
 from utils.fonts import columns, padded, shortened
+from utils.parallel import no_collection
 from utils.scratch import sweep
 
 REJECTED = 3  # exit code: finished, but some clips have no answer
@@ -81,6 +84,7 @@ def main() -> int:
     if others := left_out(args.clips):
         what = f"{len(others)} files of other kinds left out"
         print(f"{what}: {listed([each.name for each in others], 3)}", file=sys.stderr)
+    load_ahead(args, sources)
     predictions = predict_all(args, sources)
     write_tables(args, predictions)
     for name, part in groupby(predictions, lambda each: each.source.name):
@@ -94,12 +98,22 @@ def main() -> int:
     return REJECTED if failed else 0
 
 
+def load_ahead(args: argparse.Namespace, sources: list) -> None:
+    """Have the libraries of the process that reads clips loaded while this one loads its own."""
+    from extract.clip import PICTURE, SOUND
+    from utils.guard import begin_loading
+
+    if not args.times and any(source.clip.media != Path() for source in sources):
+        begin_loading((*SOUND, *PICTURE))
+
+
 def predict_all(args: argparse.Namespace, sources: list) -> list:
     """Every prediction, printed as it comes."""
-    from tqdm import tqdm
+    with no_collection():
+        from tqdm import tqdm
 
-    from evaluation.ensemble import label_note
-    from inference.predictor import Predictor, encoder_places
+        from evaluation.ensemble import label_note
+        from inference.predictor import Predictor, encoder_places
 
     predictor = Predictor(
         args.checkpoints,
@@ -116,6 +130,8 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
     )
     if note := label_note(predictor.members):
         print(note, file=sys.stderr)
+    if not args.no_pictures:  # loaded while the first clip is read
+        Thread(target=import_module, args=("matplotlib.figure",), daemon=True).start()
     parts = [part for source in sources for part in predictor.with_words(predictor.cut(source))]
     write_subtitles(args.out, predictor.heard)
     predictor.look_up([part.clip.transcript for part in parts])

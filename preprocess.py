@@ -19,6 +19,7 @@ import sys
 import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ def main() -> int:
     connect(args.backend, args.scheduler)
     with lock_folder(args.features_dir):
         end_at_signals()
+        load_ahead(args, listing)
         args.said = transcribe_clips(args, listing) if args.transcribe else {}
         records, changed = extract(args, listing)
         usable, rejected = write_tables(args, listing, records)
@@ -109,6 +111,15 @@ def cropped(clip: Any) -> Any:
         what = "is for still pictures that show a face and nothing else"
         raise UsageError(f"--face_cropped {what}: {clip.media} is none")
     return replace(clip, cropped=True)
+
+
+def load_ahead(args: argparse.Namespace, listing: Listing) -> None:
+    """Have the libraries of the workers loaded from now on, where there is a clip to work on."""
+    from extract.clip import is_new, libraries_of
+    from utils.guard import begin_loading
+
+    if args.backend == "loky" and any(is_new(args.features_dir, clip) for clip in listing.clips):
+        begin_loading(libraries_of(args.modalities))
 
 
 def end_at_signals() -> None:
@@ -243,6 +254,8 @@ def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path
     )
     whole = replace(job, modalities=(*job.modalities, *args.encoder))
     begin_tree(args, listing, whole)
+    for name in ("pandas", "corpora.audit"):  # while the workers' libraries are loaded
+        import_module(name)
     work = [(clip, job, whole) for clip in listing.clips]
     results = parallel_map(work_on, work, max(1, min(args.workers, len(work))), args.backend)
     progress = tqdm(results, "loading libraries", len(work), unit="clip", smoothing=0.05)
@@ -366,7 +379,7 @@ def begin_tree(args: argparse.Namespace, listing: Listing, job: Any) -> None:
 
     from extract.clip import SCHEMA
 
-    libraries = ("numpy", "librosa", "av", "facenet-pytorch", "opencv-python-headless", "scipy")
+    libraries = ("numpy", "av", "facenet-pytorch", "opencv-python-headless")
     settings = {
         "schema": SCHEMA,
         "corpus": args.corpus,

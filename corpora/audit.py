@@ -250,6 +250,8 @@ def crossing(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
 
 def duplicates(rows: pd.DataFrame, links: list[Link]) -> list[dict]:
     """One finding for each group of clips that the links connect."""
+    if not links:
+        return []
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -29,9 +29,9 @@ from training.checkpoint import (
     restore_model,
     weights_digest,
 )
-from training.data import ClipDataset, make_loader
+from training.data import ClipDataset
 from training.features import Features, comparable
-from training.inference import Views, infer
+from training.inference import Views
 from training.modalities import MODALITIES
 from training.tasks import Task, task_of
 from utils.errors import IntegrityError
@@ -174,31 +174,6 @@ def make_dataset(
     dataset = ClipDataset(features, rows, member.task, member.config | changes, training=False)
     features.check_files(dataset.rows, member.task.inputs)
     return dataset
-
-
-def vote(
-    member: Member,
-    dataset: ClipDataset,
-    device: str,
-    views: Views,
-    temperatures: Sequence[float],
-    batch_size: int = 8,
-    num_workers: int = 0,
-) -> list[np.ndarray]:
-    """(N, K) of the deciding head for each temperature: the mean over the views of each clip."""
-    model, head = member.model.to(device), member.task.main_head
-
-    def read(tokens: list) -> list[np.ndarray]:
-        logits = [model.classify(each).logits[head] for each in tokens]
-        return [mean_over_views(logits, each).cpu().numpy() for each in temperatures]
-
-    loader = make_loader(dataset, batch_size, num_workers, device)
-    batches = [
-        each for _, each in infer(model, loader, device, read, views, title=member.path.parent.name)
-    ]
-    scores = [np.concatenate(each) for each in zip(*batches, strict=True)]
-    check_finite(member, scores)
-    return scores
 
 
 def check_finite(member: Member, scores: Sequence[np.ndarray]) -> None:

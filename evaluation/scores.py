@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit, ndtri, stdtrit
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 MEASURES = ("accuracy", "uar", "macro_f1", "weighted_f1")
 MIN_SPEAKERS = 6  # the smallest p that the sign flips of 5 can have is 2 / 2**5 = 0.0625
@@ -14,6 +13,8 @@ MIN_SPEAKERS = 6  # the smallest p that the sign flips of 5 can have is 2 / 2**5
 
 def class_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[int, dict[str, float]]:
     """Precision, recall, F1 and number of clips of each class that occurs in `labels`."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     occurs, names = np.unique(labels), ("precision", "recall", "f1-score", "support")
     columns = precision_recall_fscore_support(labels, predictions, labels=occurs, zero_division=0)
     rows = zip(*(column.tolist() for column in columns), strict=True)
@@ -130,6 +131,8 @@ def full_scores(
     labels: np.ndarray, predictions: np.ndarray, speakers: np.ndarray, classes: list[str]
 ) -> dict[str, Any]:
     """Measures with intervals, each class that occurs, the confusion matrix [label, prediction]."""
+    from sklearn.metrics import confusion_matrix
+
     numbers, (group, unit) = np.arange(len(classes)), group_by_speaker(speakers)
     influence = influences(labels, predictions, len(classes))
     weights = clip_weights(labels, len(classes))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -160,15 +161,19 @@ def stage_named(name: str, job: Job) -> Stage:
     )
 
 
-SOUND = ("librosa.feature.spectral", "scipy.signal", "av")
-PICTURE = ("torch", "facenet_pytorch", "cv2", "av")
+SOUND = ("numpy", "av")
+PICTURE = ("torch", "cv2", "av")
 STAGES = {
     "speech": Stage(make_speech, lambda clip: clip.media, ".npy", libraries=SOUND),
     "wave": Stage(make_wave, lambda clip: clip.media, ".npy", ("speech",), libraries=SOUND),
     "video": Stage(make_video, lambda clip: clip.media, ".npy", (), ("speech",), PICTURE),
     "text": Stage(make_text, lambda clip: clip.words or clip.transcript, ".npz"),
     "video_embedding": Stage(
-        make_video_embedding, lambda clip: None, ".npy", ("video",), libraries=PICTURE
+        make_video_embedding,
+        lambda clip: None,
+        ".npy",
+        ("video",),
+        libraries=(*PICTURE, "facenet_pytorch"),
     ),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -325,18 +330,30 @@ def _supervised(function: Callable, name: str, clip: Clip, job: Job, *args: Any)
 
 def limits_for(source: Path | str | None, job: Job) -> Limits:
     """What reading a clip's file may use in a process of its own."""
-    libraries = [lib for name in job.modalities for lib in stage_named(name, job).libraries]
     found = stamp(source) if isinstance(source, Path) else None
     megabytes = found[1] / 1e6 if found else 0
-    return Limits(job.clip_seconds * (1 + megabytes / 10), job.memory_mb, tuple(libraries))
+    return Limits(
+        job.clip_seconds * (1 + megabytes / 10), job.memory_mb, libraries_of(job.modalities)
+    )
+
+
+def libraries_of(modalities: Iterable[str]) -> tuple[str, ...]:
+    """What the stages of these names need in a process of its own, each library once."""
+    stages = [STAGES[name] for name in modalities if name in STAGES]
+    return tuple(dict.fromkeys(library for stage in stages for library in stage.libraries))
+
+
+def is_new(features_dir: Path, clip: Clip) -> bool:
+    """Whether nothing was ever made of this clip."""
+    return not record_path(features_dir, clip).exists()
 
 
 def _write(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
     """Make one stage's file; what the record says of it."""
     stage, path = stage_named(name, job), feature_path(job.features_dir, clip, name)
     if stage.libraries:
-        _limit_threads(job.threads)
-    if stage.libraries == PICTURE and device_name(job.device) != "cpu":
+        _limit_threads(job.threads, stage.libraries)
+    if "torch" in stage.libraries and device_name(job.device) != "cpu":
         lift_memory_limit()
     made: dict[str, Any] = {}
     write_atomic(path, lambda file: made.update(stage.make(clip, job, facts, file)))
@@ -381,19 +398,24 @@ def _is_there(job: Job, clip: Clip, stage: str) -> bool:
     return feature_path(job.features_dir, clip, stage).is_file()
 
 
-@lru_cache(maxsize=1)  # once per process, its libraries are loaded by then
-def _limit_threads(threads: int) -> None:
+@lru_cache  # once per process, its libraries are loaded by then
+def _limit_threads(threads: int, libraries: tuple[str, ...]) -> None:
     """Without it every worker's BLAS and OpenMP wait in busy loops for all cores.
 
-    BLAS gets one thread: its matrices are small here, a second one makes a clip slower.
+    BLAS gets one thread: its matrices are small here, a second one makes a clip slower. Sound alone
+    does not load what pictures need.
     """
-    import cv2
-    import torch
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1)
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
+    if "torch" in {*libraries, *sys.modules}:
+        import torch
+
+        torch.set_num_threads(threads)
+    if "cv2" in {*libraries, *sys.modules}:
+        import cv2
+
+        cv2.setNumThreads(threads)
 
 
 MANIFEST_COLUMNS = (

@@ -15,7 +15,8 @@ from conftest import CLASSES, TINY, write_features
 from inside import run_main
 
 import make_submission
-from evaluation.ensemble import Member
+from evaluation.ensemble import Member, image_views, mean_over_views, readable
+from evaluation.votes import Parts, votes
 from models import build_model
 from models.classifier import Prediction
 from models.fusion import Tokens
@@ -341,7 +342,8 @@ def test_views_of_the_face_only_and_the_mean_of_powers(features, views):
     rows = opened.rows("test").to_dict("records")
     place = features / "model.pth"
     member = Member(place, {"config": CONFIG}, model, place)
-    believed, result = make_submission.vote_of(member, rows, opened, args, "cpu")
+    clips = [range(len(rows))]
+    ((believed, result),) = make_submission.votes_of([member], clips, rows, opened, args, "cpu")
     assert model.counts == {"speech": 7, "text": 7, "face": 7 * views}
     seen = model.views[:views]  # of the first clip
     assert len({view.numpy().tobytes() for view in seen}) == views
@@ -361,6 +363,56 @@ def test_views_of_the_face_only_and_the_mean_of_powers(features, views):
     for factor in (0.9, 1.0, 1.1):
         for flip in flips:
             assert any(torch.allclose(view, flip * factor, atol=1e-6) for view in seen)
+
+
+def one_by_one(members, clips_of, rows, features, views, **changes) -> list[np.ndarray]:
+    """The votes without anything shared: a pass for each model, each view of a clip by itself."""
+    found = []
+    for member, clips in zip(members, clips_of, strict=True):
+        own = member.config | changes
+        data = ClipDataset(features, rows.iloc[clips], member.task, own, training=False)
+        member.model.eval()
+        scores = []
+        with torch.inference_mode():
+            for batch in make_loader(data, 1, 0, "cpu"):
+                inputs, logits = to_device(batch["inputs"], "cpu"), []
+                for view in views["face"] if "face" in inputs else [None]:
+                    face = {"face": (view(inputs["face"][0]),)} if view else {}
+                    tokens = member.model.encode(inputs | face, batch.get("absent"))
+                    logits.append(member.model.classify(tokens).logits[member.task.main_head])
+                scores.append(mean_over_views(logits).numpy())
+        found.append(np.concatenate(scores))
+    return found
+
+
+def test_models_that_share_one_pass_say_what_each_says_alone(features, tmp_path, monkeypatch):
+    """Of other settings, inputs and clips, too; each file is read once where the settings agree."""
+    opened = Features.open(features)
+    rows = opened.rows("test").assign(missing="")
+    rows.loc[1, "missing"], rows.loc[4, "missing"] = "text", "video speech"
+    kinds = {"a": {}, "b": {}, "wide": {"speech_frames": 40}, "some": {"modality_dropout": 0.1}}
+    kinds["voice"] = {"mode": "speech"}
+    members, clips_of = [], []
+    for seed, (name, changes) in enumerate(kinds.items()):
+        config = CONFIG | changes
+        arch = model_arch(TASKS[config["mode"]], config, len(CLASSES), SHAPES)
+        torch.manual_seed(seed)
+        place = tmp_path / name
+        members.append(Member(place, {"config": config}, build_model(**arch), place))
+        clips_of.append(list(readable(members[-1], rows, opened).index))
+    assert [len(clips) for clips in clips_of] == [5, 5, 5, 7, 6]
+    views = image_views(6)
+    expected = one_by_one(members, clips_of, rows, opened, views, face_frames=2)
+    parts = Parts(members, clips_of, rows, opened, face_frames=2)
+    for size, workers in ((3, 0), (1, 0), (7, 2)):
+        found = votes(members, parts, "cpu", views, [1.0], size, workers)
+        for (one,), alone in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, alone, atol=1e-6)
+
+    read, load = [], Features.load
+    monkeypatch.setattr(Features, "load", lambda *a: read.append(a[0].path(*a[1:])) or load(*a))
+    votes(members[:2], Parts(members[:2], clips_of[:2], rows, opened), "cpu", views, [1.0, 0.1])
+    assert len(read) == len({*read}) == 3 * 5
 
 
 def test_runs_are_found_and_labelled_splits_are_scored(submit, members, features, tmp_path):

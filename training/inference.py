@@ -1,4 +1,7 @@
-"""The one loop that asks a model about clips, for all that does: validation to submission."""
+"""The one loop that asks a model about clips: validation, evaluation, prediction.
+
+A submission asks several models at once: evaluation/votes.py.
+"""
 
 from __future__ import annotations
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import resource
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,18 @@ class Limits:
     seconds: float
     memory_mb: int  # of data, beyond what the libraries hold; 0: no limit
     libraries: tuple[str, ...] = ()
+
+
+def begin_loading(libraries: Iterable[str]) -> None:
+    """Have the libraries of the first call loaded from now on, while this process goes on.
+
+    They are loaded once, by the process that all children are forked from; where this thread has a
+    child already, that is done.
+    """
+    context: Any = multiprocessing.get_context(START)
+    if START == "forkserver" and getattr(_here, "process", None) is None:
+        context.set_forkserver_preload(list(dict.fromkeys(libraries)))
+        multiprocessing.forkserver.ensure_running()
 
 
 def guarded(function: Callable, *args: Any, limits: Limits) -> Any:
@@ -87,8 +100,8 @@ def _death(limits: Limits) -> ClipError:
 
 
 def _start(limits: Limits) -> None:
+    begin_loading(limits.libraries)
     context: Any = multiprocessing.get_context(START)
-    context.set_forkserver_preload(list(limits.libraries))
     # dask's workers are "daemonic", which to multiprocessing means: without children
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     _here.pipe, its_end = context.Pipe()

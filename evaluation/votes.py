@@ -1,0 +1,167 @@
+"""Runs x clips x views of the face -> the vote of each run, in one pass over the features.
+
+What several runs see alike is read, prepared and turned into views once for all of them; what a
+view does not change each run encodes once. One batch is in memory, and one view of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from evaluation.ensemble import Member, check_finite, mean_over_views
+from models.classifier import Inputs
+from models.fusion import Tokens
+from training.data import ClipDataset, collate, make_loader, to_device
+from training.features import Features
+from training.inference import Views, progress
+from training.modalities import modality
+
+COMMON = ("feature_frames", "standardize")  # settings of all custom features
+Part = tuple[Inputs, dict[str, Tensor]]  # one input of a batch, and who lacks it, on the device
+Batch = list[Part | None]  # of all parts; None: the batch has no clip that those runs can read
+
+
+class Parts(Dataset):
+    """Item (epoch, index) -> a clip's item of each part: one input as some runs see it, or None
+    where these runs cannot read the clip.
+
+    `of` tells for each member which part is which of its inputs.
+    """
+
+    training = False
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        clips_of: Sequence[Sequence[int]],
+        rows: pd.DataFrame,
+        features: Features,
+        **changes: Any,
+    ):
+        """`clips_of`: the rows that each member reads. `changes`: of the members' settings."""
+        self.rows: list[dict[str, Any]] = rows.to_dict("records")
+        self.datasets: list[ClipDataset] = []
+        self.places: list[dict[int, int]] = []  # row -> item of the dataset
+        self.of: list[dict[str, int]] = []
+        known: dict[str, int] = {}
+        for member, clips in zip(members, clips_of, strict=True):
+            config, own = member.config | changes, rows.iloc[clips]
+            features.check_files(own.to_dict("records"), member.task.inputs)
+            self.of.append({})
+            for name in member.task.inputs:
+                key = repr((name, seen_by(config, name), list(clips)))
+                if key not in known:
+                    known[key] = len(self.datasets)
+                    alone = replace(member.task, inputs=(name,), heads={})
+                    self.datasets.append(ClipDataset(features, own, alone, config, training=False))
+                    self.places.append({row: item for item, row in enumerate(clips)})
+                self.of[-1][name] = known[key]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> list[dict[str, Any] | None]:
+        epoch, index = key
+        items = zip(self.datasets, self.places, strict=True)
+        return [data[epoch, at[index]] if index in at else None for data, at in items]
+
+
+def seen_by(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The settings that can change what a run sees of one input of a clip; none of those that
+    change training clips alone."""
+    own = [key for key, each in modality(name).settings.items() if each.group != "augmentation"]
+    return {key: config.get(key) for key in (*own, *COMMON)}
+
+
+def collate_parts(items: list[list[dict[str, Any] | None]]) -> list[dict[str, Any] | None]:
+    """Items of `Parts` -> a batch of each part, of the clips that have it."""
+    columns = ([each for each in column if each is not None] for column in zip(*items, strict=True))
+    return [collate(column) if column else None for column in columns]
+
+
+@torch.inference_mode()
+def votes(
+    members: Sequence[Member],
+    parts: Parts,
+    device: str,
+    views: Views,
+    temperatures: Sequence[float],
+    batch_size: int = 8,
+    num_workers: int = 0,
+) -> list[list[np.ndarray]]:
+    """For each member, for each temperature (N, K) of its deciding head: the mean over the views
+    of each clip that it reads. IntegrityError for what is not a number, or a damaged file."""
+    for member in members:
+        member.model.to(device).eval()
+    loader = make_loader(parts, batch_size, num_workers, device)
+    loader.collate_fn = collate_parts
+    found: list[list[list[np.ndarray]]] = [[[] for _ in temperatures] for _ in members]
+    for batch in progress(loader, desc="predicting", unit="batch", disable=len(loader) < 2):
+        here = [part and on_device(part, device) for part in batch]
+        asked = zip(found, logits_of(members, parts.of, here, views), strict=True)
+        for own, logits in asked:
+            if logits:
+                for scores, temperature in zip(own, temperatures, strict=True):
+                    scores.append(mean_over_views(logits, temperature).cpu().numpy())
+    joined = [[np.concatenate(scores) for scores in own] for own in found]
+    for member, own in zip(members, joined, strict=True):
+        check_finite(member, own)
+    return joined
+
+
+def on_device(part: dict[str, Any], device: str) -> Part:
+    absent = {name: each.to(device) for name, each in part.get("absent", {}).items()}
+    return to_device(part["inputs"], device), absent
+
+
+def logits_of(
+    members: Sequence[Member], part_of: Sequence[dict[str, int]], batch: Batch, views: Views
+) -> list[list[Tensor]]:
+    """For each member the logits (B, K) under each view; none where it reads no clip of these.
+
+    A view is made once, for all who see the same; what it does not change is encoded before.
+    """
+    found: list[list[Tensor]] = [[] for _ in members]
+    shown: dict[tuple[str, int], tuple[Tensor, ...]] = {}  # what views change
+    waiting: dict[tuple[str, int], list[tuple[int, Any, dict[str, Tokens]]]] = {}  # who sees it
+    for number, (member, own) in enumerate(zip(members, part_of, strict=True)):
+        given = {name: each for name, part in own.items() if (each := batch[part]) is not None}
+        if not given:
+            continue
+        encode, changed = encoder_of(member, given), [name for name in own if name in views]
+        still = {name: inputs[name] for name, (inputs, _) in given.items() if name not in changed}
+        tokens = encode(still) if still else {}
+        if not changed:
+            found[number] = [decide(member, tokens)]
+        for name in changed:
+            shown[name, own[name]] = given[name][0][name]
+            waiting.setdefault((name, own[name]), []).append((number, encode, tokens))
+    for (name, part), who in waiting.items():
+        first, *rest = shown[name, part]
+        for view in views[name]:
+            seen = {name: (view(first), *rest)}
+            for number, encode, tokens in who:
+                found[number].append(decide(members[number], tokens | encode(seen)))
+    return found
+
+
+def encoder_of(member: Member, given: dict[str, Part]) -> Any:
+    """Inputs -> tokens, with the learnt ones where a clip lacks an input."""
+    absent = {name: each for _, lacking in given.values() for name, each in lacking.items()}
+
+    def encode(inputs: Inputs) -> dict[str, Tokens]:
+        return member.model.encode(inputs, absent) if absent else member.model.encode(inputs)
+
+    return encode
+
+
+def decide(member: Member, tokens: dict[str, Tokens]) -> Tensor:
+    return member.model.classify(tokens).logits[member.task.main_head]

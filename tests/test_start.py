@@ -1,0 +1,65 @@
+"""What a start loads: libraries that take seconds are loaded by whoever needs them."""
+
+from __future__ import annotations
+
+import json
+
+from conftest import make_clip, moving_picture, run_script, tone
+
+HEAVY = (
+    "torch",
+    "torchvision",
+    "facenet_pytorch",
+    "librosa",
+    "numba",
+    "scipy",
+    "sklearn",
+    "joblib",
+)
+HEAVY += (
+    "joblib",
+    "skimage",
+    "matplotlib",
+    "pandas",
+    "timm",
+    "transformers",
+    "albumentations",
+    "cv2",
+)
+SHOW = """
+import json, sys
+{}
+print(json.dumps([name for name in json.loads(sys.argv[1]) if name in sys.modules]))
+"""
+
+
+def loaded_by(code: str) -> set[str]:
+    """The packages of HEAVY that a process has loaded behind this code."""
+    run = run_script("-c", SHOW.format(code), json.dumps(HEAVY))
+    assert run.returncode == 0, run.stderr
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
+def test_the_parent_of_preprocess_loads_tables_alone(tmp_path):
+    clip = make_clip(tmp_path / "clips" / "a.mp4", moving_picture(), tone(0.6))
+    clip.with_name("manifest.csv").write_text("media,split,emotion\na.mp4,test,\n")
+    flags = ["--corpus", "csv", "--data_dir", str(clip.parent), "--workers", "2"]
+    flags += ["--modalities", "speech", "--features_dir", str(tmp_path / "features")]
+    run = f"flags, sys.argv[1:] = {flags}, [sys.argv[1]]\nimport preprocess\n"
+    run += "given, sys.argv[1:] = sys.argv[1:], flags\npreprocess.main()\nsys.argv[1:] = given"
+    assert loaded_by(run) == {"pandas"}
+    assert (tmp_path / "features" / "test" / "speech" / "a.npy").is_file()
+
+
+def test_the_processes_that_read_clips_load_what_pictures_need():
+    code = "from extract.clip import STAGES, libraries_of\n"
+    code += "for name in libraries_of({}): __import__(name)"
+    assert loaded_by(code.format("('speech', 'wave', 'text')")) == set()
+    detector = "\nfrom extract.detector import detector\ndetector('cpu', 30)"
+    code = code.format("('speech', 'wave', 'video', 'text')") + detector
+    assert loaded_by(code) == {"torch", "cv2"}
+
+
+def test_a_prediction_begins_with_what_its_model_needs():
+    assert loaded_by("import predict") == set()
+    assert loaded_by("import inference.predictor") == {"torch", "pandas", "scipy"}
