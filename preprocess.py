@@ -379,7 +379,7 @@ def begin_tree(args: argparse.Namespace, listing: Listing, job: Any) -> None:
 
     from extract.clip import SCHEMA
 
-    libraries = ("numpy", "av", "facenet-pytorch", "opencv-python-headless")
+    libraries = ("numpy", "librosa", "av", "facenet-pytorch", "opencv-python-headless", "scipy")
     settings = {
         "schema": SCHEMA,
         "corpus": args.corpus,

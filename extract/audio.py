@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,6 @@ from extract.media import (
     packets_of,
     without,
 )
-from extract.mel import loudness, mel_power, wiener
 from utils.errors import ClipError
 from utils.stopwatch import timed
 
@@ -100,8 +100,10 @@ def trim(wave: np.ndarray, settings: dict = SPEECH_SETTINGS) -> tuple[int, int]:
 
     The same samples as librosa.effects.trim, without the seconds that its imports take.
     """
+    import librosa
+
     hop = settings["hop_length"]
-    power = loudness(wave, settings["n_fft"], hop) ** 2
+    power = librosa.feature.rms(y=wave, frame_length=settings["n_fft"], hop_length=hop)[0] ** 2
     loud = np.flatnonzero(power > power.max() * 10 ** (-settings["trim_db"] / 10))
     return int(loud[0]) * hop, min(len(wave), (int(loud[-1]) + 1) * hop)
 
@@ -275,6 +277,8 @@ def denoise(wave: np.ndarray) -> np.ndarray:
     Where the samples do not vary the filter divides 0 by 0; there is no noise to remove there, so
     the samples stay.
     """
+    from scipy.signal import wiener
+
     with np.errstate(divide="ignore", invalid="ignore"):
         filtered = wiener(wave)
     return np.where(np.isfinite(filtered), filtered, wave).astype(np.float32)
@@ -287,8 +291,19 @@ def log_mel_spectrogram(wave: np.ndarray, settings: dict = SPEECH_SETTINGS) -> n
     1 is the loudest point of the clip and 0 everything `range_db` or more below it, so the level of
     the recording does not matter.
     """
-    power = mel_power(wave, settings)
-    power /= max(power.max(), np.finfo(np.float32).tiny)
-    decibel = 10 * np.log10(np.maximum(power, 1e-10))  # <= 0
-    decibel = np.maximum(decibel, decibel.max() - settings["range_db"])
+    import librosa
+
+    with warnings.catch_warnings():  # 128 filters on 257 bins: the lowest can fall between two bins
+        warnings.filterwarnings("ignore", message="Empty filters")
+        power = librosa.feature.melspectrogram(
+            y=wave,
+            sr=settings["sample_rate"],
+            n_fft=settings["n_fft"],
+            hop_length=settings["hop_length"],
+            n_mels=settings["n_mels"],
+            fmin=settings["fmin"],
+            fmax=settings["fmax"],
+        )
+    power /= max(power.max(), np.finfo(np.float32).tiny)  # before librosa's floor of 1e-10
+    decibel = librosa.power_to_db(power, ref=1.0, top_db=settings["range_db"])  # <= 0
     return (1 + decibel / settings["range_db"]).clip(0, 1).astype(np.float32)

@@ -161,19 +161,15 @@ def stage_named(name: str, job: Job) -> Stage:
     )
 
 
-SOUND = ("numpy", "av")
-PICTURE = ("torch", "cv2", "av")
+SOUND = ("librosa.feature.spectral", "scipy.signal", "av")
+PICTURE = ("torch", "facenet_pytorch", "cv2", "av")
 STAGES = {
     "speech": Stage(make_speech, lambda clip: clip.media, ".npy", libraries=SOUND),
     "wave": Stage(make_wave, lambda clip: clip.media, ".npy", ("speech",), libraries=SOUND),
     "video": Stage(make_video, lambda clip: clip.media, ".npy", (), ("speech",), PICTURE),
     "text": Stage(make_text, lambda clip: clip.words or clip.transcript, ".npz"),
     "video_embedding": Stage(
-        make_video_embedding,
-        lambda clip: None,
-        ".npy",
-        ("video",),
-        libraries=(*PICTURE, "facenet_pytorch"),
+        make_video_embedding, lambda clip: None, ".npy", ("video",), libraries=PICTURE
     ),
 }
 SETTINGS: dict[str, dict[str, Any]] = {

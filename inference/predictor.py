@@ -539,7 +539,9 @@ def settings_of(paths: list[Path]) -> dict[str, Any]:
 
 def warm_up(job: Job) -> None:
     """Load what the first clip would load, so that its times are those of any clip."""
+    import librosa
+
     noise = np.random.default_rng(0).normal(size=16_000).astype(np.float32)
-    audio.log_mel_spectrogram(audio.denoise(noise))
+    librosa.effects.trim(audio.log_mel_spectrogram(audio.denoise(noise))[0])
     if "video" in job.settings:
         detector.detector(job.device, job.settings["video"]["min_face"])

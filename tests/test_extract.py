@@ -12,18 +12,16 @@ import struct
 import subprocess
 import time
 import tracemalloc
-import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import flat, make_clip, moving_picture, tone
 from scipy.io import wavfile
 
 from corpora.manifest import Clip
-from extract import audio, detector, faces, mel
+from extract import audio, detector, faces
 from extract.audio import denoise, extract_speech, log_mel_spectrogram, read_mono
 from extract.clip import SETTINGS, Job, process_clip
 from extract.detector import Track, detect, overlap, square
@@ -118,27 +116,6 @@ def test_the_same_is_heard_as_librosa_hears():
         wave = (loud * rng.normal(size=len(loud))).astype(np.float32)
         _, expected = trim(wave, top_db=20, frame_length=512, hop_length=256)
         assert audio.trim(wave) == tuple(expected)
-
-
-def test_the_sound_is_as_librosa_and_scipy_make_it_bit_by_bit():
-    import librosa
-    from scipy.signal import wiener
-
-    sizes = {name: audio.SPEECH_SETTINGS[name] for name in ("n_fft", "hop_length", "n_mels")}
-    band = {name: audio.SPEECH_SETTINGS[name] for name in ("fmin", "fmax")}
-    for seed, length in enumerate((1, 2, 3, 255, 256, 511, 4096, 40_000)):
-        wave = np.random.default_rng(seed).normal(size=length).astype(np.float32)
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # bands without a bin, short sounds
-            expected = wiener(wave)
-            power = librosa.feature.melspectrogram(y=wave, sr=16_000, **sizes, **band)
-            np.testing.assert_array_equal(mel.wiener(wave), expected)
-        np.testing.assert_array_equal(mel.mel_power(wave, audio.SPEECH_SETTINGS), power)
-        loud = librosa.feature.rms(y=wave, frame_length=512, hop_length=256)[0]
-        np.testing.assert_array_equal(mel.loudness(wave, 512, 256), loud)
-        decibel = librosa.power_to_db(power / power.max(), ref=1.0, top_db=80)
-        expected = (1 + decibel / 80).clip(0, 1)
-        np.testing.assert_array_equal(log_mel_spectrogram(wave), expected)
 
 
 @pytest.mark.parametrize("wave", [np.zeros(999), np.full(999, 0.25), np.repeat([0, 0.5], 500)])
@@ -419,7 +396,7 @@ def fake(monkeypatch):
     def install(plan) -> FakeDetector:
         detector = FakeDetector(plan)
         monkeypatch.setattr(
-            "extract.mtcnn.Mtcnn.detect", lambda network, images: detector(network, images)
+            "facenet_pytorch.MTCNN.detect", lambda network, images: detector(network, images)
         )
         return detector
 
@@ -593,28 +570,6 @@ def test_pictures_without_a_face_have_a_code(tmp_path, height, width):
 def test_a_clip_without_a_picture_has_a_code(tmp_path):
     clip = make_clip(tmp_path / "a.mp4", None, tone(0.3))
     assert code_of(extract_faces, clip, 0.0, 0.3, SMALL) == "E_NOVIDEO"
-
-
-def test_the_networks_find_what_facenet_pytorch_finds_bit_by_bit(face_image):
-    """Also of many candidates, as noise has them, of several faces, and of none."""
-    from facenet_pytorch import MTCNN
-
-    rng = np.random.default_rng(0)
-    wide = np.concatenate([face_image, face_image[:, ::-1]], axis=1)  # (180, 480, 3)
-    noise = rng.integers(0, 256, wide.shape, np.uint8)
-    coarse = rng.integers(0, 256, (23, 60, 3), np.uint8).repeat(8, 0)[:180].repeat(8, 1)
-    moved = np.roll(wide, 13, axis=1) // 2
-    frames = np.stack([wide, noise, coarse, moved, np.zeros_like(wide)])
-    theirs = MTCNN(keep_all=True, min_face_size=30, factor=0.6, device="cpu")
-    expected = theirs.to(memory_format=torch.channels_last).detect(frames)
-    found = detector.detector("cpu", 30).detect(frames)
-    assert len(found[0][0]) == 2 and found[0][-1] is None
-    for ours, others in zip(found, expected, strict=True):
-        for one, other in zip(ours, others, strict=True):
-            if one is None:
-                assert np.all(np.equal(other, None))
-            else:
-                np.testing.assert_array_equal(one, np.float32(other))
 
 
 def test_mtcnn_finds_the_face_of_a_photograph(tmp_path, face_image):
