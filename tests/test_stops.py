@@ -231,20 +231,20 @@ def test_the_recipe_for_slurm_requeues_until_it_is_done(features, tmp_path, proc
 def test_a_killed_reader_costs_nothing(start, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
     assert start("whole", "--seed", 7).code == 0
-    real, others = training.run.Run.add_up, set(multiprocessing.active_children())
+    real, others = training.run.MeanWeights.update, set(multiprocessing.active_children())
 
-    def behind_the_update(run, **values):
-        if run.step == 2:
+    def behind_the_update(means, model, step):
+        if step == 2:
             (set(multiprocessing.active_children()) - others).pop().kill()
-        return real(run, **values)
+        return real(means, model, step)
 
-    monkeypatch.setattr(training.run.Run, "add_up", behind_the_update)
+    monkeypatch.setattr(training.run.MeanWeights, "update", behind_the_update)
     run = start("cut", "--seed", 7, "--num_workers", 2)
     assert run.code == 2 and "clips was killed" in run.err and "--num_workers" in run.err, run.err
     said = run.err.split("clips were being read: ")[1].split("; saved in ")[0]
     said, _, others = said.partition(" and ")
     ids = {f"{number:05d}" for number in range(14)}
-    # the last batch of an epoch has 4, if the reader had not handed it over
+    # one batch of 4, or more of them if the reader had not handed the last one over
     named = said.split(", ")
     assert set(named) <= ids and len(named) in (4, 8) and re.fullmatch(r"(\d more)?", others), said
     monkeypatch.undo()
@@ -270,7 +270,8 @@ def test_a_reader_that_dies_while_it_hands_a_batch_over(features, tmp_path, monk
 def test_a_file_that_is_damaged_while_training(start, tmp_path, monkeypatch, workers):
     """One line names it, no reader stays behind; with the file back the run ends as ever."""
     folder = write_features(tmp_path / "features", modalities=("text",))
-    assert start("whole", folder=folder).code == 0
+    every_clip = ("--batch_size", 7)  # of each epoch
+    assert start("whole", *every_clip, folder=folder).code == 0
     path = folder / "train" / "text" / "00003.npz"
     content, real = path.read_bytes(), training.run.Run.targets
 
@@ -280,12 +281,12 @@ def test_a_file_that_is_damaged_while_training(start, tmp_path, monkeypatch, wor
         return real(run, batch)
 
     monkeypatch.setattr(training.run.Run, "targets", third_step)
-    run = start("cut", "--num_workers", workers, folder=folder)
+    run = start("cut", *every_clip, "--num_workers", workers, folder=folder)
     assert run.code == 4 and f"{path} was changed meanwhile" in run.err, run.err
     assert "Traceback" not in run.err and "saved in" in run.err.splitlines()[-1]
     path.write_bytes(content)
     monkeypatch.undo()
-    assert start("cut", "--resume", folder=folder).code == 0
+    assert start("cut", *every_clip, "--resume", folder=folder).code == 0
     assert remains(tmp_path / "text" / "whole") == remains(tmp_path / "text" / "cut")
 
 
