@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from inference import wording
+from inference.card import origin
 from inference.prediction import FUSED, ClipPrediction, Seen
 from inference.wording import class_names, part_name
 from training.modalities import MODALITIES
@@ -47,8 +48,18 @@ def draw_prediction(prediction: ClipPrediction) -> bytes:
             most = np.sort(np.argsort(-probabilities, kind="stable")[:ALONE])
             bars(axis, probabilities[most], [names[place] for place in most], 7)
             axis.set_title(f"{part_name(name)} alone", loc="left", fontsize=9, color=INK, pad=3)
-    figure.text(0.02, 0.02, CAUTION, fontsize=7.5, color=GREY)
+    figure.text(0.02, 0.015, CAUTION, fontsize=7.5, color=GREY)
+    warnings = {card["warning"] for card in prediction.cards if card["warning"]}
+    told = "; ".join(warnings) or "; ".join(map(came_from, prediction.cards))
+    look = dict(color=VAL, weight="bold") if warnings else dict(color=GREY)
+    figure.text(0.02, 0.045, shortened(told[:1].upper() + told[1:], 190), fontsize=7.5, **look)
     return png(figure)
+
+
+def came_from(card: dict[str, Any]) -> str:
+    """A model's inputs and the clips that it learnt from; how many stands in the table."""
+    inputs = " and ".join(map(part_name, card["inputs"]))
+    return f"{inputs} {origin({**card, 'clips': 0, 'people': 0})}"
 
 
 def draw_evidence(prediction: ClipPrediction) -> bytes:

@@ -184,6 +184,31 @@ def test_low_confidence_looks_low(probabilities, figures, monkeypatch):
     assert ("no clear" in summary([prediction])) == (not clear)
 
 
+CARD = {"inputs": ["speech", "face"], "corpus": "RAVDESS", "language": "English, acted"}
+
+
+@pytest.mark.parametrize(
+    ("warning", "told"),
+    [
+        ("", "Voice and face trained on RAVDESS (English, acted)"),
+        ("trained on generated clips", "Trained on generated clips"),
+    ],
+)
+def test_the_picture_says_where_its_model_comes_from(warning, told, figures, monkeypatch):
+    """Inside its edges, and clear of its other texts."""
+    monkeypatch.setattr("inference.figure.png", plots.png)
+    card = CARD | {"clips": 9999, "people": 99, "warning": warning}
+    classes = LISTS["codes"]
+    draw_prediction(
+        said(np.eye(len(classes))[0], classes, cards=[card, card | {"inputs": ["text"]}])
+    )
+    ((shown, box),) = (each for each in texts(figures[0]) if each[0].get_text().startswith(told))
+    assert (shown.get_weight() == "bold") == bool(warning)
+    assert box.x1 <= figures[0].bbox.width
+    others = [other for text, other in texts(figures[0]) if text is not shown]
+    assert not any(box.overlaps(other) for other in others)
+
+
 def test_columns_of_the_table_stand_under_their_names():
     from predict import header, lines
 
