@@ -228,7 +228,7 @@ def test_batches_reach_the_device_in_order(features, tmp_path):
     ],
 )
 def test_only_a_long_run_on_a_gpu_compiles_by_itself(how, device, steps, compiled):
-    assert accelerate.is_compiled(how, device, steps) == compiled
+    assert accelerate.is_wanted(how, device, steps) == compiled
 
 
 def test_a_machine_without_a_compiler_is_told(features, tmp_path):
@@ -239,6 +239,13 @@ def test_a_machine_without_a_compiler_is_told(features, tmp_path):
     done = run_script("train.py", *flags, *places, env=nothing)
     assert done.returncode == 2 and "--compile on: torch cannot compile here" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_long_run_goes_on_without_a_compiler(monkeypatch, capsys):
+    monkeypatch.setattr(accelerate, "is_wanted", lambda *_: True)
+    monkeypatch.setattr(accelerate, "why_not", lambda device: "no triton")
+    assert accelerate.accelerate(TextTransformer(layers=1), "auto", "cpu", 10**6) is False
+    assert "not compiled" in capsys.readouterr().err
 
 
 @pytest.mark.slow

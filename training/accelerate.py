@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import nn
 
@@ -14,30 +16,34 @@ LONG_RUN = 5000  # steps
 COMPILED = (Backbone, nn.TransformerEncoder)  # hundreds of small kernels in a row
 
 
-def is_compiled(how: str, device: str, steps: int) -> bool:
-    """Whether a run of so many steps compiles its networks."""
+def is_wanted(how: str, device: str, steps: int) -> bool:
+    """Whether a run of so many steps is to compile its networks."""
     return how == "on" or (how == "auto" and device.startswith("cuda") and steps >= LONG_RUN)
 
 
-def accelerate(model: nn.Module, how: str, device: str, steps: int) -> None:
-    """Compile the parts of a model in place (its weights keep their names), and let the device look
-    for quick convolutions, where a run of so many steps earns it back. UsageError without the
-    compiler that this needs."""
+def accelerate(model: nn.Module, how: str, device: str, steps: int) -> bool:
+    """Compile parts of a model in place (its weights keep their names), and let the device look for
+    quick convolutions, where a run of so many steps earns it back. Whether it is compiled: a
+    machine that cannot is told so, and asked for it by `on` it is a UsageError."""
     if device.startswith("cuda"):
         torch.backends.cudnn.benchmark = steps >= LONG_RUN
-    if not is_compiled(how, device, steps):
-        return
-    if how == "on":
-        check_compiler(device)
+    if not is_wanted(how, device, steps):
+        return False
+    if reason := why_not(device):
+        if how == "on":
+            raise UsageError(f"--compile on: torch cannot compile here ({reason})")
+        print(f"not compiled, which costs time in so long a run: {reason}", file=sys.stderr)
+        return False
     for module in model.modules():
         if isinstance(module, COMPILED):
             module.compile()
+    return True
 
 
-def check_compiler(device: str) -> None:
-    """Compile something small, before the clips are read."""
+def why_not(device: str) -> str:
+    """Why torch cannot compile something small on this device; nothing where it can."""
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(2, device=device))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"--compile on: torch cannot compile here ({reason})") from error
+    except Exception as error:  # of the compiler, the driver, a library that is missing
+        return str(error).strip().splitlines()[0]
+    return ""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models import build_model
 from models.backbone import Backbone, set_batchnorm_momentum
-from training.accelerate import accelerate, is_compiled
+from training.accelerate import accelerate
 from training.checkpoint import (
     Checkpoint,
     load_last,
@@ -137,8 +137,7 @@ class Run:
         self.mean_weights = MeanWeights(model, config["ema"])  # what is validated and kept
         steps = self.steps_per_epoch * config["n_epoch"]
         how = getattr(self.options, "compile", "auto")
-        self.compiled = is_compiled(how, self.device, steps)
-        accelerate(model, how, self.device, steps)
+        self.compiled = accelerate(model, how, self.device, steps)
         self.parallel_model = self.dist.wrap(model)  # what is called in training
         self.loss = partial(LOSSES[config["loss"]], config=config)
         self.class_weights = {head: each.to(self.device) for head, each in weights.items()}
