@@ -526,7 +526,7 @@ def answering(server, folder) -> None:
 
     def visit():
         with contextlib.suppress(OSError, IndexError):
-            ask(server.port, bytes(100_000), model=server.model)
+            ask(server.port, bytes(100_000), seconds=600, model=server.model)
 
     for _ in range(3):
         threading.Thread(target=visit, daemon=True).start()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_clip, run_script, tone
 
 from utils.errors import ClipError, UsageError
 from utils.guard import Limits, guarded
@@ -99,3 +99,16 @@ def test_no_process_outlives_its_parent():
     while Path(f"/proc/{child}").exists():
         assert time.perf_counter() - began < 10
         time.sleep(0.02)
+
+
+def test_a_long_name_of_the_temporary_folder_is_no_matter(tmp_path):
+    """As batch systems give one: a socket's path may have 108 bytes."""
+    raw, place = tmp_path / "raw", tmp_path / ("job-of-a-cluster-with-a-long-name-" * 3)
+    place.mkdir()
+    make_clip(raw / "a.wav", sound=tone(1.0), sound_codec="pcm_s16le")
+    (raw / "manifest.csv").write_text("media,split,emotion\na.wav,train,hap\n")
+    flags = ["--corpus", "csv", "--modalities", "speech", "--data_dir", raw]
+    flags += ["--features_dir", tmp_path / "features", "--workers", 1]
+    done = run_script("preprocess.py", *flags, env={"TMPDIR": str(place)})
+    assert done.returncode == 0, done.stderr
+    assert not [*place.glob("pymp-*")]

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from training.stopping import StepInterrupted
 from utils.errors import UsageError, listed
-from utils.parallel import trim_memory
+from utils.parallel import short_sockets, trim_memory
 
 
 class LoaderError(UsageError):
@@ -39,6 +39,7 @@ class Loader(DataLoader):
         ahead = iter(list(self.batch_sampler))
         if self.num_workers and self._iterator is None:
             atexit.register(_close, weakref.ref(self))
+            short_sockets()
             trim_memory()
         try:
             batches = super().__iter__()

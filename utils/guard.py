@@ -23,6 +23,7 @@ from typing import Any
 
 from utils.errors import ClipError, UsageError
 from utils.files import discard_unfinished
+from utils.parallel import short_sockets
 
 START = "forkserver"  # one process loads the libraries, the children are forked from it
 LOST = ("E_TIMEOUT", "E_KILLED", "E_CRASH")  # after these the child is replaced
@@ -46,6 +47,7 @@ def begin_loading(libraries: Iterable[str]) -> None:
     They are loaded once, by the process that all children are forked from; where this thread has a
     child already, that is done.
     """
+    short_sockets()
     context: Any = multiprocessing.get_context(START)
     if START == "forkserver" and getattr(_here, "process", None) is None:
         context.set_forkserver_preload(list(dict.fromkeys(libraries)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing.pool import ThreadPool
 from typing import Any
@@ -19,6 +22,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # of mallopt(3)
 KEEP = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1}  # freed memory stays with the process
 GLIBC = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20}  # without our change
 PR_SET_PDEATHSIG = 1  # of prctl(2)
+LONGEST_PLACE = 60  # bytes, of a folder for pymp-xxxxxxxx/listener-xxxxxxxx
 
 
 def available_cores() -> int:
@@ -49,6 +53,17 @@ def no_collection() -> Iterator[None]:
     finally:
         if looks:
             gc.enable()
+
+
+def short_sockets() -> None:
+    """Have multiprocessing keep its sockets in /tmp where TMPDIR is too long for them: a system
+    allows their path 108 bytes, and batch systems name folders by job and user."""
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    if len(tempfile.gettempdir()) <= LONGEST_PLACE or config.get("tempdir"):
+        return
+    folder = tempfile.mkdtemp(prefix="pymp-", dir="/tmp")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config["tempdir"] = folder
 
 
 def use_tensor_cores(device: str) -> None:
