@@ -1,7 +1,7 @@
 """Runs x clips x views of the face -> the vote of each run, in one pass over the features.
 
-What several runs see alike is read, prepared and turned into views once for all of them; what a
-view does not change each run encodes once. One batch is in memory, and one view of it.
+What several runs see alike is read and prepared once for all of them; what a view does not change
+each run encodes once. One batch is in memory.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from torch.utils.data import Dataset
 
 from evaluation.ensemble import Member, check_finite, mean_over_views
 from models.classifier import Inputs
-from models.fusion import Tokens
 from training.data import ClipDataset, collate, make_loader, to_device
 from training.features import Features
-from training.inference import Views, progress
+from training.inference import Views, encode_views, progress
 from training.modalities import modality
 
 COMMON = ("feature_frames", "standardize")  # settings of all custom features
@@ -106,9 +105,8 @@ def votes(
     found: list[list[list[np.ndarray]]] = [[[] for _ in temperatures] for _ in members]
     for batch in progress(loader, desc="predicting", unit="batch", disable=len(loader) < 2):
         here = [part and on_device(part, device) for part in batch]
-        asked = zip(found, logits_of(members, parts.of, here, views), strict=True)
-        for own, logits in asked:
-            if logits:
+        for own, member, part_of in zip(found, members, parts.of, strict=True):
+            if logits := logits_of(member, part_of, here, views):
                 for scores, temperature in zip(own, temperatures, strict=True):
                     scores.append(mean_over_views(logits, temperature).cpu().numpy())
     joined = [[np.concatenate(scores) for scores in own] for own in found]
@@ -122,46 +120,12 @@ def on_device(part: dict[str, Any], device: str) -> Part:
     return to_device(part["inputs"], device), absent
 
 
-def logits_of(
-    members: Sequence[Member], part_of: Sequence[dict[str, int]], batch: Batch, views: Views
-) -> list[list[Tensor]]:
-    """For each member the logits (B, K) under each view; none where it reads no clip of these.
-
-    A view is made once, for all who see the same; what it does not change is encoded before.
-    """
-    found: list[list[Tensor]] = [[] for _ in members]
-    shown: dict[tuple[str, int], tuple[Tensor, ...]] = {}  # what views change
-    waiting: dict[tuple[str, int], list[tuple[int, Any, dict[str, Tokens]]]] = {}  # who sees it
-    for number, (member, own) in enumerate(zip(members, part_of, strict=True)):
-        given = {name: each for name, part in own.items() if (each := batch[part]) is not None}
-        if not given:
-            continue
-        encode, changed = encoder_of(member, given), [name for name in own if name in views]
-        still = {name: inputs[name] for name, (inputs, _) in given.items() if name not in changed}
-        tokens = encode(still) if still else {}
-        if not changed:
-            found[number] = [decide(member, tokens)]
-        for name in changed:
-            shown[name, own[name]] = given[name][0][name]
-            waiting.setdefault((name, own[name]), []).append((number, encode, tokens))
-    for (name, part), who in waiting.items():
-        first, *rest = shown[name, part]
-        for view in views[name]:
-            seen = {name: (view(first), *rest)}
-            for number, encode, tokens in who:
-                found[number].append(decide(members[number], tokens | encode(seen)))
-    return found
-
-
-def encoder_of(member: Member, given: dict[str, Part]) -> Any:
-    """Inputs -> tokens, with the learnt ones where a clip lacks an input."""
-    absent = {name: each for _, lacking in given.values() for name, each in lacking.items()}
-
-    def encode(inputs: Inputs) -> dict[str, Tokens]:
-        return member.model.encode(inputs, absent) if absent else member.model.encode(inputs)
-
-    return encode
-
-
-def decide(member: Member, tokens: dict[str, Tokens]) -> Tensor:
-    return member.model.classify(tokens).logits[member.task.main_head]
+def logits_of(member: Member, part_of: dict[str, int], batch: Batch, views: Views) -> list[Tensor]:
+    """(B, K) under each view; none where the member reads no clip of these."""
+    given = [each for part in part_of.values() if (each := batch[part]) is not None]
+    if not given:
+        return []
+    inputs = {name: tensors for each, _ in given for name, tensors in each.items()}
+    absent = {name: lacking for _, each in given for name, lacking in each.items()}
+    tokens = encode_views(member.model, inputs, views, absent)
+    return [member.model.classify(each).logits[member.task.main_head] for each in tokens]
