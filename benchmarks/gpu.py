@@ -32,6 +32,7 @@ from training.data import to_device
 from training.run import Run
 from training.tasks import TASKS
 from utils.config import Flags, ranged
+from utils.errors import one_of, run_script
 from utils.files import write_json
 
 Figures = dict[str, Any]
@@ -51,12 +52,14 @@ def main() -> None:
     flags.add("--limit", default=330.0, type=ranged(float, 1), help="seconds; then no new part")
     flags.add("--out", type=Path, default=Path("gpu.json"), help="the figures")
     args = flags.parse_args()
+    for mode in filter(None, f"{args.modes},{args.compiled}".split(",")):
+        one_of("mode", mode, TASKS)
     args.clock = "wall"
     figures: dict[str, Figures] = {"machine": {"is": machine(args.device)}}
     began = time.perf_counter()
     print(machine(args.device), flush=True)
     parts: dict[str, Callable[[], Figures]] = {}
-    for mode in args.modes.split(","):
+    for mode in filter(None, args.modes.split(",")):
         parts[f"train {mode}"] = lambda mode=mode: train(mode, args)  # type: ignore[misc]
     parts["scripts"] = lambda: scripts(args)
     parts["faces"] = lambda: faces(args)
@@ -249,4 +252,4 @@ def faces(args: Namespace, count: int = 256) -> Figures:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
