@@ -224,7 +224,7 @@ def grouped(args: Namespace) -> Figures:
         torch.distributed.init_process_group(kind, rank=0, world_size=1)
         try:
             run = make_run(config, features, args.device, 0, compile="off")
-            run.model = torch.nn.parallel.DistributedDataParallel(run.model)
+            run.parallel_model = torch.nn.parallel.DistributedDataParallel(run.model)
             rates = take_turns({"alone": alone, kind: ready(run, args)}, args)
         finally:
             torch.distributed.destroy_process_group()

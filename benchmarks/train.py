@@ -282,7 +282,7 @@ def one_ready_batch(run: Run) -> Callable[[], int]:
 
     def step() -> int:
         set_memory()
-        descend(run, run.model, inputs, targets)
+        descend(run, run.parallel_model, inputs, targets)
         return len(batch["clip_id"])
 
     return step

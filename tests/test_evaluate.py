@@ -133,6 +133,15 @@ def test_one_run_from_the_front_door(evaluate, features, members, tmp_path):
     assert first == {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
 
 
+def test_a_manifest_without_speakers_is_evaluated_over_clips(evaluate, features, tmp_path):
+    copy = shutil.copytree(features, tmp_path / "features")
+    table = pd.read_csv(copy / "manifest.csv", dtype=str, keep_default_na=False)
+    table.drop(columns="speaker").to_csv(copy / "manifest.csv", index=False)
+    run = evaluate(features=copy)
+    assert run.code == 0, run.err
+    assert run.report["systems"][0]["unit"] == "clips"
+
+
 def test_the_page_needs_nothing_else(evaluate, tmp_path):
     assert evaluate(pictures=True).code == 0
     page = (tmp_path / "out" / "index.html").read_text()

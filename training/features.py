@@ -71,6 +71,8 @@ class Features:
         for name in {*table["split"], *table["clip_id"]}:
             if Path(name).name != name or "\0" in name:  # would lead to another folder
                 raise IntegrityError(f"{manifest} is damaged, or not ours: it has the id {name!r}")
+        if "speaker" not in table:
+            table["speaker"] = ""  # nobody knows
         return cls(folder, settings, table, seen=stamps)
 
     def check_unchanged(self) -> None:
