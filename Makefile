@@ -1,6 +1,5 @@
 # `make demo` shows the whole pipeline, `make test` runs the tests, `make app` opens the web page,
-# `make docs` builds the documentation as a site, `make test-extras` tests what needs further packages
-# and a browser.
+# `make docs` builds the documentation as a site.
 # All make .venv first. Needs Python 3.11 or newer; uses uv where it is installed, else pip.
 PYTHON ?= python3
 VENV := .venv
@@ -8,21 +7,18 @@ BIN := $(VENV)/bin
 INSTALL := $(shell command -v uv >/dev/null && echo uv pip install --python $(BIN)/python \
   || echo $(BIN)/python -m pip install --disable-pip-version-check)
 
-.PHONY: demo test test-extras audit app docs clean
+.PHONY: demo test audit app docs clean
 demo: $(VENV)/ready
 	$(BIN)/python demo.py
 
+# With EXTRAS=1 also what needs further packages and a browser: there a test that cannot run fails.
 test: $(VENV)/ready
-	$(INSTALL) -r requirements-encoders.txt -r requirements-docs.txt -c requirements.lock
+	$(INSTALL) -r requirements-encoders.txt -r requirements-docs.txt \
+	  $(if $(EXTRAS),-r requirements-extras.txt) -c requirements.lock
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
-
-# Here a test that cannot run is a failure: the packages are installed, the browser has to be there.
-test-extras: $(VENV)/ready
-	$(INSTALL) -r requirements-extras.txt -c requirements.lock
-	REQUIRE_EXTRAS=1 $(BIN)/python -m pytest -m extra
+	REQUIRE_EXTRAS=$(EXTRAS) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # Known vulnerabilities of the locked versions; asks the advisory database on the internet.
 audit: $(VENV)/ready

@@ -32,6 +32,7 @@ def parse_args() -> argparse.Namespace:
     add("--checkpoints", nargs="+", type=Path, help=".pth files or run folders (their best)")
     add("--features_dir", type=Path, help="what preprocess.py wrote (default: features)")
     add("--split", help="clips to score (default: val; of a run with --fold: the fold held out)")
+    add("--label", metavar="COLUMN", help="the truth, of the manifest (what each run learnt)")
     add("--out", default=Path("report"), type=Path, help="folder of the report")
     add("--robustness", action="store_true", help="also with noise, blur and lost words")
     add("--certificate", type=Path, metavar="JSON", help="write the result for others to repeat")
@@ -49,6 +50,8 @@ def main() -> int:
     check_place(args.out)
     if args.certificate:
         check_place(args.certificate.parent)
+    if args.label and (args.certificate or args.certify):
+        raise UsageError("a certificate is about what the runs have learnt: leave out --label")
     if not (args.checkpoints or args.certify):
         raise UsageError("give --checkpoints, or --certify with a certificate that names some")
 
@@ -128,8 +131,10 @@ def predictions(systems: list, classes: list[str]) -> Any:
 
     tables = []
     for run in systems:
-        log_p, column = run.predictions[ALL].log_p, run.predictions[ALL].column
-        table = run.clips[["clip_id", "split", "speaker", "fold"]].assign(truth=run.clips[column])
+        log_p = run.under(ALL).log_p
+        table = run.clips[["clip_id", "split", "speaker", "fold"]].assign(
+            truth=run.clips[run.label]
+        )
         table["answer"] = [classes[k] for k in log_p.argmax(axis=1)]
         table[[f"p_{name}" for name in classes]] = np.exp(log_p).round(6)
         table.insert(0, "run", run.name)

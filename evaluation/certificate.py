@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from evaluation.runs import ALL, Evaluated, labels_of
+from evaluation.runs import Evaluated, labels_of
 from evaluation.scores import clip_weights
 from evaluation.summary import labels_and_log_p
 from training.features import Features
@@ -113,7 +113,7 @@ def check_seeds(seeds: Collection) -> None:
 def describe(runs: list[Evaluated], report: dict[str, Any], measure: str) -> dict[str, Any]:
     """What a repetition needs and is compared with, as plain data."""
     configs = [checkpoint["config"] for checkpoint in report["checkpoints"]]
-    labels = labels_of(runs[0], ALL, report["classes"]).tolist()
+    labels = labels_of(runs[0], report["classes"]).tolist()
     right, weights = right_of(runs, report["classes"], measure)
     return {
         **{name: report[name] for name in COPIED},

@@ -86,6 +86,7 @@ def judged(
     features = Features.open(folder)
     options = SimpleNamespace(
         split=split,
+        label=None,
         robustness=False,
         allow_training_clips=False,
         batch_size=16,
@@ -93,7 +94,7 @@ def judged(
         device=device,
     )
     (found,) = evaluate_runs([run], features, options)
-    return found, found.under(ALL).log_p, labels_of(found, ALL, features.classes)
+    return found, found.under(ALL).log_p, labels_of(found, features.classes)
 
 
 def scores(

@@ -48,16 +48,19 @@ Predictions = dict[Condition, Prediction | None]
 
 
 class Judged(NamedTuple):
-    """A checkpoint, the clips to judge it by, and what a reader of its numbers must know."""
+    """A checkpoint, the clips to judge it by, the column of their truth, and what a reader of its
+    numbers must know."""
 
     member: Member
     clips: pd.DataFrame
+    label: str
     warnings: list[str]
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Clips (manifest rows), and the predictions for them under each condition.
+    """Clips (manifest rows), and the predictions for them under each condition, which are held
+    against the column `label`.
 
     A run is one checkpoint, or is made of `parts`: the folds of a training, the members of an
     ensemble. `validation`: its predictions for the clips that chose its epoch, where these are
@@ -66,6 +69,7 @@ class Evaluated:
 
     name: str
     clips: pd.DataFrame
+    label: str
     predictions: Predictions
     checkpoints: list[dict[str, Any]]
     warnings: list[str]
@@ -83,8 +87,8 @@ def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[E
     """The runs of these checkpoints and run folders, all on the same clips.
 
     Folders fold_* in one place are one run: each clip is predicted by the fold that held it out.
-    `options`: split (None: val, or the fold held out), robustness, allow_training_clips,
-    batch_size, num_workers, device.
+    `options`: split (None: val, or the fold held out), label (None: what each run learnt),
+    robustness, allow_training_clips, batch_size, num_workers, device.
     """
     groups: dict[Path, list[Judged]] = {run: [] for run in group_checkpoints(paths)}
     for member in sorted(load_members(paths, features), key=lambda each: each.path):
@@ -106,7 +110,9 @@ def name_of(run: Path, parts: list[Judged]) -> str:
 
 def judge(member: Member, features: Features, options: Any) -> Judged:
     """The clips to judge a checkpoint by; IntegrityError for clips that it was trained on."""
-    column = member.label
+    column = options.label or member.label
+    if column not in features.manifest:
+        raise UsageError(f"{features.folder} has no column {column!r} in its manifest.csv")
     judged = judged_clips(member.config, features, options.split)
     labelled = judged[judged[column].isin(features.classes)]
     clips = readable(member, labelled, features)
@@ -119,7 +125,9 @@ def judge(member: Member, features: Features, options: Any) -> Judged:
         warnings.append(f"{len(judged) - len(labelled)} clips without {column} are left out")
     if lacking := len(labelled) - len(clips):
         warnings.append(f"{lacking} clips without {' or '.join(member.task.inputs)} are left out")
-    return Judged(member, clips, warnings)
+    if column != member.label:
+        warnings.append(f"a run that learnt {member.label} is judged by {column} here")
+    return Judged(member, clips, column, warnings)
 
 
 def on_common_clips(runs: dict[str, list[Judged]]) -> dict[str, list[Judged]]:
@@ -132,7 +140,8 @@ def on_common_clips(runs: dict[str, list[Judged]]) -> dict[str, list[Judged]]:
             clips = part.clips[part.clips.index.isin(common)]
             note = f"{len(part.clips) - len(clips)} clips that another run cannot read are left out"
             more = [note] if len(clips) < len(part.clips) else []
-            reduced[name].append(Judged(part.member, clips, [*part.warnings, *more]))
+            noted = part._replace(clips=clips, warnings=[*part.warnings, *more])
+            reduced[name].append(noted)
     return reduced
 
 
@@ -140,7 +149,7 @@ def check_comparable(runs: dict[str, list[Judged]]) -> None:
     """Before anything is computed: IntegrityError for runs that are judged on other clips, or by
     labels that differ there, UsageError for one that has a single clip."""
     labels = {
-        name: all_clips([part.clips for part in parts])[parts[0].member.label]
+        name: all_clips([part.clips for part in parts])[parts[0].label]
         for name, parts in runs.items()
     }
     first, expected = next(iter(labels.items()))
@@ -155,7 +164,7 @@ def check_comparable(runs: dict[str, list[Judged]]) -> None:
         if differ := int((each != expected).sum()):
             raise IntegrityError(
                 f"{first} and {name} learnt {expected.name} and {each.name}, which differ in "
-                f"{differ} of these clips: evaluate them apart"
+                f"{differ} of these clips: evaluate them apart, or all by one with --label"
             )
 
 
@@ -166,7 +175,7 @@ def all_clips(tables: list[pd.DataFrame]) -> pd.DataFrame:
 
 def run_of(judged: Judged, name: str, features: Features, options: Any) -> Evaluated:
     """One checkpoint's predictions."""
-    member, clips, warnings = judged
+    member, clips, label, warnings = judged
     facts = {
         "path": str(member.path),
         "sha256": sha256(member.path),
@@ -176,14 +185,14 @@ def run_of(judged: Judged, name: str, features: Features, options: Any) -> Evalu
         "config": member.config,
     }
     predicted = predictions_of(member, clips, features, options, options.robustness)
-    run = Evaluated(name, clips, predicted, [facts], warnings)
+    run = Evaluated(name, clips, label, predicted, [facts], warnings)
     chosen_on = known_clips(member, features)[1]
-    apart = chosen_on[chosen_on[member.label].isin(features.classes)]
+    apart = chosen_on[chosen_on[label].isin(features.classes)]
     apart = readable(member, apart, features)
     if apart.empty or apart.index.isin(clips.index).any():
         return run
     predicted = predictions_of(member, apart, features, options, robustness=False)
-    return replace(run, validation=Evaluated(name, apart, predicted, [facts], []))
+    return replace(run, validation=Evaluated(name, apart, label, predicted, [facts], []))
 
 
 def judged_clips(config: dict[str, Any], features: Features, split: str | None) -> pd.DataFrame:
@@ -344,24 +353,38 @@ def pool(name: str, parts: list[Evaluated]) -> Evaluated:
                 for part, each in zip(parts, found, strict=True)
             ]
             index, mean = combine(votes)
-            log_p = np.log(np.maximum(mean, 1e-300))
-            predictions[condition] = found[0]._replace(log_p=log_p[index.get_indexer(clips.index)])
+            log_p = np.log(np.maximum(mean, 1e-300))[index.get_indexer(clips.index)]
+            column = found[0].column if same else parts[0].label
+            predictions[condition] = Prediction(found[0].head, column, log_p)
     checkpoints = [checkpoint for part in parts for checkpoint in part.checkpoints]
     warnings = list(dict.fromkeys(text for part in parts for text in part.warnings))
     apart = [part.validation for part in parts if part.validation]
     validation = pool(name, apart) if len(apart) == len(parts) else None
     if validation and validation.clips.index.isin(clips.index).any():
         validation = None  # of all folds together the same clips are judged and chose
-    return Evaluated(name, clips, predictions, checkpoints, warnings, tuple(parts), validation)
+    label = parts[0].label
+    return Evaluated(
+        name, clips, label, predictions, checkpoints, warnings, tuple(parts), validation
+    )
 
 
-def labels_of(run: Evaluated, condition: Condition, classes: list[str]) -> np.ndarray:
-    """(N,) class indices in the column that the prediction is about; -1 for an unknown label."""
-    number = {name: index for index, name in enumerate(classes)}
-    labels = run.clips[run.under(condition).column].map(lambda label: number.get(label, -1))
+def labels_of(run: Evaluated, classes: list[str]) -> np.ndarray:
+    """(N,) class indices in the column that the run is judged by; -1 for an unknown label."""
+    return numbers_of(run.clips[run.label], classes)
+
+
+def own_labels(run: Evaluated, condition: Condition, classes: list[str]) -> np.ndarray:
+    """(N,) the same in the column that the deciding head has learnt; -1 also for a clip that lacks
+    all of the condition's inputs."""
+    labels = numbers_of(run.clips[run.under(condition).column], classes)
     kind, names = condition
     if kind == "inputs" and condition != ALL:  # what a clip lacks tells nothing about it
         inputs = names.split("+")
         rows = run.clips.to_dict("records")
-        labels[[all(lacks(row, name) for name in inputs) for row in rows]] = -1
-    return labels.to_numpy()
+        labels = np.where([all(lacks(row, name) for name in inputs) for row in rows], -1, labels)
+    return labels
+
+
+def numbers_of(labels: pd.Series, classes: list[str]) -> np.ndarray:
+    number = {name: index for index, name in enumerate(classes)}
+    return labels.map(lambda label: number.get(label, -1)).to_numpy()

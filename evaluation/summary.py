@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import calibration, scores
-from evaluation.runs import ALL, Evaluated, labels_of
+from evaluation.runs import ALL, Evaluated, labels_of, own_labels
 
 
 def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:
@@ -39,21 +39,21 @@ def scores_of(
 ) -> dict[str, Any]:
     """`full_scores` under a condition, of the clips that have the label; none: {"clips": 0}.
 
-    All conditions are judged by the label that the run learnt, so that they can be compared; a head
-    that learnt another one, as that of the voice, has its accuracy by it in `own`.
+    All conditions are judged by the label of the run, so that they can be compared; a head that
+    learnt another one, as that of the voice, has its accuracy by it in `own`.
     """
     found = run.predictions[key]
     if found is None:
         return {"clips": 0}
-    labels = labels_of(run, ALL, classes)
+    labels = labels_of(run, classes)
     known = (labels >= 0) & among
     if not known.any():
         return {"clips": 0}
     speakers, predictions = run.clips["speaker"].to_numpy(), found.log_p.argmax(1)
     scored = scores.full_scores(labels[known], predictions[known], speakers[known], classes)
-    judged: dict[str, Any] = {"head": found.head, "label": run.under(ALL).column, "own": None}
+    judged: dict[str, Any] = {"head": found.head, "label": run.label, "own": None}
     if found.column != judged["label"]:
-        own = labels_of(run, key, classes)
+        own = own_labels(run, key, classes)
         right = (own == predictions)[(own >= 0) & among]
         if len(right):
             judged["own"] = {"label": found.column, "accuracy": float(right.mean())}
@@ -64,7 +64,7 @@ def labels_and_log_p(run: Evaluated, classes: list[str]) -> tuple[np.ndarray, np
     """(N,) class indices and (N, K), from all inputs."""
     found = run.predictions[ALL]
     assert found is not None
-    return labels_of(run, ALL, classes), found.log_p
+    return labels_of(run, classes), found.log_p
 
 
 def measures_of(run: Evaluated, classes: list[str], among: Any = slice(None)) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""What only the tests marked `extra` need: without it they skip, and fail in `make test-extras`."""
+"""What some tests need beyond the packages of `make test`: without it they skip, with EXTRAS=1
+they fail."""
 
 from __future__ import annotations
 

@@ -30,7 +30,6 @@ import app
 from inference import door, page, service, windows
 from utils.errors import ClipError, UsageError
 
-pytestmark = pytest.mark.extra
 need("flask", "waitress")
 
 

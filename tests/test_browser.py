@@ -20,7 +20,6 @@ from inference.door import create_server, open_door
 from inference.page import create_page
 from inference.service import Service
 
-pytestmark = pytest.mark.extra
 need("flask", "waitress", "selenium")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 SAID = "a good day"

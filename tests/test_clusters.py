@@ -11,7 +11,6 @@ import pytest
 from conftest import QUIET, ROOT, digests, make_clip, run_script, tone
 from extras import need
 
-pytestmark = pytest.mark.extra
 need("distributed", "ray")
 
 

@@ -452,7 +452,6 @@ def test_cutmix_cuts_time_and_no_layers():
     torch.testing.assert_close(changed, 1 - kept.float())
 
 
-@pytest.mark.extra
 def test_encoders_are_exported(world, tmp_path):
     need("onnx", "onnxscript", "onnxruntime")
     done = run_main("export", "--checkpoint", world["run"], "--out", tmp_path / "model.onnx")

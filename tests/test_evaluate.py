@@ -299,6 +299,20 @@ def test_speech_and_fused_runs_are_compared_where_their_labels_agree(evaluate, f
     other = relabelled(features, tmp_path, speech_emotion=voices)
     run = evaluate(checkpoints=[speech, text], features=other)
     assert run.code == 4 and "speech_emotion and emotion, which differ in 1" in run.err
+    run = evaluate("--label", "emotion", checkpoints=[speech, text], features=other)
+    assert run.code == 0 and len(run.report["paired"]) == 1, run.err
+    table = answers(tmp_path)
+    truth = Features.open(other).rows("val").set_index("clip_id")["emotion"]
+    assert (table["truth"] == table["clip_id"].map(truth)).all() and len(table) == 3 * 7
+    voice, *_ = run.report["systems"]
+    right = (table["truth"] == table["answer"])[table["run"] == voice["name"]].mean()
+    assert voice["label"] == "emotion" and voice["measures"]["accuracy"] == pytest.approx(right)
+    assert voice["conditions"][0]["own"]["label"] == "speech_emotion"
+    assert "a run that learnt speech_emotion is judged by emotion here" in run.out
+    run = evaluate("--label", "emotional", checkpoints=[text], features=other)
+    assert run.code == 2 and "no column 'emotional'" in run.err
+    run = evaluate("--label", "emotion", "--certificate", tmp_path / "c.json", checkpoints=[text])
+    assert run.code == 2 and "leave out --label" in run.err
 
 
 def test_what_refuses_runs_is_asked_before_anything_is_computed(
@@ -593,7 +607,7 @@ def test_validation_clips_that_are_judged_too_temper_nothing(features, tmp_path)
         ids = torch.from_numpy(fingerprints(table, seen))
         checkpoint["clips"] = {"training": none, "validation": ids}
         save_checkpoint(path, checkpoint)
-    options = SimpleNamespace(split=None, robustness=False, allow_training_clips=False)
+    options = SimpleNamespace(split=None, label=None, robustness=False, allow_training_clips=False)
     options.batch_size, options.num_workers, options.device = 8, 0, "cpu"
     (run,) = evaluate_runs([tmp_path / "run"], Features.open(features), options)
     assert len(run.parts) == 2 and all(part.validation for part in run.parts)

@@ -76,6 +76,7 @@ def own_parts():
 
 POOLED = {"concat": "attention", "gated": "relation", "attention": "mean", "product": "peak"}
 KINDS = [*FUSIONS, "product"]
+QUICK = {"speech_backbone": "small-32", "face_backbone": "small-16", "face_lstm": False}  # to ONNX
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def fused(place, own_parts, tmp_path_factory):
                 text = replace(MODALITIES["text"], encoder=bands)
                 patch.setitem(MODALITIES, "text", text)
             path = made[kind, dropout] = folder / f"{kind}-{dropout}.pth"
-            choice = {"fusion": kind, "pooling": POOLED.get(kind, "attention")}
+            choice = QUICK | {"fusion": kind, "pooling": POOLED.get(kind, "attention")}
             features = place / "features"
             save_untrained(path, features, seed=seed, modality_dropout=dropout, **choice)
     return made
@@ -200,7 +201,6 @@ def test_all_tools_read_every_fusion(fused, tools, dropout):
         np.testing.assert_allclose(tool(*given), expected, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.extra
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_reads_every_fusion(fused, tmp_path, kind):
     """In ONNX, too, the batch and the length of each input are open."""

@@ -33,7 +33,6 @@ def exported(place, tmp_path_factory):
     return folder
 
 
-@pytest.mark.extra
 def test_real_features_give_the_probabilities_of_torch(place, exported):
     script = [ROOT / "examples" / "onnx_predict.py", exported / "m.onnx"]
     command = [sys.executable, "-c", EXAMPLE, *script, place / "features", "clips"]
@@ -54,7 +53,6 @@ def test_real_features_give_the_probabilities_of_torch(place, exported):
     assert [line[1] for line in lines] == [CLASSES[index] for index in expected.argmax(axis=1)]
 
 
-@pytest.mark.extra
 def test_an_input_that_is_left_out_does_not_matter(exported):
     import onnxruntime
 

@@ -14,7 +14,6 @@ from conftest import ROOT, write_features
 from extras import need
 from inside import run_main
 
-pytestmark = pytest.mark.extra
 need("optuna")
 SPACE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "optim": ["adamw", "sgd"]}
 TINY = ["--text_layers", 1, "--text_heads", 2, "--n_epoch", 1, "--num_workers", 0]
