@@ -3,10 +3,12 @@
     python -m evaluation.pack logs/speech/voice --features_dir features/pooled \\
         --out starter/voice.pth --corpus "RAVDESS, ASED" --elsewhere MEAD=features/mead@train
 
-The clips that the run held out give the card its accuracy, and the temperature that its
-log-probabilities are divided by (within the last layer: readers need to know of nothing).
-A model that reads the voice is asked only about sound in which somebody speaks. --elsewhere adds
-what it gets on a split of another corpus with these classes (corpora/pool.py).
+The clips that the run held out give the card its accuracy. --elsewhere adds what the run gets on a
+split of another corpus with these classes (corpora/pool.py). A temperature divides its
+log-probabilities (within the last layer: readers need to know of nothing). It is fitted elsewhere,
+where that is given: people bring clips of cameras and voices that no training has seen, and a model
+is too sure of these. A model that reads the voice is asked only about sound in which somebody
+speaks.
 """
 
 from __future__ import annotations
@@ -47,25 +49,24 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    device = device_name(args.device)
+    device, places = device_name(args.device), [place_of(given) for given in args.elsewhere]
     run, log_p, labels = judged(args.run, args.features_dir, None, device)
     checkpoint = load_checkpoint(Path(run.checkpoints[0]["path"]))
-    temperature = fit_temperature(log_p, labels)
-    speakers = run.clips["speaker"].to_numpy()
-    believed, _ = cross_fitted(log_p, labels, group_by_speaker(speakers)[0])
+    others = [(name, *judged(args.run, folder, split, device)) for name, folder, split in places]
+    if others:
+        _, _, other_p, other_labels = zip(*others, strict=True)
+        temperature = fit_temperature(np.concatenate(other_p), np.concatenate(other_labels))
+        believed = temper(log_p, temperature)
+    else:
+        temperature, believed = fit_temperature(log_p, labels), across_people(run, log_p, labels)
     card = checkpoint.get("card", {}) | {"language": args.language}
     card |= {"corpus": args.corpus} if args.corpus else {}
     card |= scores(run, believed, labels, checkpoint) | {"temperature": round(temperature, 4)}
     card["voice_only"] = "speech" in task_of(checkpoint["config"]).inputs
-    card["elsewhere"] = []
-    for given in args.elsewhere:
-        name, _, place = given.partition("=")
-        folder, _, split = place.partition("@")
-        if not (name and folder and split):
-            raise UsageError(f"--elsewhere {given}: expected NAME=DIR@SPLIT")
-        other, other_p, other_labels = judged(args.run, Path(folder), split, device)
-        found = scores(other, temper(other_p, temperature), other_labels, checkpoint)
-        card["elsewhere"].append({"corpus": name, **found})
+    card["elsewhere"] = [
+        {"corpus": name, **scores(other, across_people(other, *known), known[1], checkpoint)}
+        for name, other, *known in others
+    ]
     soften(checkpoint, temperature)
     weights = {
         name: value.half() if value.dtype == torch.float32 else value
@@ -77,6 +78,21 @@ def main() -> None:
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB")
     for name, value in card.items():
         print(f"  {name}: {value}")
+
+
+def place_of(given: str) -> tuple[str, Path, str]:
+    """NAME=DIR@SPLIT in its parts."""
+    name, _, place = given.partition("=")
+    folder, _, split = place.partition("@")
+    if not (name and folder and split):
+        raise UsageError(f"--elsewhere {given}: expected NAME=DIR@SPLIT")
+    return name, Path(folder), split
+
+
+def across_people(run: Evaluated, log_p: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Each person's clips tempered by what was fitted on the other people's."""
+    group, _ = group_by_speaker(run.clips["speaker"].to_numpy())
+    return cross_fitted(log_p, labels, group)[0]
 
 
 def judged(

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_clip, tone, write_features
+from conftest import CLASSES, make_clip, tone, write_features
 from inside import run_main
 from trainings import TINY, with_records
 
 from corpora import pool
 from evaluation.ensemble import load_members
+from evaluation.pack import judged
 from inference.card import card_lines, cards
 from inference.predictor import Predictor
 from inference.windows import has_voice
@@ -89,6 +90,34 @@ def test_a_packed_model_is_smaller_and_less_sure(trained, tmp_path):
     words = torch.randn(2, 3, 16), torch.ones(2, 3, dtype=torch.bool)
     new, own = (each.model.eval()({"text": words}).logits["text"] for each in (member, old))
     torch.testing.assert_close(new * card["temperature"], own, atol=0.05, rtol=0.02)
+
+
+def test_a_packed_model_is_as_sure_as_it_is_right_elsewhere(trained, tmp_path):
+    """Where all its answers are right, it may be sure of all, at home too."""
+    run = trained / "logs" / "text" / "a"
+    other = shutil.copytree(trained / "features", tmp_path / "other")
+    table = pd.read_csv(other / "manifest.csv", dtype=str, keep_default_na=False)
+    apart = table["split"] == "test"
+    for answers in ("sad", ""):  # any label; then what the model says
+        if not answers:
+            asked, log_p, _ = judged(run, other, "test", "cpu")
+            answers = [CLASSES[k] for k in log_p.argmax(1)]
+            assert asked.clips["clip_id"].tolist() == table.loc[apart, "clip_id"].tolist()
+        table.loc[apart, "emotion"] = answers
+        table.to_csv(other / "manifest.csv", index=False)
+    pack = ("evaluation.pack", run, "--features_dir", trained / "features", "--device", "cpu")
+    found = []
+    for name, more in (("home", ()), ("away", ("--elsewhere", f"away={other}@test"))):
+        done = run_main(*pack, "--out", tmp_path / f"{name}.pth", *more)
+        assert done.code == 0, done.err
+        found.append(load_checkpoint(tmp_path / f"{name}.pth")["card"])
+    home, away = found
+    assert away["temperature"] < 0.2 < 1 < home["temperature"]
+    assert home["accuracy"] == away["accuracy"] < 0.9 and away["ece"] > home["ece"] + 0.1
+    (elsewhere,) = away["elsewhere"]
+    assert (elsewhere["corpus"], elsewhere["accuracy"]) == ("away", 1) and elsewhere["ece"] < 0.05
+    done = run_main(*pack, "--out", tmp_path / "x.pth", "--elsewhere", "away")
+    assert done.code == 2 and "expected NAME=DIR@SPLIT" in done.err
 
 
 def test_prediction_and_its_files_carry_the_card(trained, tmp_path):
