@@ -9,16 +9,18 @@ from typing import Any
 
 from evaluation.corruptions import CORRUPTIONS
 from training.modalities import MODALITIES, modality
-from utils.files import write_csv, write_json, write_text
+from utils.files import write_bytes, write_csv, write_json, write_text
 from utils.plots import (
+    MEASURED,
     corruption_png,
     plot_bars,
     plot_calibration,
     plot_confusion,
     plot_corruptions,
+    training_png,
 )
 
-PICTURES = ("confusion", "classes", "calibration", "inputs", "robustness")
+PICTURES = ("confusion", "classes", "calibration", "inputs", "robustness", "trainings")
 
 
 def write_report(folder: Path, report: dict[str, Any], predictions: Any) -> None:
@@ -31,6 +33,10 @@ def write_report(folder: Path, report: dict[str, Any], predictions: Any) -> None
     write_csv(folder / "predictions.csv", predictions, for_people=True)
     main = report["systems"][-1]
     draw(folder, main, report["classes"])
+    chance, curves = 1 / len(report["classes"]), []
+    if runs := trainings(report["checkpoints"]):
+        write_bytes(folder / "trainings.png", training_png(runs, chance))
+        curves = [embedded(training_png(runs, chance, (column,))) for column in MEASURED]
     files = [folder / f"{name}.png" for name in PICTURES]
     pictures: dict[str, Any] = {p.stem: embedded(p.read_bytes()) for p in files if p.is_file()}
     panels = [corruption_picture(title, rows, main) for title, rows in corrupted(main).items()]
@@ -39,7 +45,7 @@ def write_report(folder: Path, report: dict[str, Any], predictions: Any) -> None
     environment.filters |= {"titles": titles, "short": short, "together": together}
     support = {name: each["support"] / main["clips"] for name, each in main["per_class"].items()}
     commonest = max(support.items(), key=lambda item: item[1])
-    shown = {"pictures": pictures, "panels": panels, "commonest": commonest}
+    shown = {"pictures": pictures, "panels": panels, "curves": curves, "commonest": commonest}
     today = date.today()
     shown |= {"title": title_of(report), "date": f"{today.day} {today:%B %Y}"}
     html = environment.from_string(page).render(report, main=main, **shown)
@@ -98,6 +104,22 @@ def draw(folder: Path, main: dict[str, Any], classes: list[str]) -> None:
         plot_bars(folder / "inputs.png", rows, title, chance)
     if curves := corrupted(main):
         plot_corruptions(folder / "robustness.png", curves, chance)
+
+
+def trainings(checkpoints: list[dict[str, Any]]) -> dict[str, list[list[dict[str, Any]]]]:
+    """{run: the rows of each metrics.csv in its folder, or in those of its folds}; none of a
+    checkpoint that lies somewhere without one."""
+    import pandas as pd
+
+    found: dict[str, list] = {}
+    for each in checkpoints:
+        folder = Path(each["path"]).parent
+        if (folder / "metrics.csv").is_file():
+            table = pd.read_csv(folder / "metrics.csv").astype(object)
+            run = folder.parent if folder.name.startswith("fold_") else folder
+            rows = table.where(table.notna(), None).to_dict("records")
+            found.setdefault(short(str(run)), []).append(rows)
+    return found
 
 
 def conditions(main: dict[str, Any]) -> dict[str, list[tuple]]:

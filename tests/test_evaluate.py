@@ -78,7 +78,7 @@ def evaluate(features, members, tmp_path, monkeypatch):
     return run
 
 
-DRAW = report.draw
+DRAW, png = report.draw, report.training_png
 
 
 def write_dots(folder, main, classes):
@@ -313,6 +313,31 @@ def test_speech_and_fused_runs_are_compared_where_their_labels_agree(evaluate, f
     assert run.code == 2 and "no column 'emotional'" in run.err
     run = evaluate("--label", "emotion", "--certificate", tmp_path / "c.json", checkpoints=[text])
     assert run.code == 2 and "leave out --label" in run.err
+
+
+def test_the_curves_of_all_runs_are_on_the_page(evaluate, features, tmp_path, monkeypatch):
+    lines = "epoch,train_loss,train_accuracy,val_loss,val_accuracy\n1,2,0.1,,\n2,1,0.4,1,0.5\n"
+    paths = [tmp_path / "logs" / "text" / name for name in ("a", "b/fold_0", "b/fold_1")]
+    for seed, path in enumerate(paths):
+        path.mkdir(parents=True)
+        save_member(path / "2_best_1.0.pth", features, seed)
+        (path / "metrics.csv").write_text(lines)
+    checkpoints = [{"path": path / "2_best_1.0.pth"} for path in paths]
+    found = report.trainings([*checkpoints, {"path": tmp_path / "alone.pth"}])
+    assert {name: len(parts) for name, parts in found.items()} == {"text/a": 1, "text/b": 2}
+    first, second = found["text/a"][0]
+    assert first["val_loss"] is None and second["val_accuracy"] == 0.5 and second["epoch"] == 2
+    drawn = []
+    monkeypatch.setattr(report, "training_png", lambda *args: drawn.append(args) or png(*args))
+    run = evaluate(checkpoints=[paths[0], *paths[1:]])
+    assert run.code == 0, run.err
+    assert [set(runs) for runs, *_ in drawn] == 4 * [{"text/a", "text/b"}]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count('alt="loss or accuracy by epoch"') == 3 and "How they were trained" in page
+    assert (tmp_path / "out" / "trainings.png").read_bytes().startswith(b"\x89PNG")
+    assert evaluate().code == 0, "a file alone, which no run is known of"
+    assert not (tmp_path / "out" / "trainings.png").exists()
+    assert "trained</h2>" not in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_what_refuses_runs_is_asked_before_anything_is_computed(

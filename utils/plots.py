@@ -12,11 +12,12 @@ from utils.fonts import columns, drawable, shortened, wrapped
 
 INK, TRAIN, VAL, GREY = "#222222", "#8aa4c8", "#c8553d", "#777777"
 LABEL, LETTER = 18, 0.085  # columns of a line of an axis label; inches of one
-CURVES = {
-    "what the training lowers": "training objective",
-    "validation": "loss (cross-entropy)",
-    "accuracy": "share that is right",
+CURVES = {  # a column of metrics.csv: what stands above its panel, and beside its axis
+    "train_loss": ("what the training lowers", "training objective"),
+    "val_loss": ("validation", "loss (cross-entropy)"),
+    "val_accuracy": ("accuracy", "share that is right"),
 }
+MEASURED = tuple(CURVES)
 
 
 def plot_curves(
@@ -56,18 +57,51 @@ def plot_curves(
         marked = f"kept: epoch {best['epoch']}"
         for axis, name in ((axes[1], "val_loss"), (axes[2], "val_accuracy")):
             axis.plot(best["epoch"], best[name], "o", color=VAL, ms=7, label=marked)
-    for axis, (name, unit) in zip(axes, CURVES.items(), strict=True):
-        axis.set_title(name, loc="left", fontsize=10, color=INK)
-        axis.set(xlabel="epoch", ylabel=unit, xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
-        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        top = axis.get_ylim()[1]
-        axis.set_ylim(0, 1.08 * top if top > 0 else 1)  # from 0: else noise looks like learning
+    for axis in axes:
         if axis.get_legend_handles_labels()[0]:
             place = dict(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
             axis.legend(frameon=False, fontsize=8, **place)
-    axes[2].set(ylim=(-0.03, 1.03), yticks=[0, 0.25, 0.5, 0.75, 1])  # 0 and 1 are seen
+    _by_epoch(dict(zip(CURVES, axes, strict=True)), epochs[0], epochs[-1])
     figure.suptitle(title, x=0.01, ha="left", color=INK)
     _save(figure, path)
+
+
+def training_png(
+    runs: dict[str, list[list[dict[str, Any]]]], chance: float, shown: tuple[str, ...] = MEASURED
+) -> bytes:
+    """The curves of several runs over each other: {run: the rows of each of its trainings}, which
+    are the folds of a run and have its colour. Accuracy is that of the validation clips."""
+    lines = math.ceil(len(runs) / (2 * len(shown) - 1))
+    figure, axes = _figure(1, len(shown), (4 * len(shown), 3.4 + 0.2 * lines))
+    panels = dict(zip(shown, list(getattr(axes, "flat", [axes])), strict=True))
+    for number, (name, parts) in enumerate(runs.items()):
+        for part, rows in enumerate(parts):
+            style = dict(color=f"C{number % 10}", lw=1.5 if len(parts) == 1 else 0.8)
+            style |= dict(ls="-" if number < 10 else "--", marker="o", ms=2)
+            for column, axis in panels.items():
+                known = [row for row in rows if row[column] is not None]
+                label = name if part == 0 and column == shown[0] else None
+                values = [row[column] for row in known]
+                axis.plot([row["epoch"] for row in known], values, label=label, **style)
+    if "val_accuracy" in panels:
+        panels["val_accuracy"].axhline(chance, color=GREY, lw=1, ls="--")
+    epochs = [row["epoch"] for parts in runs.values() for rows in parts for row in rows]
+    _by_epoch(panels, min(epochs), max(epochs))
+    columns = 2 * len(shown) - 1
+    figure.legend(frameon=False, loc="outside lower left", ncols=columns, fontsize=8)
+    return png(figure)
+
+
+def _by_epoch(axes: dict[str, Any], first: int, last: int) -> None:
+    for column, axis in axes.items():
+        name, unit = CURVES[column]
+        axis.set_title(name, loc="left", fontsize=10, color=INK)
+        axis.set(xlabel="epoch", ylabel=unit, xlim=(first - 0.5, last + 0.5))
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        top = axis.get_ylim()[1]
+        axis.set_ylim(0, 1.08 * top if top > 0 else 1)  # from 0: else noise looks like learning
+        if column == "val_accuracy":
+            axis.set(ylim=(-0.03, 1.03), yticks=[0, 0.25, 0.5, 0.75, 1])  # 0 and 1 are seen
 
 
 def plot_confusion(path: Path, confusion: Any, classes: list[str], title: str) -> None:
