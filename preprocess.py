@@ -53,6 +53,8 @@ def parse_args() -> argparse.Namespace:
     add("--partial", action="store_true", help=keep)
     add("--face_fps", default=10.0, type=ranged(float, 0.1, 240), help="face crops per second")
     add("--face_size", default=160, type=ranged(int, 16, 1024), help="pixels, side of a face crop")
+    margin = "around a face, in its longer side; 0 as in FER2013"
+    add("--face_margin", default=0.1, type=ranged(float, -0.3, 1), help=margin)
     add("--face_align", action="store_true", help="turn crops upright by eyes, nose and mouth")
     cropped = "still pictures are faces already: look for none in them"
     add("--face_cropped", action="store_true", help=cropped)
@@ -232,6 +234,7 @@ def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path
     if args.video_embedding:
         settings["video_embedding"]["sha256"] = embedding_weights()
     settings["video"] |= {name: getattr(args, name) for name in FACE_FLAGS}
+    settings["video"]["margin"] = args.face_margin
     settings |= earlier_encoders(args.features_dir)
     for name, given in args.encoder.items():  # weights that are not there are known now, too
         settings[name] = encoders.known(given, device_name(device))

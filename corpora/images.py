@@ -6,9 +6,12 @@
 So FER2013, AffectNet or RAF-DB teach the face. Labels are plain English (angry, happiness, fearful
 ...) or our codes; the classes are the seven of the challenge. From the folder to features:
 
-    python preprocess.py --corpus images --data_dir fer2013 --face_cropped --face_size 48
+    python preprocess.py --corpus images --data_dir fer2013 --face_cropped --face_size 48 \\
+        --face_margin 0
 
 --face_cropped: each picture is a face already, as in FER2013; else the largest face is looked for.
+There --face_margin only says how close the pictures are: clips that the model is asked about are
+cropped with it, and should look alike. FER2013's faces fill their pictures.
 A picture of `train` that stands in `val` or `test`, too (FER2013 has such), is left out. Who is
 shown is not known: people may stand in several folds. Pictures listed in a table, with people:
 --corpus csv takes pictures as `media`. FER2013: Goodfellow et al. (2013), arXiv 1307.0414.

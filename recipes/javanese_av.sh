@@ -6,7 +6,8 @@
 set -eu
 data=${1:?the folder of the clips} voice=${2:?a run on other voices} face=${3:?a run on FER2013}
 features=${FEATURES_DIR:-features/javanese}
-python preprocess.py --corpus javanese --data_dir "$data" --features_dir "$features" --face_size 48
+python preprocess.py --corpus javanese --data_dir "$data" --features_dir "$features" --face_size 48 \
+  --face_margin 0
 for seed in ${SEEDS:-1}; do
   python train.py --mode speech --exp_name "javanese-$seed" --features_dir "$features" --resume \
     --recipe small --fold all --speech_load_weights "$voice" --speech_frames 160 \

@@ -203,6 +203,26 @@ def test_a_second_run_makes_only_what_is_missing_or_has_changed(copies, face_ima
     }
 
 
+def test_the_margin_around_a_face(corpus, made, tmp_path):
+    """Without it the crop is the middle of the usual one, five sixths of its side."""
+    import cv2
+
+    preprocess(corpus, tmp_path / "close", "--face_margin", 0, "--modalities", "video")
+    name = next((made / "train" / "video").glob("*.npy"))
+    usual, close = (
+        np.load(f / "train" / "video" / name.name)[0] for f in (made, tmp_path / "close")
+    )
+    middle = cv2.resize(usual[5:59, 5:59], (64, 64), interpolation=cv2.INTER_LINEAR)
+    away = [float(np.abs(np.int16(close) - each).mean()) for each in (middle, usual)]
+    assert away[0] < 0.3 * away[1], away
+    assert (
+        json.loads((tmp_path / "close" / "settings.json").read_text())["features"]["video"][
+            "margin"
+        ]
+        == 0
+    )
+
+
 def test_order_workers_and_hash_seeds_change_nothing(corpus, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(corpus / TRAIN, data)
