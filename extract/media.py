@@ -8,7 +8,8 @@ import math
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -384,19 +385,19 @@ def frames_at(
         entries = [place for time, place in pictures.keyframes if time <= times[0]]
         if len(entries) > 1 and FORMATS[path.suffix.lower()] == "mov":  # others have no sure index
             container.seek(entries[-1], stream=stream)
-        shown = None
+        shown, scale = None, scaler(threads)
         for frame in container.decode(stream):
             if frame.time is None:
                 continue
             if shown is not None:
-                yield from _on_screen(times, shown, frame.time, pictures.aspect, threads)
+                yield from _on_screen(times, shown, frame.time, pictures.aspect, scale)
             shown = frame
             if frame.time > times[-1]:
                 return
         if shown is None:
             raise without("E_NOVIDEO", path, "a video track without any frame")
         end = math.inf if pictures.shown == 1 else shown.time + frame_seconds(stream, shown)
-        yield from _on_screen(times, shown, end, pictures.aspect, threads)
+        yield from _on_screen(times, shown, end, pictures.aspect, scale)
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -420,12 +421,12 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def _on_screen(
-    times: np.ndarray, frame: Any, until: float, aspect: float, threads: int
+    times: np.ndarray, frame: Any, until: float, aspect: float, scale: Callable[..., Any]
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """The frame with the indices of the times in [frame.time, until), if there are any."""
     indices = np.flatnonzero((times >= frame.time) & (times < until))
     if len(indices):
-        yield indices.tolist(), upright(frame, aspect, threads)
+        yield indices.tolist(), upright(frame, aspect, scale)
 
 
 def frame_seconds(stream: Any, frame: Any) -> float:
@@ -463,10 +464,18 @@ def shown_size(width: int, height: int, aspect: float) -> tuple[int, int]:
     return round(width * max(1.0, aspect)), round(height * max(1.0, 1 / aspect))
 
 
-def upright(frame: Any, aspect: float, threads: int) -> np.ndarray:
+def scaler(threads: int) -> Callable[..., Any]:
+    """frame, width, height, format -> frame, for many frames: one that each frame makes for itself
+    leaves its threads behind until Python collects its garbage, hundreds of them."""
+    from av.video.reformatter import VideoReformatter
+
+    return partial(VideoReformatter().reformat, threads=threads)
+
+
+def upright(frame: Any, aspect: float, scale: Callable[..., Any]) -> np.ndarray:
     """RGB (H, W, 3) as a player shows it: square pixels, turned and mirrored as the file asks."""
     width, height = shown_size(frame.width, frame.height, aspect)
-    picture = frame.reformat(width, height, format="rgb24", threads=threads).to_ndarray()
+    picture = scale(frame, width, height, format="rgb24").to_ndarray()
     across, down, transposed = orientation(frame)
     if transposed:
         picture = picture.swapaxes(0, 1)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from extract.audio import sound_tracks
-from extract.media import FORMATS, open_media, pixel_aspect, upright, video_stream, without
+from extract.media import FORMATS, open_media, pixel_aspect, scaler, upright, video_stream, without
 from inference.prediction import ClipPrediction
 from inference.timeline import overlay
 from utils.errors import ClipError
@@ -43,14 +43,15 @@ def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes:
             streams.append(sound)
             layout = "mono" if sound.channels == 1 else "stereo"
             sounds = made.add_stream("aac", rate=RATE, layout=layout)
+        turn, fit = scaler(threads=0), scaler(threads=0)
         for packet in container.demux(streams):
             for frame in packet.decode():
                 if sounds and packet.stream is not video:
                     made.mux(sounds.encode(frame))
                 elif frame.pts is not None and frame.pts > last:  # damaged files go back in time
-                    picture = draw(upright(frame, aspect, threads=0), float(frame.time))
+                    picture = draw(upright(frame, aspect, turn), float(frame.time))
                     drawn = av.VideoFrame.from_ndarray(picture, "rgb24")
-                    drawn = drawn.reformat(width, height)  # a file may change its size
+                    drawn = fit(drawn, width, height)  # a file may change its size
                     drawn.pts, drawn.time_base, last = frame.pts, frame.time_base, frame.pts
                     made.mux(pictures.encode(drawn))
         for stream in (pictures, sounds):
@@ -64,7 +65,7 @@ def size_of(path: Path) -> tuple[int, int]:
     with open_media(path) as container:
         video = video_stream(container, path)
         for frame in container.decode(video):
-            height, width = upright(frame, pixel_aspect(video), threads=0).shape[:2]
+            height, width = upright(frame, pixel_aspect(video), scaler(0)).shape[:2]
             return height // 2 * 2, width // 2 * 2
     raise without("E_NOVIDEO", path, "a video track without any frame")
 

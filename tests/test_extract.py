@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import io
 import json
 import os
@@ -26,7 +27,7 @@ from extract.audio import denoise, extract_speech, log_mel_spectrogram, read_mon
 from extract.clip import SETTINGS, Job, process_clip
 from extract.detector import Track, detect, overlap, square
 from extract.faces import extract_faces, sample_times
-from extract.media import frames_at, scan_pictures, upright
+from extract.media import frames_at, scan_pictures
 from extract.words import read_words
 from utils import guard
 from utils.errors import CLIP_CODES, ClipError, IntegrityError
@@ -455,22 +456,26 @@ def test_times_without_a_picture_are_black_and_flagged(tmp_path, fake, start, co
     assert np.isnan(found.boxes[~found.valid]).all()
 
 
-def test_colours_are_converted_on_the_threads_of_the_worker():
-    """The library's own choice, a thread per core and frame, makes other workers wait."""
-    asked = []
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_clip_has_its_threads_and_leaves_none(tmp_path, threads):
+    """The library's own choice is a thread per core and frame, and they stay: other workers wait,
+    and after some hundred clips no thread could be started."""
+    path = make_clip(tmp_path / "clip.mp4", moving_picture(40), fps=20)
+    scan_pictures(path)
+    gc.disable()  # which would end them some time
+    try:
+        before, seen = count_threads(), []
+        for _ in frames_at(path, np.arange(0, 2, 0.05), threads):
+            seen.append(count_threads() - before)
+        left = count_threads() - before
+    finally:
+        gc.enable()
+    assert len(seen) == 40 and max(seen) <= (0 if threads == 1 else 2 * threads), seen
+    assert left <= 0, left
 
-    class Frame:
-        width, height, side_data = 120, 90, {}
 
-        def reformat(self, width, height, format, threads):
-            asked.append(threads)
-            return self
-
-        def to_ndarray(self):
-            return flat((0, 0, 0))
-
-    upright(Frame(), 1.0, 3)
-    assert asked == [3]
+def count_threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
 
 
 @pytest.mark.parametrize("turn", [90, 180, 270])
