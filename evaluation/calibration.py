@@ -52,23 +52,28 @@ def temper(log_p: np.ndarray, temperature: float) -> np.ndarray:
     return log_softmax(log_p / temperature, axis=1)
 
 
-def fit_temperature(log_p: np.ndarray, labels: np.ndarray) -> float:
-    """The T in 0.05 to 20 with the lowest log loss (temperature scaling, arXiv 1706.04599)."""
+def fit_temperature(
+    log_p: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> float:
+    """The T in 0.05 to 20 with the lowest log loss (temperature scaling, arXiv 1706.04599).
+    `weights` (N,): how much each clip counts."""
 
     def loss(log_t: float) -> float:
-        return -temper(log_p, np.exp(log_t))[np.arange(len(labels)), labels].mean()
+        right = temper(log_p, np.exp(log_t))[np.arange(len(labels)), labels]
+        return -float(np.average(right, weights=weights))
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
     return float(np.exp(found.x))
 
 
 def cross_fitted(
-    log_p: np.ndarray, labels: np.ndarray, group: np.ndarray
+    log_p: np.ndarray, labels: np.ndarray, group: np.ndarray, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, list[float]]:
     """Each clip tempered by the T of other groups' clips (up to 5 parts); and these T."""
+    weights = np.ones(len(labels)) if weights is None else weights
     result, temperatures = np.empty_like(log_p), []
     parts = GroupKFold(min(5, len(set(group)))).split(log_p, labels, group)
     for others, here in parts:
-        temperatures.append(fit_temperature(log_p[others], labels[others]))
+        temperatures.append(fit_temperature(log_p[others], labels[others], weights[others]))
         result[here] = temper(log_p[here], temperatures[-1])
     return result, temperatures

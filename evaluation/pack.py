@@ -5,10 +5,10 @@
 
 The clips that the run held out give the card its accuracy. --elsewhere adds what the run gets on a
 split of another corpus with these classes (corpora/pool.py). A temperature divides its
-log-probabilities (within the last layer: readers need to know of nothing). It is fitted elsewhere,
-where that is given: people bring clips of cameras and voices that no training has seen, and a model
-is too sure of these. A model that reads the voice is asked only about sound in which somebody
-speaks.
+log-probabilities (within the last layer: readers need to know of nothing). All these clips fit it,
+each corpus counting alike: people bring clips of cameras and voices that no training has seen, and
+a model is too sure of these. A model that reads the voice is asked only about sound in which
+somebody speaks.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.calibration import calibration, cross_fitted, fit_temperature, temper
+from evaluation.calibration import calibration, cross_fitted, fit_temperature
 from evaluation.runs import ALL, Evaluated, evaluate_runs, labels_of
-from evaluation.scores import full_scores, group_by_speaker
+from evaluation.scores import full_scores
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.features import Features
 from training.tasks import task_of
@@ -50,22 +50,18 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     device, places = device_name(args.device), [place_of(given) for given in args.elsewhere]
-    run, log_p, labels = judged(args.run, args.features_dir, None, device)
+    known = [judged(args.run, args.features_dir, None, device)]
+    known += [judged(args.run, folder, split, device) for _, folder, split in places]
+    temperature, tempered = calibrated(known)
+    (run, _, labels), *others = known
     checkpoint = load_checkpoint(Path(run.checkpoints[0]["path"]))
-    others = [(name, *judged(args.run, folder, split, device)) for name, folder, split in places]
-    if others:
-        _, _, other_p, other_labels = zip(*others, strict=True)
-        temperature = fit_temperature(np.concatenate(other_p), np.concatenate(other_labels))
-        believed = temper(log_p, temperature)
-    else:
-        temperature, believed = fit_temperature(log_p, labels), across_people(run, log_p, labels)
     card = checkpoint.get("card", {}) | {"language": args.language}
     card |= {"corpus": args.corpus} if args.corpus else {}
-    card |= scores(run, believed, labels, checkpoint) | {"temperature": round(temperature, 4)}
+    card |= scores(run, tempered[0], labels, checkpoint) | {"temperature": round(temperature, 4)}
     card["voice_only"] = "speech" in task_of(checkpoint["config"]).inputs
     card["elsewhere"] = [
-        {"corpus": name, **scores(other, across_people(other, *known), known[1], checkpoint)}
-        for name, other, *known in others
+        {"corpus": name, **scores(other, log_p, truth, checkpoint)}
+        for (name, *_), (other, _, truth), log_p in zip(places, others, tempered[1:], strict=True)
     ]
     soften(checkpoint, temperature)
     weights = {
@@ -89,10 +85,23 @@ def place_of(given: str) -> tuple[str, Path, str]:
     return name, Path(folder), split
 
 
-def across_people(run: Evaluated, log_p: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Each person's clips tempered by what was fitted on the other people's."""
-    group, _ = group_by_speaker(run.clips["speaker"].to_numpy())
-    return cross_fitted(log_p, labels, group)[0]
+def calibrated(
+    known: list[tuple[Evaluated, np.ndarray, np.ndarray]],
+) -> tuple[float, list[np.ndarray]]:
+    """The temperature of all these clips, each corpus counting alike; and their log-probabilities,
+    each person's tempered by what was fitted without that person."""
+    runs, log_p, labels = zip(*known, strict=True)
+    people = [
+        f"{number} {person or place}"  # who is not known is alone
+        for number, run in enumerate(runs)
+        for place, person in enumerate(run.clips["speaker"])
+    ]
+    group = np.unique(people, return_inverse=True)[1]
+    sizes = [len(each) for each in labels]
+    fitted = np.concatenate(log_p), np.concatenate(labels)
+    weights = np.repeat([1 / size for size in sizes], sizes)
+    tempered, _ = cross_fitted(*fitted, group, weights)
+    return fit_temperature(*fitted, weights), np.split(tempered, np.cumsum(sizes)[:-1])
 
 
 def judged(
