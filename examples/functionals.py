@@ -60,9 +60,9 @@ def main() -> None:
     clips = Features.open(args.features_dir).manifest
     if clips.empty:
         raise UsageError(f"{args.features_dir} has no usable clips: see failed.csv")
-    if lacking := [column for column in ("media", "speaker") if column not in clips]:
-        lacks = f"{args.features_dir / 'manifest.csv'} lacks {', '.join(lacking)}"
-        raise UsageError(f"{lacks}: run preprocess.py again")
+    if "media" not in clips:
+        place = args.features_dir / "manifest.csv"
+        raise UsageError(f"{place} lacks media: run preprocess.py again")
     if not args.raw:
         check_speakers(clips, args.features_dir)
     sounds = measure([args.data_dir / media for media in clips["media"]])

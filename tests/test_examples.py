@@ -118,11 +118,11 @@ def test_a_sound_too_short_for_numbers_is_named(tmp_path):
 def test_manifests_of_older_features_are_named(spoken, tmp_path, name):
     folder = part_of(spoken, tmp_path / "old", slice(7))
     table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
-    table = table.drop(columns=["speaker", "utterance"])
+    table = table.drop(columns=["media", "utterance"])
     table.to_csv(folder / "manifest.csv", index=False)
     places = ["--features_dir", folder] + (["--data_dir", spoken] if name == "functionals" else [])
     run = run_main(f"examples.{name}", *places)
-    lacking = "speaker" if name == "functionals" else "utterance"
+    lacking = "media" if name == "functionals" else "utterance"
     assert run.code == 2 and f"manifest.csv lacks {lacking}: run preprocess.py" in run.err, run.err
     assert len(run.err.splitlines()) == 1
 
