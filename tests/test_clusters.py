@@ -11,7 +11,7 @@ import pytest
 from conftest import QUIET, ROOT, digests, make_clip, run_script, tone
 from extras import need
 
-need("distributed", "ray")
+need("distributed")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,8 @@ def test_a_dask_cluster_makes_the_same_tree(clips, alone, tmp_path, monkeypatch)
         assert tree(clips, tmp_path / "features", *address) == alone
 
 
+@pytest.mark.slow  # ray needs a minute to start
 def test_ray_makes_the_same_tree(clips, alone, tmp_path, monkeypatch):
+    need("ray")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert tree(clips, tmp_path / "features", "--backend", "ray") == alone
