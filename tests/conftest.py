@@ -264,12 +264,12 @@ def save_untrained(
     from models import build_model
     from training.checkpoint import save_checkpoint
     from training.features import Features
-    from training.tasks import TASKS, model_arch, recipe
+    from training.tasks import model_arch, recipe, task_of
 
-    opened, task = Features.open(features), TASKS[mode]
-    config = recipe(mode) | SMALL | settings
+    opened, config = Features.open(features), recipe(mode) | SMALL | settings
+    task = task_of(config | {"mode": mode})
     torch.manual_seed(seed)
-    shapes = {"speech": (128, None), "face": (None, None, None, 3), "text": (3, 16)}
+    shapes = {"speech": (128, None), "face": (None, None, None, 3), "text": (3, 16), "au": (12,)}
     arch = model_arch(task, config, len(CLASSES), shapes)
     model = build_model(**arch)
     with torch.no_grad():
