@@ -45,7 +45,14 @@ from training.randomness import PURPOSES, generator, torch_seed
 from training.ranger import Centralizer
 from training.run import Run
 from training.tasks import ALL_SETTINGS, TASKS, recipe
-from training.views import choose_frames, custom_view, face_view, speech_view, text_view
+from training.views import (
+    choose_frames,
+    custom_view,
+    face_view,
+    other_channel,
+    speech_view,
+    text_view,
+)
 from utils.errors import IntegrityError, UsageError
 
 TINY = {"speech_coeff": 0, "face_coeff": 0, "text_layers": 1, "speech_frames": 48}
@@ -1026,3 +1033,24 @@ def test_manifest_keeps_ids_as_text(tmp_path):
     table["clip_id"] = ["007", "7", "NA", "1e5", "nan", "0x1", "5.0"]
     table.to_csv(folder / "manifest.csv", index=False)
     assert list(Features.open(folder).rows("train")["clip_id"]) == list(table["clip_id"])
+
+
+def test_another_microphone_and_room_leave_the_voice():
+    """Steady noise and coloured bands, and again the loudest point is 1; 0 changes nothing."""
+    rng = np.random.default_rng(0)
+    quiet = np.full((128, 60), 0.05, np.float32)
+    spoken = quiet.copy()
+    spoken[20:60, 10:50] = 0.5 + 0.5 * rng.random((40, 40), np.float32)
+    assert other_channel(spoken, 0.0, rng) is spoken
+    floors, tilts = [], []
+    for seed in range(200):
+        far = other_channel(spoken, 0.8, np.random.default_rng(seed))
+        assert far.dtype == np.float32 and far.min() >= 0 and far.max() == 1
+        assert np.corrcoef(far[20:60, 10:50].ravel(), spoken[20:60, 10:50].ravel())[0, 1] > 0.5
+        floors.append(np.median(far[:, :8]))
+        tilts.append(far[100:, :8].mean() - far[:20, :8].mean())
+        assert np.array_equal(far, other_channel(spoken, 0.8, np.random.default_rng(seed)))
+    assert min(floors) < 0.05 and 0.3 < max(floors) < 0.6, (min(floors), max(floors))
+    assert min(tilts) < -0.1 and max(tilts) > 0.1
+    weak = [np.median(other_channel(spoken, 0.1, np.random.default_rng(s))) for s in range(50)]
+    assert max(weak) < 0.1 < np.median(floors)

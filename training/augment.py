@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # else the flags would wait for torch, where they read the st
 SPEECH_STRENGTHS = {
     "speech_speed": Setting(0.0, ranged(float, 0, 0.5), "most faster or slower", "augmentation"),
     "speech_pitch": Setting(0.0, ranged(float, 0, 40), "most mel bins up or down", "augmentation"),
+    "speech_channel": Setting(0.0, SHARE, "of another microphone and room", "augmentation"),
     "speech_contrast": Setting(
         0.3, SHARE, "brightness and contrast of the log-mel", "augmentation"
     ),
