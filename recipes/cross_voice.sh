@@ -8,11 +8,12 @@ from=${FROM:-ravdess} to=${TO:-ased}
 declare -A place=([ravdess]=$ravdess [ased]=$ased)
 features=${FEATURES_DIR:-features/from_$from}
 python -m corpora.pool "$features.clips" "$from=${place[$from]}" "$to=${place[$to]}@$to" \
-  "javanese=$javanese@javanese" --classes neu+cal,hap,sad,ang,fea
+  "javanese=$javanese@javanese" --classes neu+cal,hap,sad,ang,fea \
+  --without ased-f2-04-01-01-25 ased-h3-07-01-01-25 ased-n1-05-02-02-45  # under two speakers
 python preprocess.py --corpus csv --data_dir "$features.clips" --features_dir "$features" \
   --follow_links --modalities speech
 python train.py --mode speech --exp_name "from_$from" --features_dir "$features" --resume \
-  --recipe small --fold 4 --speech_frames 160 --n_epoch 24 --eval_step 24 --num_workers 0 --seed 1
+  --recipe small --fold 4 --speech_frames 128 --n_epoch 40 --eval_step 40 --num_workers 0 --seed 1
 for split in "$to" javanese; do
   python evaluate.py --checkpoints "logs/speech/from_$from" --features_dir "$features" \
     --split "$split" --out "report/from_${from}_to_$split"

@@ -10,12 +10,11 @@ python preprocess.py --corpus javanese --data_dir "$data" --features_dir "$featu
   --face_margin 0
 for seed in ${SEEDS:-1}; do
   python train.py --mode speech --exp_name "javanese-$seed" --features_dir "$features" --resume \
-    --recipe small --fold all --speech_load_weights "$voice" --speech_frames 160 \
-    --learning_rate 2e-3 --n_epoch 8 --eval_step 8 --mixup_prob 0 --frequency_masks 1 \
-    --time_masks 1 --num_workers 0 --seed "$seed"
+    --recipe small --fold all --speech_load_weights "$voice" --speech_frames 128 \
+    --learning_rate 1e-3 --n_epoch 40 --eval_step 40 --num_workers 0 --seed "$seed"
   python train.py --mode face --exp_name "javanese-$seed" --features_dir "$features" --resume \
-    --recipe small --fold all --face_load_weights "$face" --face_frames 4 --learning_rate 1e-3 \
-    --n_epoch 6 --eval_step 6 --mixup_prob 0 --num_workers 0 --seed "$seed"
+    --recipe small --fold all --face_load_weights "$face" --freeze_backbone True \
+    --face_frames 8 --learning_rate 3e-3 --n_epoch 40 --eval_step 40 --num_workers 0 --seed "$seed"
 done
 python evaluate.py --features_dir "$features" --out report/javanese_av \
   --checkpoints logs/speech/javanese-* logs/face/javanese-*
