@@ -5,10 +5,10 @@
 
 The clips that the run held out give the card its accuracy. --elsewhere adds what the run gets on a
 split of another corpus with these classes (corpora/pool.py). A temperature divides its
-log-probabilities (within the last layer: readers need to know of nothing). All these clips fit it,
-each corpus counting alike: people bring clips of cameras and voices that no training has seen, and
-a model is too sure of these. A model that reads the voice is asked only about sound in which
-somebody speaks.
+log-probabilities (within the last layer: readers need to know of nothing). It is fitted elsewhere,
+where that is given, each corpus counting alike: people bring clips of cameras and voices that no
+training has seen, and a model is too sure of these. A model that reads the voice is asked only
+about sound in which somebody speaks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation.calibration import calibration, cross_fitted, fit_temperature
+from evaluation.calibration import calibration, cross_fitted, fit_temperature, temper
 from evaluation.runs import ALL, Evaluated, evaluate_runs, labels_of
 from evaluation.scores import full_scores
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -88,9 +88,9 @@ def place_of(given: str) -> tuple[str, Path, str]:
 def calibrated(
     known: list[tuple[Evaluated, np.ndarray, np.ndarray]],
 ) -> tuple[float, list[np.ndarray]]:
-    """The temperature of all these clips, each corpus counting alike; and their log-probabilities,
-    each person's tempered by what was fitted without that person."""
-    runs, log_p, labels = zip(*known, strict=True)
+    """The temperature of the corpora behind the first, or of that one alone, each counting alike;
+    and all log-probabilities, each person's tempered by what was fitted without that person."""
+    runs, log_p, labels = zip(*(known[1:] or known), strict=True)
     people = [
         f"{number} {person or place}"  # who is not known is alone
         for number, run in enumerate(runs)
@@ -100,8 +100,10 @@ def calibrated(
     sizes = [len(each) for each in labels]
     fitted = np.concatenate(log_p), np.concatenate(labels)
     weights = np.repeat([1 / size for size in sizes], sizes)
-    tempered, _ = cross_fitted(*fitted, group, weights)
-    return fit_temperature(*fitted, weights), np.split(tempered, np.cumsum(sizes)[:-1])
+    temperature = fit_temperature(*fitted, weights)
+    tempered = np.split(cross_fitted(*fitted, group, weights)[0], np.cumsum(sizes)[:-1])
+    own = [temper(known[0][1], temperature)] if known[1:] else []
+    return temperature, own + tempered
 
 
 def judged(
