@@ -23,7 +23,7 @@ import torch
 
 from evaluation.calibration import calibration, cross_fitted, fit_temperature, temper
 from evaluation.runs import ALL, Evaluated, evaluate_runs, labels_of
-from evaluation.scores import full_scores
+from evaluation.scores import full_scores, group_by_speaker
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.features import Features
 from training.tasks import task_of
@@ -92,9 +92,9 @@ def calibrated(
     and all log-probabilities, each person's tempered by what was fitted without that person."""
     runs, log_p, labels = zip(*(known[1:] or known), strict=True)
     people = [
-        f"{number} {person or place}"  # who is not known is alone
+        f"{number} {person}"
         for number, run in enumerate(runs)
-        for place, person in enumerate(run.clips["speaker"])
+        for person in group_by_speaker(run.clips["speaker"].to_numpy())[0]
     ]
     group = np.unique(people, return_inverse=True)[1]
     sizes = [len(each) for each in labels]

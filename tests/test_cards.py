@@ -119,6 +119,8 @@ def test_a_packed_model_is_as_sure_as_it_is_right_elsewhere(trained, tmp_path):
     assert (elsewhere["corpus"], elsewhere["accuracy"]) == ("away", 1)
     _, log_p, labels = judged(run, trained / "features", None, "cpu")
     asked, other_p, truth = judged(run, other, "test", "cpu")
+    alone = replace(asked, clips=asked.clips.assign(speaker="ann"))  # of one person, clips count
+    assert 0.05 < calibrated([(alone, log_p, labels)])[0] < 20
     own, fitted = (asked, log_p, labels), []
     for times in (1, 9):  # a corpus whose clips stand there nine times over counts as before
         clips = pd.concat(times * [asked.clips])
