@@ -11,13 +11,18 @@ from efficientnet_pytorch.utils import url_map
 from torch import Tensor, nn
 
 # name -> stride of the first layer, and how many maps it makes
-SMALL = {"small-16": (1, 16), "small-16-wide": (1, 32), "small-32": (2, 16)}
+SMALL = {
+    "small-16": (1, 16),
+    "small-16-wide": (1, 32),
+    "small-32": (2, 16),
+    "small-32-wide": (2, 32),
+}
 
 
 class Backbone(nn.Module):
     """A backbone by name: `efficientnet-b0` to `-b7`, `timm:NAME` for any model of timm that makes
-    maps (B, D, H', W'), or a `SmallTrunk`: `small-16` and `small-16-wide` for faces of about 48
-    pixels, `small-32` for log-mels and larger faces. ValueError for others.
+    maps (B, D, H', W'), or a `SmallTrunk`: `small-16` for faces of about 48 pixels, `small-32` for
+    log-mels and larger faces, either with -wide for twice the maps. ValueError for others.
 
     `stride`: how many pixels of the image one column of the map stands for. Images are in
     channels-last order inside: 1.3 to 3 times as fast on CPUs.
