@@ -52,3 +52,4 @@ python preprocess.py --corpus meld --data_dir "$meld" --features_dir "$features/
 python -m evaluation.pack logs/text/goemotions --features_dir "$features/goemotions" \
   --out "$out/words.pth" --corpus GoEmotions --language "English comments of Reddit" \
   --elsewhere "MELD=$features/meld@test"
+if [ -f "$out/README.md" ]; then python -m evaluation.cards "$out"; fi

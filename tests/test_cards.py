@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from inside import run_main
 from trainings import TINY, with_records
 
 from corpora import pool
+from evaluation.cards import FIRST, with_cards
 from evaluation.ensemble import load_members
 from evaluation.pack import calibrated, judged
 from inference.card import card_lines, cards
@@ -131,6 +133,22 @@ def test_a_packed_model_is_as_sure_as_it_is_right_elsewhere(trained, tmp_path):
     assert fitted[0] == pytest.approx(fitted[1], abs=1e-3) and fitted[0] > 0.5
     done = run_main(*pack, "--out", tmp_path / "x.pth", "--elsewhere", "away")
     assert done.code == 2 and "expected NAME=DIR@SPLIT" in done.err
+
+
+def test_the_page_of_the_starter_models_says_what_their_cards_say(tmp_path):
+    starter = Path(__file__).parent.parent / "starter"
+    text = (starter / "README.md").read_text("utf-8")
+    assert with_cards(text, starter) == text, "python -m evaluation.cards starter"
+    folder = shutil.copytree(starter, tmp_path / "starter")
+    (folder / "face.pth").unlink()
+    done = run_main("evaluation.cards", folder)
+    assert done.code == 0, done.err
+    changed = (folder / "README.md").read_text("utf-8")
+    assert "`voice.pth`, Javanese AV" in changed and "| `face.pth` |" not in changed
+    assert changed.startswith(text[: text.index(FIRST)])
+    (folder / "README.md").write_text("no marks\n")
+    refused = run_main("evaluation.cards", folder)
+    assert refused.code == 2 and f"expected the lines {FIRST}" in refused.err
 
 
 def test_prediction_and_its_files_carry_the_card(trained, tmp_path):

@@ -1,0 +1,106 @@
+"""The tables of a folder's README.md, made of the cards of the models in it (evaluation/pack.py).
+
+    python -m evaluation.cards starter
+
+What stands between the two marks of README.md is made anew; the rest is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from training.checkpoint import Checkpoint, load_checkpoint
+from utils.config import Flags
+from utils.errors import UsageError, run_script
+from utils.files import write_text
+
+FIRST, LAST = "<!-- cards -->", "<!-- end of cards -->"
+MODELS = ("file", "trained on", "of", "MB")
+WORTH = ("model", "tested on", "accuracy [95 %]", "mean recall", "chance", "calibration error")
+
+
+def parse_args() -> argparse.Namespace:
+    flags = Flags(__doc__)
+    flags.add("folder", type=Path, help="of packed models (.pth) and a README.md")
+    return flags.parse_args()
+
+
+def main() -> None:
+    folder = parse_args().folder
+    page = folder / "README.md"
+    if not page.is_file():
+        raise UsageError(f"{page}: no such file; it needs the lines {FIRST} and {LAST}")
+    write_text(page, with_cards(page.read_text("utf-8"), folder))
+    print(page)
+
+
+def with_cards(text: str, folder: Path) -> str:
+    """The page with the tables of the models in `folder`; UsageError where the marks are not."""
+    before, first, rest = text.partition(f"{FIRST}\n")
+    _, last, after = rest.partition(f"{LAST}\n")
+    if not (first and last):
+        raise UsageError(f"{folder / 'README.md'}: expected the lines {FIRST} and {LAST}")
+    paths = sorted(folder.glob("*.pth"))
+    models = {path: load_checkpoint(path) for path in paths}
+    if missing := [path for path in paths if "card" not in models[path]]:
+        raise UsageError(f"{missing[0]} has no card: python -m evaluation.pack makes one")
+    classes = dict.fromkeys(name for model in models.values() for name in model["classes"])
+    tables = (
+        table(MODELS, [about(path, model["card"]) for path, model in models.items()]),
+        table(WORTH, [row for path, model in models.items() for row in worth(path, model)]),
+        table(("recall", *classes), list(recalls(models, tuple(classes)))),
+    )
+    return before + first + "\n" + "\n".join(tables) + "\n" + last + after
+
+
+def about(path: Path, card: dict[str, Any]) -> tuple[str, ...]:
+    clips = counted(card["clips"], card["people"])
+    return f"`{path.name}`", card["corpus"], f"{clips}; {card['language']}", megabytes(path)
+
+
+def worth(path: Path, model: Checkpoint) -> Iterator[tuple[str, ...]]:
+    """At home first, then each corpus of which the model knew nothing."""
+    for number, (name, card) in enumerate(judged(model["card"])):
+        clips = counted(card["tested_clips"], card["tested_people"])
+        where = f"**elsewhere**: {clips} of {name}" if number else f"held out: {clips}"
+        low, high = card["interval"]
+        yield (
+            "" if number else f"`{path.name}`",
+            where,
+            f"**{card['accuracy']:.2f}** [{low:.2f}, {high:.2f}]",
+            *(f"{card[measure]:.2f}" for measure in ("uar", "chance", "ece")),
+        )
+
+
+def recalls(models: dict[Path, Checkpoint], classes: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    for path, model in models.items():
+        for number, (name, card) in enumerate(judged(model["card"])):
+            of_each = (
+                f"{card['recall'][each]:.2f}" if each in card["recall"] else "–" for each in classes
+            )
+            yield f"`{path.name}`{f', {name}' if number else ''}", *of_each
+
+
+def judged(card: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [(card["corpus"], card), *((each["corpus"], each) for each in card["elsewhere"])]
+
+
+def counted(clips: int, people: int) -> str:
+    return f"{clips:,} clips" + (f" of {people} people" if people else "")
+
+
+def megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f}"
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """In Markdown."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+if __name__ == "__main__":
+    run_script(main)
