@@ -109,6 +109,10 @@ def open_media(path: Path) -> Iterator[Any]:
 BROKEN_FILE = (AttributeError, EOFError, IndexError, MemoryError, UnicodeDecodeError, ValueError)
 
 
+# The machine has no thread or file left for a decoder: that says nothing about the clip.
+SHORTAGES = (errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+
+
 def check_file(path: Path) -> None:
     """ClipError unless `path` is a regular, non-empty file of a known ending."""
     try:
@@ -140,6 +144,8 @@ def broken(code: str, path: Path, error: Exception) -> ClipError:
     if promised > there:
         reason = f"{path.name} is cut short: {there} of {promised} bytes are there"
         return ClipError("E_TRUNC", reason)
+    if isinstance(error, OSError) and error.errno in SHORTAGES:
+        return unreadable(path, error)
     why = getattr(error, "strerror", None) or "its data is damaged"  # no names from inside
     if code == "E_CODEC":
         if isinstance(error, MemoryError):

@@ -16,6 +16,7 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from conftest import flat, make_clip, moving_picture, tone
@@ -27,7 +28,7 @@ from extract.audio import denoise, extract_speech, log_mel_spectrogram, read_mon
 from extract.clip import SETTINGS, Job, process_clip
 from extract.detector import Track, detect, overlap, square
 from extract.faces import extract_faces, sample_times
-from extract.media import frames_at, scan_pictures
+from extract.media import frames_at, open_media, scan_pictures
 from extract.words import read_words
 from utils import guard
 from utils.errors import CLIP_CODES, ClipError, IntegrityError
@@ -760,6 +761,17 @@ def test_what_the_system_cannot_read_is_no_damaged_file(tmp_path, monkeypatch, n
     monkeypatch.setattr("extract.media.open", fails, raising=False)
     monkeypatch.setattr("zipfile.io.open", fails)
     assert code_of(extract_speech, clip) == code_of(read_words, words, 8) == code
+
+
+def test_a_decoder_that_gets_no_thread_says_nothing_about_the_file(tmp_path, whole):
+    clip = tmp_path / "a.mp4"
+    clip.write_bytes(whole)
+
+    def decode(path):
+        with open_media(path):
+            raise av.error.BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    assert code_of(decode, clip) == "E_READ"
 
 
 def test_an_unknown_ending_is_refused(tmp_path, whole):
