@@ -33,6 +33,8 @@ def parse_args() -> argparse.Namespace:
     add("--features_dir", type=Path, help="what preprocess.py wrote (default: features)")
     add("--split", help="clips to score (default: val; of a run with --fold: the fold held out)")
     add("--label", metavar="COLUMN", help="the truth, of the manifest (what each run learnt)")
+    setting = "how much of a clip is read, such as face_frames=32 (as trained)"
+    add("--setting", action="append", default=[], metavar="NAME=VALUE", help=setting)
     add("--out", default=Path("report"), type=Path, help="folder of the report")
     add("--robustness", action="store_true", help="also with noise, blur and lost words")
     add("--certificate", type=Path, metavar="JSON", help="write the result for others to repeat")
@@ -50,8 +52,9 @@ def main() -> int:
     check_place(args.out)
     if args.certificate:
         check_place(args.certificate.parent)
-    if args.label and (args.certificate or args.certify):
-        raise UsageError("a certificate is about what the runs have learnt: leave out --label")
+    for name in ("label", "setting"):
+        if getattr(args, name) and (args.certificate or args.certify):
+            raise UsageError(f"a certificate is about the runs as they are: leave out --{name}")
     if not (args.checkpoints or args.certify):
         raise UsageError("give --checkpoints, or --certify with a certificate that names some")
 

@@ -7,6 +7,7 @@ mean of the votes. Evaluation, prediction and submission all go through `combine
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from training.features import Features, comparable
 from training.inference import Views
 from training.modalities import MODALITIES
 from training.tasks import Task, task_of
-from utils.errors import IntegrityError
+from utils.errors import IntegrityError, UsageError, one_of
 
 Votes = tuple[pd.Index, np.ndarray]  # clips (N,), and the probabilities (N, K) of one voter
 
@@ -116,8 +117,30 @@ def each_model(paths: Sequence[Path]) -> Iterator[Path]:
         yield from packed if packed and best_checkpoint(path) is None else [path]
 
 
-def load_members(paths: Sequence[Path], features: Features) -> list[Member]:
-    """Members for these features, in an order that their paths do not decide.
+def reading_settings(given: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE, of how much of a clip is read -> {name: value}; UsageError for others."""
+    known = {
+        name: setting
+        for row in MODALITIES.values()
+        for name, setting in row.settings.items()
+        if setting.group == "data" and not isinstance(setting.kind, tuple)
+    }
+    found = {}
+    for each in given:
+        name, _, value = each.partition("=")
+        one_of("--setting", name, known)
+        try:
+            found[name] = known[name].kind(value)
+        except (ValueError, ArgumentTypeError) as error:
+            raise UsageError(f"--setting {each}: {error}") from error
+    return found
+
+
+def load_members(
+    paths: Sequence[Path], features: Features, settings: dict[str, Any] | None = None
+) -> list[Member]:
+    """Members for these features, in an order that their paths do not decide. `settings` stand in
+    for those of the runs.
 
     IntegrityError for other classes or extraction settings, and for one checkpoint given twice.
     """
@@ -125,6 +148,7 @@ def load_members(paths: Sequence[Path], features: Features) -> list[Member]:
     for run, files in group_checkpoints(paths).items():
         for path in files:
             member = load_member(path, run, features)
+            member.config.update(settings or {})
             name = weights_digest(member.checkpoint)
             if name in members:
                 raise IntegrityError(

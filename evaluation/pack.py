@@ -14,6 +14,7 @@ about sound in which somebody speaks.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 
 from evaluation.calibration import calibration, cross_fitted, fit_temperature, temper
+from evaluation.ensemble import reading_settings
 from evaluation.runs import ALL, Evaluated, evaluate_runs, labels_of
 from evaluation.scores import full_scores, group_by_speaker
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -43,6 +45,8 @@ def parse_args() -> argparse.Namespace:
     add("--language", default="", help="of the people, for the card")
     elsewhere = "another corpus with these classes: its name, features and split"
     add("--elsewhere", action="append", default=[], metavar="NAME=DIR@SPLIT", help=elsewhere)
+    setting = "how much of a clip the packed model reads, such as face_frames=8 (as trained)"
+    add("--setting", action="append", default=[], metavar="NAME=VALUE", help=setting)
     flags.add_machine()
     return flags.parse_args()
 
@@ -50,11 +54,14 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     device, places = device_name(args.device), [place_of(given) for given in args.elsewhere]
-    known = [judged(args.run, args.features_dir, None, device)]
-    known += [judged(args.run, folder, split, device) for _, folder, split in places]
+    known = [
+        judged(args.run, folder, split, device, args.setting)
+        for folder, split in ((args.features_dir, None), *(place[1:] for place in places))
+    ]
     temperature, tempered = calibrated(known)
     (run, _, labels), *others = known
     checkpoint = load_checkpoint(Path(run.checkpoints[0]["path"]))
+    checkpoint["config"] |= reading_settings(args.setting)
     card = checkpoint.get("card", {}) | {"language": args.language}
     card |= {"corpus": args.corpus} if args.corpus else {}
     card |= scores(run, tempered[0], labels, checkpoint) | {"temperature": round(temperature, 4)}
@@ -107,7 +114,7 @@ def calibrated(
 
 
 def judged(
-    run: Path, folder: Path, split: str | None, device: str
+    run: Path, folder: Path, split: str | None, device: str, setting: Sequence[str] = ()
 ) -> tuple[Evaluated, np.ndarray, np.ndarray]:
     """The run on clips that it was not trained on: its log-probabilities (N, K), their labels."""
     features = Features.open(folder)
@@ -119,6 +126,7 @@ def judged(
         batch_size=16,
         num_workers=0,
         device=device,
+        setting=setting,
     )
     (found,) = evaluate_runs([run], features, options)
     return found, found.under(ALL).log_p, labels_of(found, features.classes)

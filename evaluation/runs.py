@@ -21,6 +21,7 @@ from evaluation.ensemble import (
     load_members,
     make_dataset,
     readable,
+    reading_settings,
 )
 from models.fusion import Tokens
 from training.checkpoint import NO_CLIPS
@@ -88,10 +89,12 @@ def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[E
 
     Folders fold_* in one place are one run: each clip is predicted by the fold that held it out.
     `options`: split (None: val, or the fold held out), label (None: what each run learnt),
-    robustness, allow_training_clips, batch_size, num_workers, device.
+    robustness, allow_training_clips, batch_size, num_workers, device, setting (NAME=VALUE of how
+    much of a clip is read, in place of the runs' own).
     """
     groups: dict[Path, list[Judged]] = {run: [] for run in group_checkpoints(paths)}
-    for member in sorted(load_members(paths, features), key=lambda each: each.path):
+    members = load_members(paths, features, reading_settings(options.setting))
+    for member in sorted(members, key=lambda each: each.path):
         groups[member.run].append(judge(member, features, options))
     judged = {name_of(run, parts): parts for run, parts in groups.items()}
     if "missing" in features.manifest:

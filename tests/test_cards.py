@@ -80,10 +80,12 @@ def test_a_packed_model_is_smaller_and_less_sure(trained, tmp_path):
     done = run_main(
         *("evaluation.pack", run, "--features_dir", trained / "features", "--out", out),
         *("--corpus", "made up", "--language", "none", "--device", "cpu"),
+        *("--setting", "max_words=7"),
     )
     assert done.code == 0, done.err
     before, after = load_checkpoint(best_checkpoint(run)), load_checkpoint(out)
     card = after["card"]
+    assert (before["config"]["max_words"], after["config"]["max_words"]) == (38, 7)
     assert card["corpus"] == "made up" and card["tested_clips"] == 28 and not card["voice_only"]
     assert {value.dtype for value in after["weights"].values()} == {torch.float16}
     weights = [each["weights"]["heads.text.linear.weight"].float() for each in (before, after)]

@@ -315,6 +315,27 @@ def test_speech_and_fused_runs_are_compared_where_their_labels_agree(evaluate, f
     assert run.code == 2 and "leave out --label" in run.err
 
 
+def test_a_run_may_read_more_of_each_clip_than_in_its_training(evaluate, features, tmp_path):
+    found = []
+    for trained, *flags in ((1,), (1, "--setting", "max_words=9"), (9,)):
+        path = save_member(tmp_path / f"{trained}" / "a.pth", features, max_words=trained)
+        run = evaluate(*flags, checkpoints=[path])
+        assert run.code == 0, run.err
+        found.append(answers(tmp_path).filter(regex="^p_").to_numpy())
+    as_trained, more, own = found
+    np.testing.assert_allclose(more, own, atol=2e-6)
+    assert np.abs(more - as_trained).max() > 0.01
+    for given, says in {
+        "words=3": "unknown --setting 'words': expected one of speech_frames",
+        "max_words": "--setting max_words: invalid literal",
+        "max_words=0": "0: expected a number, 1 or more",
+    }.items():
+        run = evaluate("--setting", given, checkpoints=[path])
+        assert run.code == 2 and says in run.err, run.err
+    run = evaluate("--setting", "max_words=9", "--certificate", tmp_path / "c.json")
+    assert run.code == 2 and "leave out --setting" in run.err
+
+
 def test_the_curves_of_all_runs_are_on_the_page(evaluate, features, tmp_path, monkeypatch):
     lines = "epoch,train_loss,train_accuracy,val_loss,val_accuracy\n1,2,0.1,,\n2,1,0.4,1,0.5\n"
     paths = [tmp_path / "logs" / "text" / name for name in ("a", "b/fold_0", "b/fold_1")]
@@ -634,6 +655,7 @@ def test_validation_clips_that_are_judged_too_temper_nothing(features, tmp_path)
         save_checkpoint(path, checkpoint)
     options = SimpleNamespace(split=None, label=None, robustness=False, allow_training_clips=False)
     options.batch_size, options.num_workers, options.device = 8, 0, "cpu"
+    options.setting = []
     (run,) = evaluate_runs([tmp_path / "run"], Features.open(features), options)
     assert len(run.parts) == 2 and all(part.validation for part in run.parts)
     assert run.validation is None
