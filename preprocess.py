@@ -313,13 +313,14 @@ def transcribe_clips(args: argparse.Namespace, listing: Listing) -> dict[tuple[s
 
 
 def encode_clips(name: str, listing: Listing, job: Any, records: dict) -> None:
-    """Make one encoder's features of all usable clips, in this process: the encoder is loaded once.
-    Renews `records`."""
+    """Make one encoder's features of all usable clips, in this process, which loads it once, and on
+    all cores. Renews `records`."""
     from tqdm import tqdm
 
     from extract import encoders
     from extract.clip import process_clip
 
+    job = replace(job, threads=available_cores())  # as predict.py does: its numbers are the same
     usable = [clip for clip in listing.clips if not records[clip.split, clip.clip_id]["failure"]]
     for clip in tqdm(usable, f"encoding {name}", unit="clip", smoothing=0.05):
         records[clip.split, clip.clip_id] = process_clip(clip, job)
@@ -398,6 +399,13 @@ def begin_tree(args: argparse.Namespace, listing: Listing, job: Any) -> None:
         if before.get(name, settings[name]) != settings[name]:
             change = f"had {name} {before[name]}, it gets {settings[name]}"
             print(f"{args.features_dir} {change}", file=sys.stderr)
+    if lost := [
+        name for name in earlier_encoders(args.features_dir) if name not in settings["features"]
+    ]:
+        what = (
+            f"{', '.join(lost)}: not made now, so no tool can ask a model of it; repeat --encoder"
+        )
+        print(f"{args.features_dir} {what} to keep it", file=sys.stderr)
     write_json(args.features_dir / "settings.json", settings)
 
 

@@ -119,12 +119,7 @@ def each_model(paths: Sequence[Path]) -> Iterator[Path]:
 
 def reading_settings(given: Sequence[str]) -> dict[str, Any]:
     """NAME=VALUE, of how much of a clip is read -> {name: value}; UsageError for others."""
-    known = {
-        name: setting
-        for row in MODALITIES.values()
-        for name, setting in row.settings.items()
-        if setting.group == "data" and not isinstance(setting.kind, tuple)
-    }
+    known = {name: each for row in MODALITIES.values() for name, each in row.lengths.items()}
     found = {}
     for each in given:
         name, _, value = each.partition("=")

@@ -157,6 +157,7 @@ def stage_named(name: str, job: Job) -> Stage:
         lambda clip: clip.transcript if reads == "transcript" else None,
         ".npy",
         (reads,),
+        libraries=("torch",),
         supervised=False,  # it reads our own files, and its weights are loaded once
     )
 
@@ -394,7 +395,7 @@ def _is_there(job: Job, clip: Clip, stage: str) -> bool:
     return feature_path(job.features_dir, clip, stage).is_file()
 
 
-@lru_cache  # once per process, its libraries are loaded by then
+@lru_cache(maxsize=1)  # not again for every clip
 def _limit_threads(threads: int, libraries: tuple[str, ...]) -> None:
     """Without it every worker's BLAS and OpenMP wait in busy loops for all cores.
 

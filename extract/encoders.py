@@ -10,6 +10,7 @@ An encoder sees one clip at a time: in a batch the answer for a clip would chang
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import json
 import re
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.errors import ClipError, UsageError
+from utils.errors import ClipError, IntegrityError, UsageError
 from utils.files import digest, sha256
 
 INPUTS = {"speech": "wave", "face": "video", "text": "transcript"}  # what it sees -> what it reads
@@ -37,6 +38,7 @@ DEFAULTS_OF = {  # where they differ
     "timm": {"layers": "last"},
     "opensmile": {"layers": "last", "dtype": "float32"},  # Hz, dB and shares side by side
     "file": {"layers": "last"},
+    "run": {"layers": "last", "dtype": "float32"},
 }
 KEYS = ("input", "reads", "library", "source", "revision", "weights", *DEFAULTS)  # of the settings
 FORM = "NAME=INPUT:LIBRARY:SOURCE[,layers=all|last|last4|9-12][,pool=mean|stats|frames|N]"
@@ -191,7 +193,7 @@ def load(settings: str, device: str) -> Encoder:
         raise UsageError(f"the encoder {library}:{source} needs the package {package}: {need}")
     try:
         return LIBRARIES[library](options, device)
-    except UsageError:
+    except (UsageError, IntegrityError):
         raise
     except Exception as error:  # no internet, no such name, no weights, foreign bytes, no memory
         reason = " ".join((str(error) or type(error).__name__).split())[:300]
@@ -267,13 +269,26 @@ def open_hub(settings: dict[str, str], device: str) -> Encoder:
     return open_model(settings, device)
 
 
+def open_own(settings: dict[str, str], device: str) -> Encoder:
+    """A run of train.py. What reads it stands on models and trainings, so above this package: it is
+    found by its name, as a plug-in is."""
+    return importlib.import_module("inference.frozen").open_run(settings, device)
+
+
 LIBRARIES: dict[str, Callable[[dict[str, str], str], Encoder]] = {
     "hf": open_hub,
     "timm": open_timm,
     "opensmile": open_smile,
     "file": open_file,
+    "run": open_own,
 }
-SEES = {"hf": [*INPUTS], "timm": ["face"], "opensmile": ["speech"], "file": [*INPUTS]}
+SEES = {
+    "hf": [*INPUTS],
+    "timm": ["face"],
+    "opensmile": ["speech"],
+    "file": [*INPUTS],
+    "run": ["speech", "face"],
+}
 PACKAGES = {"hf": "transformers", "opensmile": "opensmile"}
 BLOCK = 16  # pictures at once
 

@@ -13,23 +13,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, ROOT, digests, make_clip, voice, write_features
+from conftest import CLASSES, ROOT, TINY, digests, make_clip, voice, write_features
 from encoders import FACES, TEXTS, VOICES, make_models
 from extras import need
 from inside import run_main
 
 import app
+from evaluation.ensemble import load_members
 from examples import functionals
 from extract import encoders
-from inference import service
+from inference import frozen, service
 from inference.figure import draw_prediction
 from inference.predictor import Predictor
 from models.features import LayerMix, SequenceEncoder, VectorEncoder
 from training import loop
-from training.checkpoint import best_checkpoint, load_checkpoint
-from training.data import ClipDataset
+from training.checkpoint import best_checkpoint, load_checkpoint, save_checkpoint
+from training.data import ClipDataset, to_device
 from training.features import Features
 from training.mixing import cutmix
+from training.modalities import modality
 from training.standardize import scale_of
 from training.tasks import fused, recipe
 from utils.errors import ClipError, UsageError
@@ -432,6 +434,99 @@ def test_other_weights_are_refused(world, models, tmp_path):
     assert done.code == 4 and "the encoder wavlm from" in done.err
     done = run_main("predict", world["clips"] / "0.mp4", *flags, *own, "--encoder", "x=y")
     assert done.code == 2 and "the encoders of this model are: wavlm, clip, bert, own" in done.err
+
+
+@pytest.fixture(scope="module")
+def own_runs(world):
+    """A run of the voice and one of the face, trained here."""
+    place = ("--features_dir", world["features"], "--logs_dir", world["folder"] / "own_logs")
+    size = ("--n_epoch", 1, "--batch_size", 5, "--num_workers", 0, "--device", "cpu")
+    for mode, length in (("speech", 48), ("face", 2)):
+        flags = (f"--{mode}_backbone", TINY, f"--{mode}_frames", length, "--recipe", "small")
+        done = run_main("train", "--mode", mode, "--exp_name", "a", *place, *size, *flags)
+        assert done.code == 0, done.err
+    return {mode: world["folder"] / "own_logs" / mode / "a" for mode in ("speech", "face")}
+
+
+def test_a_run_of_ones_own_is_an_encoder(world, own_runs, tmp_path):
+    """Its tokens of the whole clip, however little of it the training read at once."""
+    flags = [
+        *("--encoder", f"voice=speech:run:{own_runs['speech']},pool=frames"),
+        *("--encoder", f"looks=face:run:{own_runs['face']},pool=stats"),
+    ]
+    copy = shutil.copytree(world["features"], tmp_path / "features")
+    world = world | {"features": copy, "folder": tmp_path}
+    done = preprocess(world, flags=flags)
+    assert done.code == 0 and "wavlm, clip, bert, own: not made now" in done.err, done.err
+    for name, mode in (("voice", "speech"), ("looks", "face")):
+        (member,) = load_members([own_runs[mode]], Features.open(world["features"]))
+        whole = feature(world, {"speech": "speech", "face": "video"}[mode])
+        length = whole.shape[1] if mode == "speech" else len(whole)
+        row = Features.open(world["features"]).rows("train").to_dict("records")[0]
+        config = member.config | {f"{mode}_frames": length}
+        view = modality(mode).view(whole, row, config, np.random.default_rng(0), False)
+        inputs = {mode: [torch.from_numpy(each)[None] for each in view]}
+        with torch.inference_mode():
+            ((x, mask),) = member.model.eval().encode(to_device(inputs, "cpu")).values()
+        expected, found = x[mask].numpy(), feature(world, name)
+        if mode == "face":
+            expected = np.r_[expected.mean(0), expected.std(0)]
+        assert found.shape == expected.shape and found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+    done = run_main("train", *train_flags(world, "voice,looks"), "--exp_name", "on_own")
+    assert done.code == 0, done.err
+    run = world["folder"] / "logs" / "multimodal" / "on_own"
+    made_here = tmp_path / "made"
+    prediction = Predictor([run], folder=made_here, device="cpu")(world["clips"] / "0.mp4")
+    assert prediction.rests_on == ["voice", "looks"]
+    for name in ("voice", "looks"):
+        (made,) = (made_here / "clips" / name).iterdir()
+        assert made.read_bytes() == (world["features"] / "train" / name / "0.npy").read_bytes()
+    other = tmp_path / "other.pth"
+    checkpoint = load_checkpoint(best_checkpoint(own_runs["face"]))
+    next(iter(checkpoint["weights"].values())).mul_(2)
+    save_checkpoint(other, checkpoint)
+    flags = ("--checkpoints", run, "--out", tmp_path / "out", "--device", "cpu")
+    done = run_main("predict", world["clips"] / "0.mp4", *flags, "--encoder", f"looks={other}")
+    assert done.code == 4 and "the encoder looks from" in done.err
+
+
+def test_long_sound_and_many_pictures_go_through_a_run_in_pieces(own_runs, monkeypatch):
+    for mode, seen, size in (
+        ("speech", np.tile(SEEN["speech"], 4), 100),
+        ("face", SEEN["face"], 8),
+    ):
+        encoder = encoders.load(
+            json.dumps({**encoders.parse(f"x={mode}:run:{own_runs[mode]}")[1]}), "cpu"
+        )
+        at_once = encoder.encode(seen)
+        monkeypatch.setattr(frozen, "COLUMNS", size)
+        monkeypatch.setattr(frozen, "CROPS", size)
+        pieces = encoder.encode(seen)
+        assert pieces.shape[1] == at_once.shape[1] and len(pieces) >= len(at_once) > 1
+        assert np.isfinite(pieces).all()
+        # a small face network takes each picture by itself; a voice is read in both directions
+        assert np.allclose(pieces, at_once, atol=1e-6) == (mode == "face")
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("x=face:run:SPEECH", "reads speech, not the face"),
+        ("x=speech:run:NOWHERE", "no checkpoint at"),
+        ("x=text:run:SPEECH", "run reads speech or face, not text"),
+        ("x=speech:run:FOLDS", "holds 2 checkpoints: name one, such as"),
+    ],
+)
+def test_a_run_that_cannot_be_an_encoder_says_why(own_runs, tmp_path, flag, said):
+    for fold in ("fold_0", "fold_1"):
+        shutil.copytree(own_runs["speech"], tmp_path / "folds" / fold)
+    places = {"SPEECH": own_runs["speech"], "NOWHERE": tmp_path / "x", "FOLDS": tmp_path / "folds"}
+    for word, place in places.items():
+        flag = flag.replace(word, str(place))
+    with pytest.raises(UsageError, match=said):
+        encoders.load(json.dumps(encoders.parse(flag)[1]), "cpu")
 
 
 def test_nothing_of_it_is_loaded_without_an_encoder():

@@ -50,6 +50,15 @@ class Modality:
     test_views: bool = False  # test-time augmentation changes it
 
     @property
+    def lengths(self) -> dict[str, Setting]:
+        """Those of its settings that say how much of a clip is read."""
+        return {
+            name: each
+            for name, each in self.settings.items()
+            if each.group == "data" and not isinstance(each.kind, tuple)
+        }
+
+    @property
     def made_by_preprocess(self) -> bool:
         return self.layout is not None
 
