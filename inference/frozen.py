@@ -3,9 +3,9 @@
     python preprocess.py ... --encoder voice=speech:run:logs/speech/mine,pool=stats
     python train.py --mode multimodal --inputs voice --standardize speaker --exp_name small
 
-Few clips of one's own teach a small model on top of these numbers more than they teach the network
-itself (docs/experiments.md). The encoder is opened by extract/encoders.py, which knows nothing of
-models and trainings.
+Few clips of one's own teach a small model on top of these numbers as much as they teach the network
+itself, in a fraction of the time (docs/experiments.md). The encoder is opened by
+extract/encoders.py, which knows nothing of models and trainings.
 """
 
 from __future__ import annotations

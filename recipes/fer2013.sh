@@ -10,7 +10,7 @@ features=${FEATURES_DIR:-features/fer2013}
 python preprocess.py --corpus images --data_dir "$data" --features_dir "$features" \
   --face_cropped --face_size 48 --face_margin 0
 python train.py --mode face --exp_name fer2013 --features_dir "$features" --resume \
-  --face_backbone small-16 --face_lstm False --face_frames 1 --optim adamw --learning_rate 3e-3 \
-  --weight_decay 0.05 --batch_size 64 --n_epoch "${EPOCHS:-36}" --eval_step "${EPOCHS:-36}" \
+  --face_backbone small-16-wide --face_lstm False --face_frames 1 --optim adamw --learning_rate 2e-3 \
+  --weight_decay 0.05 --batch_size 64 --n_epoch "${EPOCHS:-30}" --eval_step "${EPOCHS:-30}" \
   --class_weights sqrt --warmup 0.5 --cutmix_prob 0 --ema 0.998 --face_contrast 0.3 --face_rotation 10 --face_zoom 0.12 \
   --num_workers 0 --seed 1

@@ -7,14 +7,14 @@
 set -eu
 data=${1:?the folder of the clips} whisper=${2:-}
 features=${FEATURES_DIR:-features/javanese_frozen} logs=${LOGS_DIR:-logs}
-sets=(voice looks voice,looks)
+sets=(${SETS:-voice looks voice,looks})
 more=()
 if [ -n "$whisper" ]; then
   sets+=(voice,looks,whisper)
   more=(--encoder "whisper=speech:hf:$whisper")
 fi
 python preprocess.py --corpus javanese --data_dir "$data" --features_dir "$features" \
-  --face_size 48 --face_margin -0.05 \
+  --face_size 48 --face_margin 0 \
   --encoder voice=speech:run:starter/voice.pth,pool=stats \
   --encoder looks=face:run:starter/face.pth,pool=stats "${more[@]}"
 for units in none speaker; do

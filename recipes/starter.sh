@@ -2,7 +2,7 @@
 # The models of starter/: voice (RAVDESS and ASED), face (FER2013) and English words (GoEmotions).
 # Each keeps people or clips out of its training, which give its card the accuracy. The Javanese clips
 # and MELD are in no training: they show what the models are worth elsewhere, and their confidence is
-# made right by them. Two hours on 2 idle CPU cores.
+# made right by them. Three hours on 2 idle CPU cores.
 #     bash recipes/starter.sh RAVDESS JAVANESE ASED FER2013 GOEMOTIONS MELD WORD_VECTORS.npz
 set -eu
 ravdess=${1:?RAVDESS speech} javanese=${2:?the Javanese clips} ased=${3:?ASED}
@@ -44,7 +44,7 @@ python preprocess.py --corpus csv --data_dir "$features/faces.clips" \
   --features_dir "$features/faces" --follow_links --face_size 48 --face_margin 0
 python -m evaluation.pack logs/face/fer2013 --features_dir "$features/fer2013" \
   --out "$out/face.pth" --corpus FER2013 --language "pictures from the web" \
-  --elsewhere "Javanese AV=$features/faces@train"
+  --elsewhere "Javanese AV=$features/faces@train" --setting face_frames=8
 
 FEATURES_DIR="$features/goemotions" bash recipes/goemotions.sh "$goemotions" "$out/words.npz"
 python preprocess.py --corpus meld --data_dir "$meld" --features_dir "$features/meld" \

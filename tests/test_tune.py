@@ -73,6 +73,7 @@ def test_a_killed_search_goes_on_in_the_same_folder(command, tmp_path):
     assert set(pd.read_csv(folder / "trials.csv")["trial"]) >= {"trial-0000"}
 
 
+@pytest.mark.slow
 def test_two_searches_share_the_work(command, tmp_path):
     line = [sys.executable, str(ROOT / "tune.py"), *map(str, command), "--trials", "3"]
     both = [subprocess.Popen(line, stdout=subprocess.DEVNULL) for _ in range(2)]
