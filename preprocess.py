@@ -399,13 +399,12 @@ def begin_tree(args: argparse.Namespace, listing: Listing, job: Any) -> None:
         if before.get(name, settings[name]) != settings[name]:
             change = f"had {name} {before[name]}, it gets {settings[name]}"
             print(f"{args.features_dir} {change}", file=sys.stderr)
-    if lost := [
-        name for name in earlier_encoders(args.features_dir) if name not in settings["features"]
-    ]:
+    earlier = earlier_encoders(args.features_dir)
+    if lost := ", ".join(name for name in earlier if name not in settings["features"]):
         what = (
-            f"{', '.join(lost)}: not made now, so no tool can ask a model of it; repeat --encoder"
+            f"{lost}: not made now, so no tool can ask a model of it; repeat --encoder to keep it"
         )
-        print(f"{args.features_dir} {what} to keep it", file=sys.stderr)
+        print(f"{args.features_dir} {what}", file=sys.stderr)
     write_json(args.features_dir / "settings.json", settings)
 
 

@@ -18,7 +18,7 @@ from utils.errors import UsageError, run_script
 from utils.files import write_text
 
 FIRST, LAST = "<!-- cards -->", "<!-- end of cards -->"
-MODELS = ("file", "trained on", "of", "MB")
+MODELS = ("file", "trained on", "clips and people", "MB")
 WORTH = ("model", "tested on", "accuracy [95 %]", "mean recall", "chance", "calibration error")
 
 
