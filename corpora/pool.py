@@ -8,7 +8,8 @@ Classes are those of --classes that some corpus has, `a+b` counts b as a; clips 
 out. Speakers and clips get the corpus's name before theirs, the corpora's own folds stay (a corpus
 without folds gets those of corpora/splits.py). No file is copied: the table names each by its whole
 path, which --follow_links allows. `ased=ASED_V1@test` puts all clips of a corpus into the split
-`test`: what a model of the others is worth on people, microphones and a language of its own.
+`test`: what a model of the others is worth on people, microphones and a language of its own. With
+--folds corpus each corpus is a fold, so `train.py --fold all` asks that of every corpus in turn.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def parse_args() -> argparse.Namespace:
     add("corpora", nargs="+", metavar="CORPUS=FOLDER", help="as --corpus and --data_dir")
     add("--classes", required=True, help="in this order: hap,sad,neu+cal counts cal as neu")
     without = "clips to leave out, such as recordings that stand in two folds (corpora/audit.py)"
+    folds = "own: those of each corpus; corpus: each corpus is one (people of another are unseen)"
+    add("--folds", choices=("own", "corpus"), default="own", help=folds)
     add("--without", nargs="+", default=[], metavar="CLIP_ID", help=without)
     return flags.parse_args()
 
@@ -57,6 +60,8 @@ def main() -> None:
         own = clips_of(name, Path(folder), renamed)
         if split:
             own = [replace(clip, split=split) for clip in own]
+        elif args.folds == "corpus":
+            own = [replace(clip, split="train", fold=name) for clip in own]
         print(f"{name}: {len(own)} clips of {len({clip.speaker for clip in own})} people")
         clips += own
     if unknown := {*args.without} - {clip.clip_id for clip in clips}:

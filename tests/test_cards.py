@@ -257,6 +257,12 @@ def test_corpora_are_pooled_under_one_set_of_classes(tmp_path, monkeypatch, caps
     assert table["speaker"].tolist() == ["ravdess-Actor_01", "ravdess-Actor_02", "ased-15"]
     assert (out / "classes.txt").read_text() == "ang\nneu\n"
     assert "ravdess: 2 clips of 2 people" in capsys.readouterr().out
+    given = [f"ravdess={tmp_path / 'r'}", f"ased={tmp_path / 'a'}", "--folds", "corpus"]
+    monkeypatch.setattr("sys.argv", ["pool", str(out), *given, "--classes", "ang,neu+cal"])
+    pool.main()
+    table = pd.read_csv(out / "manifest.csv", dtype=str, keep_default_na=False)
+    assert table["fold"].tolist() == ["ravdess", "ravdess", "ased"]
+    assert {*table["split"]} == {"train"}
     monkeypatch.setattr("sys.argv", ["pool", str(out), "x=y", "--classes", "ang,neu"])
     with pytest.raises(UsageError, match="corpus"):
         pool.main()
