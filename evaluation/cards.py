@@ -71,8 +71,15 @@ def worth(path: Path, model: Checkpoint) -> Iterator[tuple[str, ...]]:
             "" if number else f"`{path.name}`",
             where,
             f"**{card['accuracy']:.2f}** [{low:.2f}, {high:.2f}]",
-            *(f"{card[measure]:.2f}" for measure in ("uar", "chance", "ece")),
+            *(f"{card[measure]:.2f}" for measure in ("uar", "chance")),
+            calibration_error(card),
         )
+
+
+def calibration_error(card: dict[str, Any]) -> str:
+    """Beside what few clips alone make of it; models that were packed before do not know that."""
+    alone = card.get("ece_if_calibrated")
+    return f"{card['ece']:.2f}" + (f" ({alone:.2f} if calibrated)" if alone is not None else "")
 
 
 def recalls(models: dict[Path, Checkpoint], classes: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

@@ -139,6 +139,7 @@ def scores(
     people = run.clips["speaker"].to_numpy()
     found = full_scores(labels, log_p.argmax(axis=1), people, checkpoint["classes"])
     recall = {name: round(row["recall"], 3) for name, row in found["per_class"].items()}
+    error = calibration(log_p, labels)
     return {
         "tested_clips": len(labels),
         "tested_people": len({*people} - {""}),
@@ -148,7 +149,8 @@ def scores(
         "uar": round(found["measures"]["uar"], 4),
         "chance": round(1 / len(recall), 4),
         "recall": recall,
-        "ece": round(calibration(log_p, labels)["ece"], 4),
+        "ece": round(error["ece"], 4),
+        "ece_if_calibrated": round(error["ece_if_calibrated"], 4),
     }
 
 

@@ -21,17 +21,22 @@ Card = dict[str, Any]
 def card_of(checkpoint: Checkpoint, name: str) -> Card:
     """Plain data. `model` (its name), `inputs`, `corpus`, `language`, `clips`, `people` (of the
     training; 0: unknown), `accuracy`, `interval` (95 %) over `interval_over`, `tested_clips`,
-    `tested_people`, `uar`, `recall` by class, `chance`, `ece`, `elsewhere` (the same on other
-    corpora), `generated`, `warning`. What the checkpoint does not say is missing or "".
+    `tested_people`, `chose_epoch` (whether these clips did), `uar`, `recall` by class, `chance`,
+    `ece`, `elsewhere` (the same on other corpora), `generated`, `warning`. What the checkpoint does
+    not say is missing or "".
 
-    Validation clips may have chosen the epoch; evaluate.py tells. Theirs is the accuracy of a
-    checkpoint that nobody packed, with an interval over clips.
+    The accuracy of a checkpoint that nobody packed is that of its validation clips, with an
+    interval over clips.
     """
+    config, packed = checkpoint["config"], "interval" in checkpoint.get("card", {})
     card: Card = {
         "model": name,
-        "inputs": list(task_of(checkpoint["config"]).inputs),
+        "inputs": list(task_of(config).inputs),
         "corpus": "",
         "chance": round(1 / len(checkpoint["classes"]), 4),
+        # a packed run with --val_fold was tested on the fold that it had not seen
+        "chose_epoch": config["eval_step"] < config["n_epoch"]
+        and not (packed and config["val_fold"]),
     }
     val = checkpoint["val"] or {}
     if clips := int(val.get("clips", 0)):
@@ -79,7 +84,10 @@ def worth(card: Card) -> str:
         return "never tested"
     people = f" of {card['tested_people']} people" if card.get("tested_people") else ""
     low, high = card["interval"]
+    interval = f"{low:.0%} to {high:.0%}"
+    if card["interval_over"] == "clips":
+        interval += " over clips"
     return (
-        f"right on {card['accuracy']:.0%} ({low:.0%} to {high:.0%}) of {card['tested_clips']} "
-        f"other clips{people}, chance {card['chance']:.0%}"
+        f"right on {card['accuracy']:.0%} ({interval}) of {card['tested_clips']} other clips"
+        f"{people}, chance {card['chance']:.0%}"
     )

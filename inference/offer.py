@@ -51,6 +51,6 @@ def sentences(card: Card) -> list[str]:
         clips, chance = each["tested_clips"], percent(each["chance"])
         right = f"right for {percent(each['accuracy'])} of {clips} clips; guessing: {chance}"
         lines.append(f"On {each['corpus']}, which it has not seen: {right}.")
-    if card["interval_over"] == "clips":
+    if card["chose_epoch"]:
         lines.append("These clips chose its best epoch: for new people expect less.")
     return lines

@@ -16,10 +16,11 @@ from inside import run_main
 from trainings import TINY, with_records
 
 from corpora import pool
-from evaluation.cards import FIRST, with_cards
+from evaluation.cards import FIRST, LAST, with_cards
 from evaluation.ensemble import load_members
 from evaluation.pack import calibrated, judged
 from inference.card import card_lines, cards
+from inference.offer import offer
 from inference.predictor import Predictor
 from inference.windows import has_voice
 from models import build_model
@@ -56,6 +57,26 @@ def test_a_checkpoint_knows_its_origin(trained):
     assert low < card["accuracy"] < high and card["chance"] == pytest.approx(1 / 7, abs=1e-4)
     (line,) = card_lines([card])
     assert "trained on merc2020, 28 clips of 4 people" in line and "chance 14%" in line
+    assert "over clips) of 28 other clips" in line  # too narrow for other people
+
+
+CHOICES = {  # settings, packed: whether its clips chose the epoch
+    "an epoch of many": ({"n_epoch": 8, "eval_step": 1}, False, True),
+    "the last epoch": ({"n_epoch": 8, "eval_step": 8}, False, False),
+    "packed, an epoch of many": ({"n_epoch": 8, "eval_step": 1}, True, True),
+    "packed, the last epoch": ({"n_epoch": 8, "eval_step": 8}, True, False),
+    "packed, chosen elsewhere": ({"n_epoch": 8, "eval_step": 1, "val_fold": "1"}, True, False),
+}
+
+
+@pytest.mark.parametrize(("settings", "packed", "chose"), CHOICES.values(), ids=CHOICES)
+def test_the_page_says_which_clips_chose_the_epoch(trained, settings, packed, chose):
+    checkpoint = load_checkpoint(best_checkpoint(trained / "logs" / "text" / "a"))
+    checkpoint["config"] |= settings
+    if packed:  # over clips, as where nobody knows who they are
+        checkpoint["card"] |= {"accuracy": 0.5, "interval": [0.4, 0.6], "interval_over": "clips"}
+    lines = offer([checkpoint], "text/a")["lines"]
+    assert ("These clips chose its best epoch: for new people expect less." in lines) == chose
 
 
 def test_a_model_of_generated_clips_says_so(trained, tmp_path):
@@ -87,6 +108,10 @@ def test_a_packed_model_is_smaller_and_less_sure(trained, tmp_path):
     card = after["card"]
     assert (before["config"]["max_words"], after["config"]["max_words"]) == (38, 7)
     assert card["corpus"] == "made up" and card["tested_clips"] == 28 and not card["voice_only"]
+    assert 0.05 < card["ece_if_calibrated"] < 0.3  # 28 clips alone make such an error
+    shown = f"{card['ece']:.2f} ({card['ece_if_calibrated']:.2f} if calibrated) |"
+    empty = f"{FIRST}\n{LAST}\n"
+    assert with_cards(empty, out.parent).count(shown) == 1
     assert {value.dtype for value in after["weights"].values()} == {torch.float16}
     weights = [each["weights"]["heads.text.linear.weight"].float() for each in (before, after)]
     ratio = (weights[0] / weights[1]).median()
