@@ -130,6 +130,9 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
     )
     if note := label_note(predictor.members):
         print(note, file=sys.stderr)
+    if args.temperature != 1:
+        what = "the numbers rank the classes and are no probabilities"
+        print(f"--temperature {args.temperature:g}: {what}", file=sys.stderr)
     if not args.no_pictures:  # loaded while the first clip is read
         Thread(target=import_module, args=("matplotlib.figure",), daemon=True).start()
     parts = [part for source in sources for part in predictor.with_words(predictor.cut(source))]
@@ -239,6 +242,7 @@ def write_tables(args: argparse.Namespace, predictions: list) -> None:
         "checkpoints": [str(path) for path in args.checkpoints],
         "models": predictions[0].cards,
         "tta": args.tta,
+        "temperature": args.temperature,
     }
     clips = [prediction.as_dict() for prediction in predictions]
     write_json(args.out / "predictions.json", {**about, "clips": clips})

@@ -119,6 +119,8 @@ def test_views_and_ensemble_are_those_of_a_submission(place, ask, tmp_path):
     assert submitted.code == 0, submitted.err
     with np.load(tmp_path / "sheet_submission.npz", allow_pickle=False) as archive:
         expected = archive["scores"]
+    assert "--temperature 0.1: the numbers rank the classes and are no probabilities" in done.err
+    assert json.loads((done.folder / "predictions.json").read_text())["temperature"] == 0.1
     fused = done.table[done.table["part"] == "fused"]
     assert fused[list(CLASSES)].to_numpy(float) == pytest.approx(expected, abs=1e-6)
 
