@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +92,17 @@ class Predictor:
         classes: list[str] | None = None,
         transcribe: str | None = None,
     ):
-        self.temporary = scratch_folder(SCRATCH) if folder is None else None
-        folder = self.temporary.path if self.temporary else Path(folder or "")
+        if folder is None:
+            self.temporary = scratch_folder(SCRATCH)  # deleted with the predictor
+            folder = self.temporary.path
+        folder, self.device = Path(folder), device_name(device)
+        self.views, self.temperature = image_views(tta), temperature
+        self.word_vectors, self.longest = word_vectors, longest
         paths = [Path(path) for path in checkpoints]
         settings = settings_of(
             [file for files in group_checkpoints(paths).values() for file in files]
         )
-        self.encoders = found_again(settings["features"], encoders or {}, device_name(device))
+        self.encoders = found_again(settings["features"], encoders or {}, self.device)
         self.features = Features(folder, settings, pd.DataFrame(columns=["split", "clip_id"]))
         self.members = load_members(paths, self.features)
         self.cards = cards(self.members)
@@ -107,38 +110,24 @@ class Predictor:
         self.chosen = chosen_classes(classes, settings["classes"])
         self.recogniser = recogniser.parse(transcribe) if transcribe else ""
         if self.recogniser:
-            recogniser.load(self.recogniser, device_name(device))
+            recogniser.load(self.recogniser, self.device)
         self.heard: dict[str, list[Cue]] = {}  # what was said in each file, by its name
         self.scales: Scales = {}  # of the person whose clips come, for --standardize speaker
-        self.device, self.temperature, self.word_vectors = (
-            device_name(device),
-            temperature,
-            word_vectors,
-        )
-        self.views = image_views(tta)
+        self.origin: str | None = None  # of the word vectors that words are looked up in
+        self.unknown = ""  # why none of them can be
         self.wanted = {name: modality(name).folder for m in self.members for name in m.task.inputs}
         self.helpers = set(settings["features"]) - {*self.wanted.values()}  # no model reads them
         self.words = [name for name in self.wanted if modality(name).source == "words"]
         self.sentences = [n for n, made in self.encoders.items() if made["reads"] == "transcript"]
-        dims = [
-            member.checkpoint["arch"]["encoders"][name]["dim"]
-            for member in self.members
-            for name in self.words
-            if name in member.task.inputs
-        ]
-        word_dim = max(dims, default=None)
         self.job = Job(
-            folder,
-            tuple(settings["features"]),
-            settings["features"],
-            word_dim,
-            self.device,
-            available_cores(),
+            features_dir=folder,
+            modalities=tuple(settings["features"]),
+            settings=settings["features"],
+            word_dim=word_width(self.members, self.words),
+            device=self.device,
+            threads=available_cores(),
             clip_seconds=clip_seconds,
         )
-        self.longest = longest
-        self.origin: str | None = None  # of the word vectors that words are looked up in
-        self.unknown = ""  # why none of them can be
         if warm:
             warm_up(self.job)
 
@@ -153,8 +142,10 @@ class Predictor:
             name
             for name in self.wanted
             if name not in MODALITIES
-            for member in self.members
-            if name in member.task.inputs and member.config["standardize"] == "speaker"
+            and any(
+                name in member.task.inputs and member.config["standardize"] == "speaker"
+                for member in self.members
+            )
         ]
 
     def get_to_know(self, sources: list[Source]) -> None:
@@ -182,14 +173,17 @@ class Predictor:
 
     def cut(self, source: Source) -> list[Source]:
         """The source itself, or the utterances of a long recording."""
-        folder = self.features.folder
-        if not self.job.clip_seconds:
-            return cut_long(source, self.longest, folder)
-        limits = limits_for(source.clip.media, self.job)
+        media, folder = source.clip.media, self.features.folder
         try:
-            return guarded(cut_long, source, self.longest, folder, limits=limits)
+            return self.supervised(media, cut_long, source, self.longest, folder)
         except ClipError:  # the prediction says why
             return [source]
+
+    def supervised(self, media: Path, function: Callable, *args: Any) -> Any:
+        """`function(*args)`, which reads this file; in a process of its own with `clip_seconds`."""
+        if not self.job.clip_seconds:
+            return function(*args)
+        return guarded(function, *args, limits=limits_for(media, self.job))
 
     def with_words(self, sources: list[Source]) -> list[Source]:
         """The clips, and the parts of long ones, with the words that are recognised in them."""
@@ -200,10 +194,8 @@ class Predictor:
         clip = source.clip
         if clip.transcript or clip.words or clip.media == Path():
             return source
-        limits = limits_for(clip.media, self.job)
-        hear = partial(guarded, limits=limits) if self.job.clip_seconds else call
         try:
-            wave, offset = hear(recogniser.hear, clip.media)
+            wave, offset = self.supervised(clip.media, recogniser.hear, clip.media)
         except ClipError:  # the prediction says why
             return source
         said = recogniser.recognise(wave, offset, self.recogniser, self.device)
@@ -379,9 +371,7 @@ class Predictor:
         if clip.media.suffix.lower() not in FORMATS:
             return False
         try:
-            if not self.job.clip_seconds:
-                return not has_voice(clip.media)
-            return not guarded(has_voice, clip.media, limits=limits_for(clip.media, self.job))
+            return not self.supervised(clip.media, has_voice, clip.media)
         except ClipError:  # the stage of the sound says why
             return False
 
@@ -463,8 +453,11 @@ def chosen_classes(wanted: list[str] | None, classes: list[str]) -> list[int]:
     return [classes.index(name) for name in names]
 
 
-def call(function: Callable, *args: Any) -> Any:
-    return function(*args)
+def word_width(members: list[Member], words: list[str]) -> int | None:
+    """Values of the vector of a word; None where no member reads `words`."""
+    arches = [member.checkpoint["arch"]["encoders"] for member in members]
+    widths = [arch[name]["dim"] for arch in arches for name in words if name in arch]
+    return max(widths, default=None)
 
 
 def encoder_places(given: list[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -532,6 +533,13 @@ def test_an_answering_head_of_one_input_is_the_answer(place, ask):
     save_checkpoint(place / "one.pth", checkpoint)
     done = ask(place / "clips" / "anna.mp4", "--no_pictures", checkpoints=["one.pth"])
     assert done.table["part"].tolist() == ["fused", "speech"]
+
+
+def test_an_input_that_several_runs_compare_is_named_once():
+    task, by_speaker = SimpleNamespace(inputs=("speech", "mine")), {"standardize": "speaker"}
+    runs = [SimpleNamespace(task=task, config=by_speaker)] * 2
+    asked = SimpleNamespace(wanted={"speech": "speech", "mine": "mine"}, members=runs)
+    assert Predictor.compares.fget(asked) == ["mine"]
 
 
 def test_names_that_differ_by_a_number_stay_apart(tmp_path):
