@@ -49,21 +49,10 @@ def create_page(service: Service, door: Door) -> Any:
         if not service.enter():
             return jsonify(error=BUSY), 503
         try:
-            with scratch_folder(UPLOADS) as scratch:
-                question = read_form(service, request, scratch.path)
-                ticket = request.form.get("ticket", "")[:TICKET]
-                quick = "quick" in request.form
-                result = service.answer(*question, scratch.path, ticket, quick)
-        except UsageError as error:
-            result = {"error": str(error)}
+            result = answer_form(service, request)
         finally:
             service.leave()
-        if "error" in result:
-            return jsonify(error=service.without_folders(result["error"])), 400
-        told = {name: result[name] for name in ("head", "title") if name in result}
-        told = {name: service.without_folders(text) for name, text in told.items()}
-        remarks = [service.without_folders(each) for each in result.get("remarks", ())]
-        return jsonify(result | told | {"remarks": remarks})
+        return jsonify(result), 400 if "error" in result else 200
 
     @app.get("/progress/<ticket>")
     def progress(ticket: str) -> Any:
@@ -86,6 +75,24 @@ def create_page(service: Service, door: Door) -> Any:
         return response
 
     return app
+
+
+def answer_form(service: Service, request: Any) -> dict[str, Any]:
+    """What the page shows for a filled form, or its `error`; no text names a folder."""
+    try:
+        with scratch_folder(UPLOADS) as scratch:
+            question = read_form(service, request, scratch.path)
+            ticket = request.form.get("ticket", "")[:TICKET]
+            quick = "quick" in request.form
+            result = service.answer(*question, scratch.path, ticket, quick)
+    except UsageError as error:
+        result = {"error": str(error)}
+    if "error" in result:
+        return {"error": service.without_folders(result["error"])}
+    told = {name: result[name] for name in ("head", "title") if name in result}
+    told = {name: service.without_folders(text) for name, text in told.items()}
+    remarks = [service.without_folders(each) for each in result.get("remarks", ())]
+    return result | told | {"remarks": remarks}
 
 
 def read_form(service: Service, request: Any, folder: Path) -> tuple[str, Path | None, str]:
