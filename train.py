@@ -79,11 +79,8 @@ def parse_args() -> argparse.Namespace:
     data.add("--verify_features", help="read every feature file before the first step", **yes)
     minutes = "between saves; one follows every epoch and stop anyway"
     long_runs.add("--save_minutes", default=10.0, type=ranged(float, 0), help=minutes)
-    tracker, packages = (
-        "wandb, mlflow or trackio, beside TensorBoard",
-        ("wandb", "mlflow", "trackio"),
-    )
-    run.add("--tracker", default=None, metavar="NAME", choices=packages, help=tracker)
+    names, beside = ("wandb", "mlflow", "trackio"), "wandb, mlflow or trackio, beside TensorBoard"
+    run.add("--tracker", default=None, metavar="NAME", choices=names, help=beside)
     how = "networks, which takes minutes; auto: a long run on a GPU"
     long_runs.add("--compile", default="auto", choices=("auto", "on", "off"), help=how)
     flags.add_machine()

@@ -119,11 +119,8 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
-        row = self.rows[index]
-        rng, names = (
-            generator(self.config["seed"], "clip", epoch, clip_number(row)),
-            self.task.inputs,
-        )
+        row, names = self.rows[index], self.task.inputs
+        rng = generator(self.config["seed"], "clip", epoch, clip_number(row))
         try:
             arrays = {name: self.view(self.donor(index, name), name, rng) for name in names}
         except Exception as error:

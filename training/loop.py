@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -129,11 +130,10 @@ def validate(run: Run, stop: StopSignal) -> tuple[dict[str, Metrics], int]:
     def read(views: list) -> dict[str, Tensor]:
         return model.classify(views[0]).logits
 
-    def around() -> contextlib.AbstractContextManager:
-        both = contextlib.ExitStack()
-        both.enter_context(run.autocast())
-        both.enter_context(run.interruptible(stop))
-        return both
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        with run.autocast(), run.interruptible(stop):
+            yield
 
     for batch, logits in infer(
         model, run.val_loader, run.device, read, around=around, title="validating"

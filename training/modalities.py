@@ -25,7 +25,7 @@ class Modality:
 
     `view`: feature -> the encoder's arguments for one clip (training/views.py).
     `encoder`: (settings, shape of a feature) -> what models.build_model makes of it.
-    `layout`: (extraction settings, row) -> kind and shape of a sound feature.
+    `layout`: (extraction settings, row) -> kind and shape of a feature that is not damaged.
     `settings`: the flags that are its encoder's own; a checkpoint brings them along.
     """
 

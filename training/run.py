@@ -15,10 +15,7 @@ from torch import Tensor
 from models import build_model
 from models.backbone import Backbone, set_batchnorm_momentum
 from training.accelerate import accelerate
-from training.checkpoint import (
-    Checkpoint,
-    load_last,
-)
+from training.checkpoint import Checkpoint, load_last
 from training.data import ClipDataset, Inputs, make_loader, training_rows
 from training.features import Features
 from training.fingerprint import fingerprints
@@ -27,6 +24,7 @@ from training.metrics import Metrics
 from training.mixing import Mixer, draw_left_out
 from training.optim import MeanWeights, batchnorm_momentum, lr_factor, make_optimizer
 from training.prepare import (
+    Starts,
     adopt_settings,
     card,
     check_choices,
@@ -54,8 +52,9 @@ class Run:
     """Model, data and optimizer of a run, the position in it, and its folder.
 
     Everything but the state (`state`, `load_state`) follows from the settings. `options`:
-    num_workers, save_minutes, resume, overwrite, verify_features, leaks (what the audit says) and
-    `given`, the settings that the user chose. The caller holds the folder.
+    num_workers, save_minutes, resume, overwrite, verify_features, leaks (what the audit says),
+    `given`, the settings that the user chose, and if need be compile and tracker. The caller holds
+    the folder.
     """
 
     def __init__(
@@ -69,62 +68,70 @@ class Run:
         check_choices(config)
         check_folder(folder, options, config["eval_step"])
         self.folder, self.config, self.options = folder, config, options
-        self.features = features
+        self.features, self.task = features, task_of(config)
         self.resumed = None if options.overwrite else load_last(folder)
         self.dist, self.device = init_distributed(device)
-        self.task = task = task_of(config)
-        features.require(task.inputs)
-        if self.resumed:  # all weights are in there, and what those it started from have seen
-            path, checkpoint = self.resumed
-            inputs = [name for name in task.inputs if config.get(f"{name}_load_weights")]
-            adopt_settings(config, dict.fromkeys(inputs, self.resumed), options.given)
-            starts, earlier = {}, [checkpoint]
-        else:
-            starts = load_starts(config, task)
-            adopt_settings(config, starts, options.given)
-            earlier = [checkpoint for _, checkpoint in starts.values()]
-        sets = training_rows(features, config["fold"], config["val_fold"])
-        train_rows, val_rows = (with_inputs(features, rows, task, config) for rows in sets)
-        train_set = ClipDataset(features, train_rows, task, config, training=True)
-        val_set = ClipDataset(features, val_rows, task, config, training=False)
-        check_data(train_set, val_set, self.dist)
-        if options.verify_features:
-            features.verify([*train_set.rows, *val_set.rows], task.inputs)
+        features.require(self.task.inputs)
+        starts = self.starting_weights()
+        train_set, val_set = self.data_sets()
         clips = {
             "training": fingerprints(features, train_set.rows),
             "validation": fingerprints(features, val_set.rows),
         }
         check_starts(starts, config, clips)
         torch.manual_seed(config["seed"])
-        arch = model_arch(task, config, len(features.classes), train_set.shapes())
-        model = (
-            build_model(**arch)
-            if self.resumed
-            else create_model(arch, config, starts, features.classes)
-        )
+        arch = model_arch(self.task, config, len(features.classes), train_set.shapes())
+        if self.resumed:  # all weights are in there, and what those it started from have seen
+            model, earlier = build_model(**arch), [self.resumed[1]]
+        else:
+            model = create_model(arch, config, starts, features.classes)
+            earlier = [checkpoint for _, checkpoint in starts.values()]
         self.model = model.to(self.device)
-        size = config["batch_size"]
-        self.train_loader = make_loader(
-            train_set, size, options.num_workers, self.device, self.dist
+        self.train_loader, self.val_loader = (
+            make_loader(each, config["batch_size"], options.num_workers, self.device, self.dist)
+            for each in (train_set, val_set)
         )
-        self.val_loader = make_loader(val_set, size, options.num_workers, self.device, self.dist)
         self.steps_per_epoch = len(self.train_loader.batch_sampler)
         self.identity = {
             "arch": arch,
             "classes": features.classes,
-            "features_config": features.config_for(task.inputs),
+            "features_config": features.config_for(self.task.inputs),
             "config": config,
             **provenance(clips, options.leaks, earlier),
             "card": card(features, train_set, val_set),
             "data": {**content_of(train_set, val_set), "steps": str(self.steps_per_epoch)},
         }
-        self.make_optimizer(class_weights(train_set))
+        self.prepare_steps(class_weights(train_set))
         if self.resumed:
+            path, checkpoint = self.resumed
             check_same(checkpoint, self.identity, path)
             check_best(folder, path, checkpoint)
             self.load_state(checkpoint)
 
-    def make_optimizer(self, weights: dict[str, Tensor]) -> None:
+    def starting_weights(self) -> Starts:
+        """The runs to start from, none for a run that goes on; encoders are built as there."""
+        starts = {} if self.resumed else load_starts(self.config, self.task)
+        built_as = starts
+        if self.resumed:
+            inputs = (name for name in self.task.inputs if self.config.get(f"{name}_load_weights"))
+            built_as = dict.fromkeys(inputs, self.resumed)
+        adopt_settings(self.config, built_as, self.options.given)
+        return starts
+
+    def data_sets(self) -> tuple[ClipDataset, ClipDataset]:
+        """The clips to train on and to validate on, checked."""
+        features, task, config = self.features, self.task, self.config
+        sets = training_rows(features, config["fold"], config["val_fold"])
+        train_rows, val_rows = (with_inputs(features, rows, task, config) for rows in sets)
+        train_set = ClipDataset(features, train_rows, task, config, training=True)
+        val_set = ClipDataset(features, val_rows, task, config, training=False)
+        check_data(train_set, val_set, self.dist)
+        if self.options.verify_features:
+            features.verify([*train_set.rows, *val_set.rows], task.inputs)
+        return train_set, val_set
+
+    def prepare_steps(self, weights: dict[str, Tensor]) -> None:
+        """Optimizer, loss and all else that a step needs, at the start of a run."""
         config, model = self.config, self.model
         largest = max(1, self.train_loader.batch_sampler.clips // 2)
         self.parts = min(config["grad_accumulation"], largest)

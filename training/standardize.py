@@ -64,8 +64,7 @@ def speaker_scales(features: Features, rows: pd.DataFrame, names: Iterable[str])
     table = features.manifest
     if not custom:
         raise UsageError("--standardize speaker is for custom features and encoders, here are none")
-    if "speaker" not in table or (rows["speaker"] == "").any():
-        unknown = int((rows["speaker"] == "").sum()) if "speaker" in table else len(rows)
+    if unknown := int((rows["speaker"] == "").sum()):
         what = f"{unknown} of {len(rows)} clips have no speaker in the manifest"
         raise UsageError(f"--standardize speaker: {what}")
     by_speaker = {name: group.to_dict("records") for name, group in table.groupby("speaker")}
