@@ -16,7 +16,6 @@ from utils.plots import (
     plot_bars,
     plot_calibration,
     plot_confusion,
-    plot_corruptions,
     training_png,
 )
 
@@ -103,7 +102,7 @@ def draw(folder: Path, main: dict[str, Any], classes: list[str]) -> None:
         title = f"accuracy from these inputs alone, by the label {main['label']}"
         plot_bars(folder / "inputs.png", rows, title, chance)
     if curves := corrupted(main):
-        plot_corruptions(folder / "robustness.png", curves, chance)
+        write_bytes(folder / "robustness.png", corruption_png(curves, chance))
 
 
 def trainings(checkpoints: list[dict[str, Any]]) -> dict[str, list[list[dict[str, Any]]]]:

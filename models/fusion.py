@@ -24,8 +24,8 @@ class Tokens(NamedTuple):
     mask: Tensor
 
 
-def perceptron(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(inputs, WIDTH), nn.GELU(), nn.Linear(WIDTH, outputs))
+def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
 
 
 class Concat(nn.Module):
@@ -48,7 +48,7 @@ class Gated(nn.Module):
         super().__init__()
         total = sum(vector_dims.values())
         self.hidden = nn.ModuleDict({k: nn.Linear(dim, WIDTH) for k, dim in vector_dims.items()})
-        self.gates = perceptron(total, len(vector_dims) * WIDTH)
+        self.gates = perceptron(total, WIDTH, len(vector_dims) * WIDTH)
         self.dropout = nn.Dropout(DROPOUT)
         self.linear = nn.Linear(WIDTH, n_classes)
 
@@ -90,14 +90,7 @@ class CrossAttention(nn.Module):
             {k: nn.MultiheadAttention(WIDTH, HEADS, DROPOUT, batch_first=True) for k in token_dims}
         )
         self.norm = nn.ModuleDict({k: nn.LayerNorm(WIDTH) for k in token_dims})
-        self.mix = nn.ModuleDict(
-            {
-                k: nn.Sequential(
-                    nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)
-                )
-                for k in token_dims
-            }
-        )
+        self.mix = nn.ModuleDict({k: perceptron(WIDTH, 2 * WIDTH, WIDTH) for k in token_dims})
         self.dropout = nn.Dropout(DROPOUT)
         # The vectors too: a pooling that nothing looks at gets no gradient, and DDP waits for it.
         total = len(token_dims) * WIDTH + sum(vector_dims.values())

@@ -6,10 +6,7 @@ from torch import Tensor, nn
 
 from models.pooling import POOLINGS
 
-MOST_LAYERS, MOST_WIDTH = (
-    256,
-    8192,
-)  # a checkpoint of a few bytes must not be able to ask for a billion
+MOST_LAYERS, MOST_WIDTH = 256, 8192  # a checkpoint of a few bytes could ask for a billion
 
 
 class TextTransformer(nn.Module):

@@ -175,10 +175,6 @@ def plot_calibration(path: Path, curves: dict[str, list[dict]], title: str) -> N
     _save(figure, path)
 
 
-def plot_corruptions(path: Path, curves: dict[str, list[tuple]], chance: float) -> None:
-    write_bytes(path, corruption_png(curves, chance))
-
-
 def corruption_png(curves: dict[str, list[tuple]], chance: float) -> bytes:
     """Accuracy by how far an input is corrupted: {title: [(level, share, (low, high))]}."""
     figure, axes = _figure(1, len(curves), (3.6 * len(curves) + 0.4, 3.2))
