@@ -182,7 +182,7 @@ def about_intervals(first: dict[str, Any], marked: bool) -> str:
     """What they are over, and what that means for new people."""
     text = f"{first['groups']} {first['unit']}"
     if first["unit"] == "clips":
-        return f"{text}: too narrow for new people, the speakers are not known"
+        return f"{text}: too narrow for new people, fewer than two speakers are known"
     if first["groups"] < 10:
         text += ", so few that they are wide"
     if marked:

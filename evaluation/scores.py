@@ -160,8 +160,10 @@ def full_scores(
 def paired(
     labels: np.ndarray, first: np.ndarray, second: np.ndarray, n_classes: int, speakers: np.ndarray
 ) -> dict[str, Any]:
-    """second - first in accuracy and uar: Student's interval over speakers, and a two-sided p."""
+    """second - first in accuracy and uar: Student's interval over speakers, and a two-sided p;
+    none of the clips of one person, which show nothing of others."""
     group, unit = group_by_speaker(speakers)
+    one_person = len({*speakers}) == 1 and speakers[0] != ""
     before, after = (influences(labels, each, n_classes) for each in (first, second))
     gain = (second == labels).astype(int) - (first == labels)
     result: dict[str, Any] = {"groups": int(group.max()) + 1, "unit": unit}
@@ -174,8 +176,10 @@ def paired(
         if unit != "clips" and (wide := student_half(change, weights, group)) > half:
             half, over = wide, unit
         ends = [max(-1.0, difference - half), min(1.0, difference + half)]
-        p = sign_flip(np.bincount(group, gain * weights))
+        p = None if one_person else sign_flip(np.bincount(group, gain * weights))
         result[name] = {"difference": difference, "interval": ends, "over": over, "p": p}
+    if one_person:
+        result |= {"groups": 1, "unit": "speakers"}
     return result | {"gained": int((gain > 0).sum()), "lost": int((gain < 0).sum())}
 
 

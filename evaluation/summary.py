@@ -99,7 +99,8 @@ def calibration_of(run: Evaluated, classes: list[str]) -> dict[str, Any]:
     else:
         group, unit = scores.group_by_speaker(run.clips["speaker"].to_numpy())
         after, temperatures = calibration.cross_fitted(log_p, labels, group)
-        how = f"each clip's fitted on other {unit} of the same clips (cross-fitting)"
+        others = "other clips" if unit == "clips" else "clips of other people"
+        how = f"each clip's was fitted on {others} (cross-fitting)"
     return {
         "before": calibration.calibration(log_p, labels),
         "temperatures": temperatures,
@@ -139,5 +140,5 @@ def about_tests(paired: list[dict[str, Any]]) -> str:
     if len(paired) > 1:
         text += f", corrected (Holm) for {len(paired)} comparisons"
     if unit == "clips":
-        text += "; the speakers are not known, so for new people it is too small"
+        text += "; fewer than two speakers are known, so for new people it is too small"
     return text

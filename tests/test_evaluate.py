@@ -199,6 +199,16 @@ def test_several_runs_and_their_ensemble(evaluate, members, tmp_path):
     assert {each[key]["p"] for each in pairs for key in ("accuracy", "uar")} == {None}
 
 
+def test_the_clips_of_one_person_give_no_p(evaluate, features, members, tmp_path):
+    folder = relabelled(features, tmp_path, speaker="anna")
+    run = evaluate(checkpoints=members, features=folder)
+    assert run.code == 0, run.err
+    page = (tmp_path / "out" / "index.html").read_text()
+    for text in (run.out, page):
+        assert "too few speakers for a p: 1, at least 6" in text
+        assert "fewer than two speakers are known" in text and "are not known" not in text
+
+
 def test_without_speakers_the_report_says_so(evaluate, features, members, tmp_path):
     folder = relabelled(features, tmp_path, speaker="")
     run = evaluate(checkpoints=members, features=folder)
@@ -206,7 +216,8 @@ def test_without_speakers_the_report_says_so(evaluate, features, members, tmp_pa
     (tested, *_), page = run.report["paired"], (tmp_path / "out" / "index.html").read_text()
     assert tested["unit"] == "clips" and tested["accuracy"]["p"] <= tested["accuracy"]["p_holm"]
     assert "over 7 clips: too narrow for new people" in run.out
-    assert "the speakers are not known, so for new people they are too narrow" in page
+    assert "fewer than two speakers are known, so for new people they are too narrow" in page
+    assert "each clip&#39;s was fitted on other clips (cross-fitting)" in page
     for text in (run.out, page):
         assert "sign-flip test over 7 clips, corrected (Holm) for 3 comparisons" in text
     calibrated = run.report["systems"][-1]["calibration"]["before"]
