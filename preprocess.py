@@ -440,21 +440,26 @@ def write_tables(args: argparse.Namespace, listing: Listing, records: dict) -> t
     write_csv(args.features_dir / "manifest.csv", manifest)
     for sheet in listing.sheets:
         write_bytes(args.features_dir / sheet.name, sheet.read_bytes())
-    report(args.features_dir, len(rows), failures, [row.get("missing", "") for row in rows])
+    report(args, failures, [row.get("missing", "") for row in rows])
     return len(rows), len(failures)
 
 
-LACKS = {"E_NOAUDIO": "sound", "E_SILENT": "sound", "E_NOFACE": "a face", "E_NOVIDEO": "a face"}
+LACKS = {"speech": "sound", "video": "a face", "text": "words"}  # stage -> what there is none of
 
 
-def report(features_dir: Path, usable: int, failures: list, missing: list[str]) -> None:
+def report(args: argparse.Namespace, failures: list, missing: list[str]) -> None:
+    """What became of the clips; `missing`: of each usable one, what --partial keeps it without."""
+    from extract.clip import LACKING
+
+    usable = len(missing)
     for failure in failures[:SHOWN]:
         line = f"rejected {failure.clip_id}: {failure.code}: {failure.reason}"
         print("".join(each if each.isprintable() else "?" for each in line), file=sys.stderr)
     if len(failures) > SHOWN:
         print(f"... and {len(failures) - SHOWN} more", file=sys.stderr)
-    free = shutil.disk_usage(features_dir).free >> 30
-    print(f"{usable} of {usable + len(failures)} clips usable, {free} GiB free in {features_dir}")
+    free = shutil.disk_usage(args.features_dir).free >> 30
+    total = usable + len(failures)
+    print(f"{usable} of {total} clips usable, {free} GiB free in {args.features_dir}")
     if any(missing):
         lacking = Counter(name for names in missing for name in names.split())
         counts = ", ".join(f"{count} without {name}" for name, count in lacking.items())
@@ -462,8 +467,9 @@ def report(features_dir: Path, usable: int, failures: list, missing: list[str]) 
     if failures:
         kinds = Counter(failure.code for failure in failures)
         reasons = ", ".join(f"{count} {CLIP_CODES[code]}" for code, count in kinds.most_common())
-        print(f"{len(failures)} rejected ({reasons}): see {features_dir / 'failed.csv'}")
-        if lost := {LACKS[code] for code in kinds if code in LACKS}:
+        print(f"{len(failures)} rejected ({reasons}): see {args.features_dir / 'failed.csv'}")
+        lost = {LACKS[each.stage] for each in failures if each.code in LACKING.get(each.stage, ())}
+        if lost and not args.partial:
             without = " or ".join(sorted(lost))
             print(f"clips without {without} can still be used: --partial keeps what they have")
 

@@ -52,6 +52,7 @@ def test_clips_stay_with_what_they_have(clips, tmp_path):
     assert dict(zip(table["clip_id"], table["missing"], strict=True)) == LACKING
     assert "3 of 5 clips usable" in done.out
     assert "2 of them have a part only (1 without video, 1 without speech)" in done.out
+    assert "--partial" not in done.out, "it is given already"
     failed = pd.read_csv(tmp_path / "failed.csv")
     assert dict(zip(failed["clip_id"], failed["code"], strict=True)) == {
         "broken": "E_OPEN",
@@ -68,7 +69,7 @@ def test_clips_stay_with_what_they_have(clips, tmp_path):
     assert same.equals(table) and {path: path.read_bytes() for path in records} == records
     whole, fewer = preprocess(clips, tmp_path)
     assert list(fewer["clip_id"]) == ["both"] and "missing" not in fewer
-    assert "--partial keeps what they have" in whole.out
+    assert "without a face or sound can still be used: --partial keeps what they have" in whole.out
     _, table_again = preprocess(clips, tmp_path, "--partial")
     assert table_again.equals(table)
 
