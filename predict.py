@@ -28,6 +28,8 @@ from utils.fonts import columns, padded, shortened
 from utils.parallel import no_collection
 from utils.scratch import sweep
 
+PART = 13  # columns of a part's name in the table
+
 REJECTED = 3  # exit code: finished, but some clips have no answer
 
 
@@ -201,7 +203,7 @@ def write_recording(args: argparse.Namespace, path: Path, predictions: list) -> 
 def header(classes: list[str]) -> str:
     first, *widths = column_widths(classes)
     named = (padded(name, width) for name, width in zip(classes, widths, strict=True))
-    return f"{'clip':<28}{'part':<8}{padded('answer', first)}  " + "".join(named)
+    return f"{'clip':<28}{'part':<{PART}}{padded('answer', first)}  " + "".join(named)
 
 
 def column_widths(classes: list[str]) -> list[int]:
@@ -211,7 +213,7 @@ def column_widths(classes: list[str]) -> list[int]:
 
 def lines(prediction: Any) -> str:
     """The rows of one clip: what decides first, its parts, a doubt, and what is missing."""
-    from inference.wording import doubt, percent
+    from inference.wording import PARTS, doubt, part_name, percent
 
     name = prediction.title
     if columns(name) > 27:  # the file says more than its folders
@@ -221,7 +223,9 @@ def lines(prediction: Any) -> str:
         label = padded(prediction.classes[int(probabilities.argmax())], first)
         pairs = zip(probabilities, widths, strict=True)
         numbers = "".join(f"{value:>{width}.3f}" for value, width in pairs)
-        rows.append(f"{padded(name, 28, left=True)}{part:<8}{label}  {numbers}")
+        said = shortened(part if part in PARTS else part_name(part), PART - 1)
+        start = padded(name, 28, left=True) + padded(said, PART, left=True)
+        rows.append(f"{start}{label}  {numbers}")
         name = ""
     if not rows:
         rows = [f"{name:<28}no answer"]

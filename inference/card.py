@@ -11,6 +11,7 @@ from typing import Any
 from evaluation.ensemble import Member
 from evaluation.scores import wilson
 from training.checkpoint import Checkpoint
+from training.modalities import modality
 from training.tasks import task_of
 
 GENERATED = "demo"  # the corpus whose people do not exist
@@ -61,7 +62,7 @@ def card_lines(cards: Sequence[Card]) -> list[str]:
     """A line for each model, for people; a warning where one is due."""
     lines = []
     for card in cards:
-        inputs = "+".join(card["inputs"])
+        inputs = " + ".join(modality(name).title for name in card["inputs"])
         lines.append(f"{inputs}: {origin(card)}; {worth(card)}")
         lines += [f"  on {each['corpus']}: {worth(each)}" for each in card.get("elsewhere", ())]
         if card["warning"]:

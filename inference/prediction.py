@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from inference.card import card_lines
 from inference.sources import Source
+from training.modalities import modality
 
 # The parts of a prediction that are not one modality's: the fused head of a run, the mean of its
 # heads where that cannot answer, and several runs together.
@@ -23,6 +26,7 @@ NAMES = {  # of the classes that we know, for people
     "sur": "surprise",
     "cal": "calm",
 }
+CODE = re.compile(r"^E_[A-Z]+: ")  # of a reason: for tables and programs, not for people
 
 
 class Seen(NamedTuple):
@@ -71,14 +75,14 @@ class ClipPrediction:
     @property
     def remarks(self) -> list[str]:
         """What a reader must know besides the numbers."""
-        without = [f"no {name}: {reason}" for name, reason in self.missing.items()]
+        without = [absence(name, why) for name, why in self.missing.items()]
         if self.seen and not self.parts:
-            here = " and ".join(self.seen)
+            here = titles(self.seen)
             why = f"no head answers from {here} alone; a model of --modality_dropout would"
             return [why, *without]
         if not (self.parts and without):
             return without
-        rests = f"rests on {' and '.join(self.rests_on)}"
+        rests = f"rests on {titles(self.rests_on)}"
         if self.filled_in:
             rests += "; learnt tokens stand for what is missing"
         if self.not_fused:
@@ -119,3 +123,14 @@ class ClipPrediction:
             "words": self.source.clip.transcript,
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
         }
+
+
+def titles(names: Iterable[str]) -> str:
+    """Modalities by their names for people."""
+    return " and ".join(modality(name).title for name in names)
+
+
+def absence(name: str, why: str) -> str:
+    """Why a modality is missing: "no voice: a.mp4 has no sound track"."""
+    lack, told = f"no {modality(name).title}", CODE.sub("", why)
+    return told if told.startswith(lack) else f"{lack}: {told}"

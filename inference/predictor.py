@@ -516,7 +516,8 @@ def settings_of(paths: list[Path]) -> dict[str, Any]:
         made = checkpoint["features_config"]
         own = set(checkpoint["arch"]["encoders"]) - set(MODALITIES)
         if own := {name for name in own if "library" not in (made.get(name) or {})}:
-            raise UsageError(f"{path} reads {', '.join(own)}: features that no clip alone gives")
+            what = f"{path} reads custom features, {', '.join(own)}, which nothing makes of a clip"
+            raise UsageError(f"{what}: train on an encoder of your own instead (docs/encoders.md)")
         features = made | features
         for stage, settings in made.items():
             if encoders.is_whole(settings):

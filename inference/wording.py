@@ -17,6 +17,7 @@ SENTENCE = "--text"  # how a sentence without a clip is named in tables
 WHY = {  # code -> what a visitor understands
     "E_NOAUDIO": "the clip has no sound",
     "E_SILENT": "the clip is silent",
+    "E_NOVOICE": "nobody is heard to speak",
     "E_SHORT": "there is too little of it",
     "E_NOVIDEO": "the clip has no picture",
     "E_NOFACE": "none was found in the clip",
@@ -103,7 +104,7 @@ def absences(prediction: ClipPrediction) -> list[str]:
 def reason(why: str) -> str:
     """A reason of the tables (CODE: numbers, flags and files) as a visitor understands it."""
     code, _, told = why.partition(": ")
-    if code == "E_SHORT" and "word" in told:
+    if code == "E_SHORT" and "none of the words" in told:
         return "the model knows none of them"
     if code != "E_MISSING":
         return WHY.get(code, "it could not be read")

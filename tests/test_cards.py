@@ -56,7 +56,8 @@ def test_a_checkpoint_knows_its_origin(trained):
     low, high = card["interval"]
     assert low < card["accuracy"] < high and card["chance"] == pytest.approx(1 / 7, abs=1e-4)
     (line,) = card_lines([card])
-    assert "trained on merc2020, 28 clips of 4 people" in line and "chance 14%" in line
+    assert line.startswith("words: trained on merc2020, 28 clips of 4 people")
+    assert "chance 14%" in line
     assert "over clips) of 28 other clips" in line  # too narrow for other people
 
 

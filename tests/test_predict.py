@@ -198,10 +198,10 @@ def test_a_fused_answer_is_the_models_own_with_learnt_tokens(inputs, predictor):
 
 
 REMARKS = {  # of a clip with a voice alone
-    ("any.pth",): "rests on speech; learnt tokens stand for what is missing",
-    ("plain.pth",): "rests on speech; trained without --modality_dropout: "
+    ("any.pth",): "rests on voice; learnt tokens stand for what is missing",
+    ("plain.pth",): "rests on voice; trained without --modality_dropout: "
     "all inputs are needed for a fused answer",
-    ("speech.pth", "face.pth"): "rests on speech",
+    ("speech.pth", "face.pth"): "rests on voice",
     ("speech.pth",): None,
 }
 
@@ -254,7 +254,9 @@ def test_a_clip_that_nothing_can_answer_is_listed_and_the_others_are_answered(in
         code=3,
     )
     assert [clip["answer"] is None for clip in done.clips] == [True, True, False]
-    assert "E_OPEN: cannot open junk.mp4" in done.out and "2 of 3 have no answer" in done.err
+    assert "no voice: cannot open junk.mp4" in done.out and "2 of 3 have no answer" in done.err
+    assert "E_" not in done.out + "".join(done.clips[0]["remarks"])
+    assert done.clips[0]["missing"]["speech"].startswith("E_OPEN: "), "programs need the code"
 
 
 @pytest.mark.parametrize("name", [b"c$\\frac{$.mp4", b"bad\xff.mp4", b"$5 and $10.mp4"])
@@ -402,7 +404,7 @@ def test_checkpoints_that_no_clip_can_feed(place, tmp_path):
     checkpoint = load_checkpoint(place / "any.pth")
     checkpoint["arch"]["encoders"]["my_au"] = {"type": "VectorEncoder", "dim": 3}
     save_checkpoint(tmp_path / "own.pth", checkpoint)
-    with pytest.raises(UsageError, match="reads my_au: features that no clip alone gives"):
+    with pytest.raises(UsageError, match="custom features, my_au, which nothing makes of a clip"):
         Predictor([tmp_path / "own.pth"])
     checkpoint = load_checkpoint(place / "any.pth")
     del checkpoint["features_config"]["video"]["margin"]
@@ -519,7 +521,7 @@ def test_words_alone_say_which_model_would_answer(place, ask, tmp_path):
     np.savez(vectors, words=np.array(SAID.split()), vectors=np.ones((3, 16), "f4"))
     flags = ("--text", SAID, "--word_vectors", vectors, "--no_pictures")
     done = ask(*flags, checkpoints=["plain.pth"], code=3)
-    assert "no head answers from text alone" in done.out
+    assert "no head answers from words alone" in done.out
 
 
 def test_an_answering_head_of_one_input_is_the_answer(place, ask):
