@@ -23,7 +23,7 @@ from utils.config import Flags, device_name, ranged
 from utils.errors import Interrupted, UsageError, run_script
 from utils.scratch import sweep
 
-STARTER = "the models that come along"
+STARTER = "built in"  # a name that a phone has room for
 STOPS = (signal.SIGTERM, signal.SIGHUP)  # and Ctrl-C, which Python makes a KeyboardInterrupt
 
 

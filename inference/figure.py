@@ -77,7 +77,7 @@ def draw_evidence(prediction: ClipPrediction) -> bytes:
     total = sum(heights.values())
     figure, top = blank_figure((WIDE, total)), total
     for picture, height in heights.items():
-        box = (0.03, (top - height + 0.3) / total, 0.94, (height - 0.6) / total)
+        box = (0.05, (top - height + 0.3) / total, 0.9, (height - 0.6) / total)
         SHOW[picture](panel(figure, box, seen[picture], prediction), prediction, seen[picture])
         top -= height
     return png(figure)
@@ -187,7 +187,7 @@ def show_result(axis: Any, prediction: ClipPrediction, clear: bool) -> None:
 
 
 SHOW = {"frames": show_frames, "spectrogram": show_spectrogram, "words": show_words}
-WIDE, NARROW = 4.4, {"frames": 1.35, "spectrogram": 1.5, "words": 1.2}  # inches on a phone
+WIDE, NARROW = 3.4, {"frames": 1.25, "spectrogram": 1.5, "words": 1.2}  # inches on a phone
 ROWS = {"frames": (0.58, 0.23), "spectrogram": (0.335, 0.15), "words": (0.09, 0.12)}
 # of each kind of evidence: lower edge and height
 

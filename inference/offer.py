@@ -18,13 +18,14 @@ TOY = "Trained on generated clips of one face: its answers mean nothing for real
 
 
 def offer(checkpoints: Sequence[Checkpoint], name: str) -> dict[str, Any]:
-    """`title` for the menu, `lines` of the card, and a `warning` or ""; several are an ensemble."""
+    """`title` for the menu, the sentences of each checkpoint's card in `cards`, and a `warning` or
+    ""; several are an ensemble."""
     cards = [card_of(each, name) for each in checkpoints]
     inputs = dict.fromkeys(part_name(each) for card in cards for each in card["inputs"])
     return {
         "name": name,
         "title": f"{joined([*inputs])} ({name.rpartition('/')[2]})",
-        "lines": [line for card in cards for line in sentences(card)],
+        "cards": [sentences(card) for card in cards],
         "warning": TOY if any(card["generated"] for card in cards) else "",
     }
 
@@ -47,10 +48,10 @@ def sentences(card: Card) -> list[str]:
         f"{percent(low)} to {percent(high)}). "
         f"Guessing would be right for {percent(card['chance'])}."
     )
+    if card["chose_epoch"]:
+        lines.append("These clips chose its best epoch: for new people expect less.")
     for each in card.get("elsewhere", ()):
         clips, chance = each["tested_clips"], percent(each["chance"])
         right = f"right for {percent(each['accuracy'])} of {clips} clips; guessing: {chance}"
         lines.append(f"On {each['corpus']}, which it has not seen: {right}.")
-    if card["chose_epoch"]:
-        lines.append("These clips chose its best epoch: for new people expect less.")
     return lines

@@ -224,10 +224,17 @@ def test_the_page_says_what_a_model_is(place, tmp_path):
     measured = {"clips": 56, "accuracy": 0.875, "loss": 1.0}
     trained = {"val": measured, "card": {"corpus": "demo", "clips": 112, "people": 0}}
     toy = offer([checkpoint | trained], "multimodal/first")
-    told = " ".join(toy["lines"])
+    (told,) = map(" ".join, toy["cards"])
     assert "112 clips of the corpus demo" in told and "88 % of 56 clips" in told
     assert "76 % to 94 %" in told and "Guessing would be right for 14 %" in told
     assert toy["warning"] == TOY
+    elsewhere = {"corpus": "far", "accuracy": 0.3, "tested_clips": 9, "chance": 0.2}
+    known = {"card": {"clips": 9, "corpus": "near", "elsewhere": [elsewhere]}, "val": measured}
+    *_, chosen, last = offer([checkpoint | known], "a")["cards"][0]
+    assert last.startswith("On far, which it has not seen")
+    assert chosen.startswith("These clips"), "those of the line before, not the other corpus"
+    both = offer([checkpoint | known, checkpoint | trained], "a")["cards"]
+    assert [card[0] for card in both] == 2 * ["It reads voice, face and words."]
 
 
 def dies(*_):

@@ -76,7 +76,7 @@ def test_the_page_says_which_clips_chose_the_epoch(trained, settings, packed, ch
     checkpoint["config"] |= settings
     if packed:  # over clips, as where nobody knows who they are
         checkpoint["card"] |= {"accuracy": 0.5, "interval": [0.4, 0.6], "interval_over": "clips"}
-    lines = offer([checkpoint], "text/a")["lines"]
+    (lines,) = offer([checkpoint], "text/a")["cards"]
     assert ("These clips chose its best epoch: for new people expect less." in lines) == chose
 
 

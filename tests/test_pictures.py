@@ -16,6 +16,7 @@ from inference.prediction import FUSED, ClipPrediction, Seen
 from inference.sources import Source
 from inference.timeline import draw_timeline, overlay, summary
 from utils import fonts, plots
+from utils.errors import CLIP_CODES
 
 LISTS = {
     "codes": ["hap", "ang", "dis", "fea", "sad", "neu", "sur"],
@@ -222,6 +223,8 @@ def test_columns_of_the_table_stand_under_their_names():
 
 REASONS = {
     "E_NOFACE: no face from 3.3 to 6.4 s (0 of 31 frames)": "none was found in the clip",
+    "E_NOVOICE: nobody is heard to speak": "nobody is heard to speak",
+    "E_SHORT: a.npz holds no words": "there is too little of it",
     "E_SHORT: --word_vectors /srv/w.npz knows none of the words": "the model knows none of them",
     "E_MISSING: no words: give --text, or a .txt beside the clip": "no sentence was given",
     "E_MISSING: the words need --word_vectors FILE": "sentences cannot be read here",
@@ -248,6 +251,32 @@ def test_remarks_are_plain_and_said_once():
     assert not any(sign in " ".join(told) for sign in ("--", "E_", "speech", "text"))
 
 
+def test_every_code_has_a_reason_for_people():
+    """Those without one are damage, of which "it could not be read" is true."""
+    damage = ["READ", "NONFINITE", "NPZ", "SHAPE", "DTYPE", "KILLED", "ENCODER", "CRASH"]
+    apart = ["ID", "DUP", "LABELS", "PERM", "MISSING"]  # of a corpus, or told by `reason`
+    known = {*wording.WHY, *(f"E_{name}" for name in damage + apart)}
+    assert known == set(CLIP_CODES)
+
+
+def test_the_table_speaks_of_voice_and_words_in_columns_that_do_not_touch():
+    from predict import header, lines
+
+    classes = ["embarrassment", "a long name", "sad"]
+    given = said([0.8, 0.1, 0.1], classes, rests_on=["speech", "text"])
+    given.source = given.source._replace(start=None, end=None)
+    names = ["ensemble", "speech", "text", "video_embedding", "wav2vec2-large-robust"]
+    given.parts = dict.fromkeys(names, given.probabilities)
+    given.missing = {"face": "E_NOFACE: no face in a.mp4 (0 of 3 frames)"}
+    head, *rows, rests, lacks = [header(classes), *lines(given).splitlines()]
+    for row in rows:
+        assert len(row) == len(head) and row[:41].endswith(" ")
+    parts = ["ensemble", "voice", "words", "face vectors", "wav2v…obust"]
+    assert [row[28:41].strip() for row in rows] == parts
+    assert rests.strip() == "rests on voice and words"
+    assert lacks.strip() == "no face in a.mp4 (0 of 3 frames)"
+
+
 def test_the_evidence_alone_is_narrow_enough_for_a_phone(monkeypatch, figures):
     monkeypatch.setattr("inference.figure.png", plots.png)
     given = said([0.9, 0.1], ["hap", "sad"])
@@ -256,7 +285,8 @@ def test_the_evidence_alone_is_narrow_enough_for_a_phone(monkeypatch, figures):
     assert draw_evidence(given) == b"", "a sentence that the page itself shows"
     given.seen["face"] = Seen(np.zeros((4, 3, 8, 8)), np.array([0.1, 0.1, 0.1, 0.7]))
     assert draw_evidence(given)
-    assert figures[0].get_figwidth() * 150 < 700
+    on_a_phone = 358 / 72 / figures[0].get_figwidth()  # pixels of a point, on a page of 390
+    assert min(text.get_fontsize() for text, _ in texts(figures[0])) * on_a_phone >= 10
 
 
 def test_the_plate_in_a_video_hides_no_face():

@@ -66,8 +66,12 @@ function showFound(found, offer, player) {
   get("which").textContent = `${found.title}${found.took ? `, answered in ${found.took} s` : ""}`;
   showWarning("toy", offer);
   get("remarks").replaceChildren(...listed(found.remarks));
-  get("card").querySelector("ul").replaceChildren(...listed(offer.lines || []));
-  show("card", Boolean(offer.lines));
+  get("cards").replaceChildren(...(offer.cards || []).map((lines) => {
+    const list = make("ul");
+    list.append(...listed(lines));
+    return list;
+  }));
+  show("card", Boolean(offer.cards));
   show("evidence", Boolean(found.picture));
   get("evidence").open = !long; // the time line of the page says more than its picture
   if (found.picture) {
