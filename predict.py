@@ -22,7 +22,7 @@ from threading import Thread
 from typing import Any
 
 from utils.config import Flags, ranged
-from utils.errors import ClipError, listed, run_script
+from utils.errors import ClipError, UsageError, listed, run_script
 from utils.files import check_place, write_bytes, write_csv, write_json
 from utils.fonts import columns, padded, shortened
 from utils.parallel import no_collection
@@ -77,8 +77,11 @@ def main() -> int:
 
         args.checkpoints, args.word_vectors = starter_models(), args.word_vectors or WORDS
 
-    from inference.sources import SCRATCH, find_sources, left_out
+    from inference.sources import FORMATS, SCRATCH, find_sources, left_out
 
+    for path in args.checkpoints if not args.clips else ():
+        if path.suffix.lower() in FORMATS:
+            raise UsageError(f"{path} stands behind --checkpoints: put the clips before it")
     # temporary files, faces among them, are deleted also then; what was killed left its own
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sweep(SCRATCH)

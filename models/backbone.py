@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -131,6 +132,10 @@ def timm_trunk(name: str, in_channels: int) -> tuple[nn.Module, int]:
 
     if ":" in name:
         raise ValueError(f"timm:{name} is no model of timm itself")
+    if not timm.is_model(name):
+        near = ", ".join(get_close_matches(name, timm.list_models(), 3))
+        hint = f"did you mean {near}?" if near else "timm.list_models() names all"
+        raise ValueError(f"timm has no {name}: {hint}")
     trunk = timm.create_model(name, in_chans=in_channels, num_classes=0, global_pool="").eval()
     used: set[nn.Module] = set()
     modules = tuple(trunk.modules())

@@ -400,6 +400,12 @@ def test_bad_usage_is_one_line(place, ask, message):
     assert message in done.err and done.err.count("\n") == 1
 
 
+def test_a_clip_behind_the_checkpoints_is_told_where_it_belongs(place):
+    clip = place / "clips" / "anna.mp4"
+    done = run_main("predict", "--checkpoints", place / "any.pth", clip)
+    assert done.code == 2 and f"{clip} stands behind --checkpoints" in done.err
+
+
 def test_checkpoints_that_no_clip_can_feed(place, tmp_path):
     checkpoint = load_checkpoint(place / "any.pth")
     checkpoint["arch"]["encoders"]["my_au"] = {"type": "VectorEncoder", "dim": 3}
