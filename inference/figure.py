@@ -80,7 +80,7 @@ def draw_evidence(prediction: ClipPrediction) -> bytes:
         box = (0.05, (top - height + 0.3) / total, 0.9, (height - 0.6) / total)
         SHOW[picture](panel(figure, box, seen[picture], prediction), prediction, seen[picture])
         top -= height
-    return png(figure)
+    return png(figure, dpi=200)  # sharp on a phone, which has many pixels
 
 
 def panel(figure: Any, box: tuple, name: str, prediction: ClipPrediction) -> Any:

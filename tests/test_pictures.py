@@ -43,7 +43,8 @@ def figures(monkeypatch):
     """Every figure that is written, as it was when it was written."""
     made = []
     png = plots.png
-    monkeypatch.setattr(plots, "png", lambda figure: made.append(figure) or png(figure))
+    spy = lambda figure, **more: made.append(figure) or png(figure, **more)  # noqa: E731
+    monkeypatch.setattr(plots, "png", spy)
     return made
 
 

@@ -225,9 +225,9 @@ def literal(figure: Any) -> Any:
     return figure
 
 
-def png(figure: Any) -> bytes:
+def png(figure: Any, dpi: int = 150) -> bytes:
     picture = io.BytesIO()
-    literal(figure).savefig(picture, format="png", dpi=150)
+    literal(figure).savefig(picture, format="png", dpi=dpi)
     return picture.getvalue()
 
 
