@@ -34,6 +34,7 @@ from utils.errors import IntegrityError, UsageError
 from utils.files import sha256
 
 ALL = ("inputs", "all")  # the condition that headline numbers are about
+MANY = 5  # inputs: their 30 smaller sets can be looked at, those of 12 are 4,094
 Condition = tuple[str, Any]  # which inputs ("inputs", names), or a corruption (modality, level)
 
 
@@ -264,10 +265,10 @@ def warnings_of(
 def predictions_of(
     member: Member, clips: pd.DataFrame, features: Features, options: Any, robustness: bool
 ) -> Predictions:
-    """{condition: prediction}: all inputs, each smaller set of them, and with `robustness` each
+    """{condition: prediction}: all inputs, smaller sets of them, and with `robustness` each
     corruption of one input while the others are as they were."""
     inputs, kept = member.task.inputs, []
-    subsets = [names for size in range(1, len(inputs)) for names in combinations(inputs, size)]
+    subsets = smaller_sets(inputs)
 
     def read(views: list[dict[str, Tokens]]) -> list[dict[str, Tensor]]:
         if robustness:
@@ -285,6 +286,12 @@ def predictions_of(
     if robustness:
         found |= corrupted_predictions(member, clips, features, options, kept)
     return found
+
+
+def smaller_sets(inputs: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """All that are smaller; of more than MANY inputs each alone, and all but one."""
+    sizes = [*range(1, len(inputs))] if len(inputs) <= MANY else [1, len(inputs) - 1]
+    return [names for size in sizes for names in combinations(inputs, size)]
 
 
 def corrupted_predictions(

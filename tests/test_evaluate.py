@@ -18,7 +18,7 @@ from evaluation import report
 from evaluation.certificate import compare
 from evaluation.corruptions import add_noise, blur, corrupt, drop_words
 from evaluation.ensemble import load_members, make_dataset
-from evaluation.runs import evaluate_runs
+from evaluation.runs import evaluate_runs, smaller_sets
 from models import build_model
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.data import make_loader, training_rows
@@ -737,3 +737,11 @@ def test_every_cell_has_its_name_where_tables_become_lists(evaluate, members, tm
     for row in rows:
         for named, content in re.findall(r"<td([^>]*)>(.*?)</td>", row, re.DOTALL)[1:]:
             assert "data-label" in named or not content, row
+
+
+def test_many_inputs_are_looked_at_one_by_one():
+    """The smaller sets of twelve encoders would be 4,094."""
+    assert len(smaller_sets(tuple("abcde"))) == 30
+    assert smaller_sets(tuple("abc")) == [("a",), ("b",), ("c",), *zip("aab", "bcc", strict=True)]
+    many = smaller_sets(tuple("abcdefghijkl"))
+    assert [len(names) for names in many] == [1] * 12 + [11] * 12
