@@ -159,7 +159,8 @@ def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, 
         wanted.append("video_embedding")
     wanted += encoder_inputs(args, wanted, listing)
     if "text" in wanted and args.word_vectors:
-        if not (args.transcribe or any(clip.transcript for clip in listing.clips)):
+        spoken = args.transcribe or any(clip.transcript for clip in listing.clips)
+        if listing.clips and not spoken:
             raise UsageError(f"--word_vectors: no clip of {args.corpus} has a transcript")
         # their words are looked up, so word vectors beside the clips are not read
         listing.clips = [replace(clip, words=None) for clip in listing.clips]
@@ -180,7 +181,7 @@ def encoder_inputs(args: argparse.Namespace, wanted: list[str], listing: Listing
             what = f"--encoder {name} reads the {settings['input']}"
             raise UsageError(f"{what}, which needs {needed} in --modalities {','.join(wanted)}")
         spoken = args.transcribe or any(clip.transcript for clip in listing.clips)
-        if not needed and not spoken:
+        if not needed and not spoken and listing.clips:
             raise UsageError(f"--encoder {name}: no clip of {args.corpus} has a transcript")
     return ["wave"] if any(each["input"] == "speech" for each in args.encoder.values()) else []
 
@@ -240,7 +241,7 @@ def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path
         settings[name] = encoders.known(given, device_name(device))
         if len(args.encoder) > 1:
             encoders.load.cache_clear()  # the memory holds one at a time
-    if args.word_vectors and "text" in args.modalities:
+    if args.word_vectors and "text" in args.modalities and listing.clips:
         settings["text"] |= looked_up(args, listing)
     job = Job(
         features_dir=args.features_dir,
@@ -424,7 +425,7 @@ def write_tables(args: argparse.Namespace, listing: Listing, records: dict) -> t
         else:
             row = manifest_row(clip, facts_of(record, args.modalities), args.data_dir)
             if args.partial:
-                row["missing"] = missing_of(record, args.modalities)
+                row["missing"] = missing_of(record, (*args.modalities, *args.encoder))
             if said := args.said.get((clip.split, clip.clip_id)):
                 row |= {"language": said.language, "confidence": said.confidence}
             rows.append(row)
