@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import re
 import sys
 import traceback
@@ -109,14 +110,46 @@ def is_whole(settings: Any) -> bool:
 
 
 def known(settings: dict[str, str], device: str) -> dict[str, str]:
-    """The settings with the revision and the digest of the weights, which are loaded for that."""
+    """The settings with the revision and the digest of the weights, which are loaded for that.
+
+    UsageError for a model of the hub that cannot encode what it is to see.
+    """
     encoder = load(given(settings), device)
+    if settings["library"] == "hf":
+        try_out(encoder, settings)
     return settings | {"revision": encoder.revision, "weights": encoder.weights}
+
+
+def try_out(encoder: Encoder, settings: dict[str, str]) -> None:
+    """Encode a second of silence, a black crop or a letter: not every architecture has layers of
+    one size, and it is better known now than by every clip."""
+    seen = settings["input"]
+    shown = {
+        "speech": np.zeros(RATE, np.float32),
+        "face": np.zeros((1, 48, 48, 3), np.uint8),
+        "text": "a",
+    }
+    try:
+        encoder.encode(shown[seen])
+    except UsageError:
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        what = f"hf:{settings['source']} is no model that can encode {seen} here"
+        raise UsageError(f"{what}: {said}; docs/encoders.md names some that can") from error
 
 
 def given(settings: dict[str, str]) -> str:
     """What the user said of an encoder, as `load` takes it."""
     return json.dumps({k: v for k, v in settings.items() if k not in ("revision", "weights")})
+
+
+def pinned(settings: dict[str, str]) -> str:
+    """The source as of the revision that the features were made with, NAME@REVISION; the hub's
+    newest may have other weights."""
+    source, revision = settings["source"], settings["revision"]
+    of_hub = settings["library"] == "hf" and revision and not Path(source).is_dir()
+    return f"{source.partition('@')[0]}@{revision}" if of_hub else source
 
 
 def notes(settings: dict[str, str], device: str) -> list[str]:
@@ -200,7 +233,18 @@ def load(settings: str, device: str) -> Encoder:
         raise UsageError(f"cannot load the encoder {library}:{source}: {reason}{HELP}") from error
 
 
-HELP = " (it is looked for in a folder of that name, in HF_HOME, then on the hub)"
+HELP = (
+    " (it is looked for in a folder of that name, in HF_HOME, then on the hub; of a checkpoint: "
+    "--encoder NAME=PLACE takes it from elsewhere)"
+)
+
+
+def quiet() -> None:
+    """One message says that the hub cannot be reached, not a dozen of its library, which sets its
+    own level when it is imported."""
+    import huggingface_hub  # noqa: F401
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def open_timm(settings: dict[str, str], device: str) -> Encoder:
@@ -208,6 +252,7 @@ def open_timm(settings: dict[str, str], device: str) -> Encoder:
     import timm
     import torch
 
+    quiet()
     model = timm.create_model(settings["source"], pretrained=True, num_classes=0)
     model = model.eval().to(device)
     data = timm.data.resolve_model_data_config(model)

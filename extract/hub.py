@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from extract.encoders import RATE, Encoder, in_blocks, weights_of
+from extract.encoders import RATE, Encoder, in_blocks, quiet, weights_of
 from utils.errors import UsageError
 
 WINDOW = 30 * RATE  # samples: longer recordings are read in equal pieces, one after the other
@@ -25,14 +26,34 @@ def open_model(settings: dict[str, str], device: str) -> Encoder:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    source = settings["source"]
+    quiet()
     model = transformers.AutoModel.from_pretrained(
-        source, dtype=torch.float32, trust_remote_code=False
+        **place_of(settings["source"]), dtype=torch.float32, trust_remote_code=False
     )
-    revision = getattr(model.config, "_commit_hash", None) or ""
     openers = {"speech": open_voice, "face": open_pictures, "text": open_words}
     encode, about = openers[settings["input"]](model, settings, device)
+    revision = revision_of(**place_of(settings["source"]))
     return Encoder(encode, revision, weights_of(encode.model, about), encode.notes)
+
+
+def place_of(source: str) -> dict[str, str]:
+    """A folder, NAME or NAME@REVISION of the hub, as `from_pretrained` takes it."""
+    name, at, revision = source.partition("@")
+    if not at or Path(source).is_dir():
+        return {"pretrained_model_name_or_path": source}
+    return {"pretrained_model_name_or_path": name, "revision": revision}
+
+
+def revision_of(pretrained_model_name_or_path: str, revision: str = "main") -> str:
+    """The hub's revision of a model that was just loaded; "" of a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(pretrained_model_name_or_path).is_dir():
+        return ""
+    place = try_to_load_from_cache(
+        pretrained_model_name_or_path, "config.json", revision=revision
+    )  # .../snapshots/REVISION/config.json
+    return Path(place).parent.name if isinstance(place, str) else ""
 
 
 class Layers:
@@ -148,7 +169,7 @@ class Words(Layers):
 def open_voice(model: Any, settings: dict[str, str], device: str) -> tuple[Any, Any]:
     import transformers
 
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(settings["source"])
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(**place_of(settings["source"]))
     if extractor.sampling_rate != RATE:
         wanted = f"sound of {extractor.sampling_rate} Hz"
         raise UsageError(f"the encoder {settings['source']} reads {wanted}, here are {RATE} Hz")
@@ -160,7 +181,7 @@ def open_voice(model: Any, settings: dict[str, str], device: str) -> tuple[Any, 
 def open_pictures(model: Any, settings: dict[str, str], device: str) -> tuple[Any, Any]:
     import transformers
 
-    processor = transformers.AutoImageProcessor.from_pretrained(settings["source"])
+    processor = transformers.AutoImageProcessor.from_pretrained(**place_of(settings["source"]))
     model = getattr(model, "vision_model", model)  # CLIP and SigLIP have one for words, too
     kind = Video if hasattr(model.config, "tubelet_size") else Pictures
     return kind(model, processor, settings, device), processor.to_dict()
@@ -169,9 +190,12 @@ def open_pictures(model: Any, settings: dict[str, str], device: str) -> tuple[An
 def open_words(model: Any, settings: dict[str, str], device: str) -> tuple[Any, Any]:
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(settings["source"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**place_of(settings["source"]))
     model = getattr(model, "text_model", model)
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        what = f"the tokenizer of {settings['source']} knows no words"
+        raise UsageError(f"{what}: put tokenizer.json or its vocabulary beside config.json")
     about = [sorted(tokenizer.get_vocab().items()), tokenizer.init_kwargs.get("do_lower_case")]
     return Words(model, tokenizer, settings, device), about

@@ -496,11 +496,13 @@ def found_again(features: dict[str, dict], places: dict[str, str], device: str) 
         have = ", ".join(own) or "none"
         raise UsageError(f"--encoder {sorted(unknown)[0]}: the encoders of this model are: {have}")
     for name, made in own.items():
-        made = made | {"source": places.get(name, made["source"])}
-        loaded = encoders.known(made, device)
-        if loaded["weights"] != made["weights"]:
+        made = made | {"source": places.get(name) or encoders.pinned(made)}
+        if encoders.load(encoders.given(made), device).weights != made["weights"]:
             what = f"the encoder {name} from {made['source']} has other weights than"
-            raise IntegrityError(f"{what} the one that the checkpoint was trained with")
+            elsewhere = f"where these are now: --encoder {name}=PLACE"
+            raise IntegrityError(
+                f"{what} the one that the checkpoint was trained with; {elsewhere}"
+            )
         own[name] = features[name] = made
     return own
 

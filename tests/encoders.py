@@ -76,6 +76,14 @@ def videomae(folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
+def swin(folder: Path) -> None:
+    """Its layers are of several sizes: no encoder here."""
+    size = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "window_size": 4}
+    config = transformers.SwinConfig(**size, depths=[1, 1], num_heads=[2, 2])
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
 def some_words(config: type) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         from tokenizers import Tokenizer, models, pre_tokenizers

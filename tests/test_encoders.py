@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 import signal
 import sys
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CLASSES, ROOT, TINY, digests, make_clip, voice, write_features
-from encoders import FACES, TEXTS, VOICES, make_models
+from encoders import FACES, TEXTS, VOICES, make_models, swin
 from extras import need
 from inside import run_main
 
@@ -198,6 +199,36 @@ def test_what_cannot_be_loaded_is_known_before_any_clip(world, tmp_path, source,
     assert stamps(world) == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "flag", "said"),
+    [
+        ("wavlm", "speech:hf:FOLDER,layers=40", "layers=40: this encoder has the layers 0 to 3"),
+        ("swin", "face:hf:FOLDER", "is no model that can encode face here: ValueError"),
+        ("bert", "text:hf:FOLDER", "knows no words: put tokenizer.json or its vocabulary beside"),
+    ],
+)
+def test_what_a_model_cannot_do_is_known_before_any_clip(models, tmp_path, kind, flag, said):
+    if kind == "swin":
+        swin(tmp_path)
+    else:
+        shutil.copytree(models[kind], tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob("token*"):
+        path.unlink()
+    _, settings = encoders.parse(f"x={flag.replace('FOLDER', str(tmp_path))}")
+    with pytest.raises(UsageError, match=said):
+        encoders.known(settings, "cpu")
+
+
+@pytest.mark.parametrize("flag", ["text:hf:nobody/nothing", "face:timm:resnet18"])
+def test_a_hub_that_cannot_be_reached_is_one_line(capfd, flag):
+    """Its library tells of every try."""
+    logging.getLogger("huggingface_hub").setLevel(logging.WARNING)
+    with pytest.raises(UsageError, match="cannot load the encoder"):
+        encoders.known(encoders.parse(f"x={flag}")[1], "cpu")
+    logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 2s [Retry 2/5].")
+    assert "Retrying" not in capfd.readouterr().err
+
+
 def test_a_missing_package_is_one_line(monkeypatch):
     monkeypatch.setattr(encoders.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"needs the package transformers: pip install -r"):
@@ -311,6 +342,33 @@ def test_a_clip_without_words_is_rejected_with_its_reason(world, tmp_path):
     assert done.code == 3 and "7 of 8 clips usable" in done.out
     failed = (tmp_path / "features" / "failed.csv").read_text()
     assert "0,0.mp4,bert,E_SHORT,no words: its transcript is empty" in failed
+
+
+def test_a_clip_that_lacks_what_an_encoder_sees_is_trained_on_without(world, tmp_path):
+    shutil.copytree(world["clips"], tmp_path / "clips")
+    table = tmp_path / "clips" / "manifest.csv"
+    table.write_text(table.read_text().replace(f"train0,{SAID[0]}", "train0,"))
+    copy = world | {"folder": tmp_path, "clips": tmp_path / "clips"}
+    copy["features"] = shutil.copytree(world["features"], tmp_path / "features")
+    done = preprocess(copy, "--partial")
+    assert done.code == 0 and "2 of them have a part only (2 without bert)" in done.out, done.err
+    rows = pd.read_csv(tmp_path / "features" / "manifest.csv", keep_default_na=False)
+    assert rows["missing"].tolist().count("bert") == 2
+    done = run_main("train", *train_flags(copy, "wavlm,bert"), "--exp_name", "partial")
+    assert done.code == 0, done.err
+
+
+def test_without_any_clip_the_reason_is_that_of_the_clips(world, models, tmp_path):
+    (tmp_path / "clips").mkdir()
+    shutil.copy(world["clips"] / "manifest.csv", tmp_path / "clips")
+    for path in world["clips"].glob("*.mp4"):
+        (tmp_path / "clips" / path.name).symlink_to(path)
+    copy = world | {"clips": tmp_path / "clips", "features": tmp_path / "features"}
+    done = preprocess(copy, flags=["--encoder", f"x=text:hf:{models['bert']}"])
+    assert done.code == 3 and "8 rejected (8 unusable id or place)" in done.out, done.err
+    vectors = ROOT / "starter" / "words.npz"
+    done = preprocess(copy, "--modalities", "text", "--word_vectors", vectors, flags=[])
+    assert done.code == 3 and "8 rejected (8 unusable id or place)" in done.out, done.err
 
 
 @pytest.mark.parametrize(
@@ -434,6 +492,33 @@ def test_other_weights_are_refused(world, models, tmp_path):
     assert done.code == 4 and "the encoder wavlm from" in done.err
     done = run_main("predict", world["clips"] / "0.mp4", *flags, *own, "--encoder", "x=y")
     assert done.code == 2 and "the encoders of this model are: wavlm, clip, bert, own" in done.err
+
+
+def test_the_hub_is_asked_for_the_revision_of_the_training(world, models, tmp_path, monkeypatch):
+    """Its newest has other weights by now."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--somebody--words"
+    for kind, revision in (("bert", "a" * 40), ("xlm_r", "b" * 40)):
+        shutil.copytree(models[kind], repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    world = world | {"features": tmp_path / "features", "folder": tmp_path}
+    flags = ["--encoder", "words=text:hf:somebody/words"]
+    done = preprocess(world, flags=flags)
+    assert done.code == 0, done.err
+    done = run_main("train", *train_flags(world, "words"), "--exp_name", "first")
+    assert done.code == 0, done.err
+    (repository / "refs" / "main").write_text("b" * 40)
+    flags = ("--checkpoints", tmp_path / "logs" / "multimodal" / "first", "--device", "cpu")
+    flags = ("--text", SAID[0], *flags, "--out", tmp_path / "out")
+    done = run_main("predict", *flags)
+    assert done.code == 0, done.err
+    done = run_main("predict", *flags, "--encoder", "words=somebody/words")
+    assert done.code == 4 and "where these are now: --encoder words=PLACE" in done.err
+    named = ("--encoder", f"words=somebody/words@{'a' * 40}")
+    assert run_main("predict", *flags, *named).code == 0
 
 
 @pytest.fixture(scope="module")
