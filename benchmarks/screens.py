@@ -17,7 +17,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,29 +38,19 @@ def main() -> None:
     flags.add("--demo", default=Path("demo_run"), type=Path, help="what make demo wrote")
     flags.add("--out", default=Path("docs/screens"), type=Path, help="folder of the pictures")
     args = flags.parse_args()
-    if not (args.demo / "raw").is_dir():
-        raise UsageError(f"no demo in {args.demo}: run make demo, or give its folder with --demo")
+    report = args.demo / "report-seed42" / "index.html"
+    if not report.is_file():
+        raise UsageError(f"no {report}: run make demo, or give its folder with --demo")
     args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, browser() as window:
-        report = make_report(args.demo, Path(folder))
+    with browser() as window:
         for width in WIDTHS:
-            show(window, width, report.as_uri())
+            show(window, width, report.resolve().as_uri())
             save(window, width, args.out / f"report-{width}.png")
         with app(args.demo) as address:
             for width in WIDTHS:
                 show(window, width, address)
                 answer_example(window)
                 save(window, width, args.out / f"page-{width}.png")
-
-
-def make_report(demo: Path, folder: Path) -> Path:
-    """The report of the demo's fused run; the place of its page."""
-    command = [sys.executable, "evaluate.py", "--features_dir", str(demo / "features")]
-    command += ["--out", str(folder)]
-    command += ["--checkpoints", str(demo / "logs/multimodal/demo-seed42")]
-    if code := subprocess.run(command, check=False).returncode:
-        raise UsageError(f"evaluate.py ended with {code}: its message is above")
-    return folder / "index.html"
 
 
 @contextlib.contextmanager
