@@ -16,6 +16,7 @@ import argparse
 import signal
 import sys
 import threading
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,9 @@ def end(signum: int, frame: object) -> None:
 def find_models(args: argparse.Namespace) -> dict[str, tuple[Path, ...]]:
     """{name: checkpoints}, multimodal runs first; without any run the models that come along, with
     their word vectors."""
+    from evaluation.ensemble import group_checkpoints
     from inference.starter import WORDS, starter_models
-    from training.checkpoint import best_checkpoint, find_checkpoints
+    from training.checkpoint import best_checkpoint
 
     runs = args.checkpoints or [run for run in args.logs_dir.glob("*/*") if best_checkpoint(run)]
     if not runs:
@@ -125,23 +127,27 @@ def find_models(args: argparse.Namespace) -> dict[str, tuple[Path, ...]]:
         args.word_vectors = args.word_vectors or WORDS
         return {STARTER: tuple(starter_models())}
     runs.sort(key=lambda run: ("multimodal" not in run.parts, str(run)))
-    names = [f"{run.parent.name}/{run.name}" for run in runs]
-    models = dict(zip(names, find_checkpoints(runs), strict=True))
-    offered: dict[str, tuple[Path, ...]] = {
-        n: (path,) for n, path in models.items() if can_answer(n, path, args.encoder)
-    }
+    offered: dict[str, tuple[Path, ...]] = {}
+    for run, files in group_checkpoints(runs).items():
+        name = first = f"{run.parent.name}/{run.name}"
+        for number in count(2):
+            if name not in offered:
+                break
+            name = f"{first} ({number})"
+        if can_answer(name, files, args.encoder):
+            offered[name] = tuple(files)
     if not offered:
         raise UsageError("no model can answer for a clip alone, see above")
     return offered
 
 
-def can_answer(name: str, path: Path, encoders: list[str]) -> bool:
+def can_answer(name: str, files: list[Path], encoders: list[str]) -> bool:
     """Whether a clip alone gives what the model reads; a line says why not."""
     from inference.predictor import check_files_named, encoder_places, settings_of
     from utils.errors import IntegrityError
 
     try:
-        check_files_named(settings_of([path])["features"], encoder_places(encoders))
+        check_files_named(settings_of(files)["features"], encoder_places(encoders))
     except (UsageError, IntegrityError) as error:
         print(f"not offered: {name}: {error}", file=sys.stderr)
         return False

@@ -28,7 +28,9 @@ MEMORY_MB = 6000  # that the answering process may hold beyond its libraries
 IN_LINE = 3  # one is answered, two wait
 CLOSING = {"error": "The page is being closed."}
 CANCELLED = {"error": "Cancelled."}
-STAGE, STOP = "stage.txt", "cancelled"  # files by which an answering process tells and is told
+# Files by which an answering process tells and is told. They lie beside the upload, so no name is
+# that of a clip's words: of an upload stage.mp4 a stage.txt would be the sentence.
+STAGE, STOP = ".stage", ".cancelled"
 BEFORE = r"(?<![\w.~:/-])"  # no part of a longer word or address
 Checkpoints = Path | tuple[Path, ...]  # of one run, or of an ensemble
 FOLDERS = re.compile(BEFORE + r"~?/[^\s'\",;:()]*/(?=[^\s/])")  # the folders of a path

@@ -10,6 +10,7 @@ import io
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import socket
 import statistics
@@ -271,6 +272,29 @@ def test_an_answer_that_leaves_nothing_behind(behind, place, monkeypatch, tmp_pa
         child.join()
         assert list(Path("/dev/shm").glob(f"*{child.pid}-*")) == []
     assert not list(tmp_path.glob("upload-*"))
+
+
+def test_no_name_of_an_upload_puts_words_into_its_mouth(behind, place):
+    """The process that answers leaves files beside the upload, for whoever asks how far it is."""
+    clip = (place / "clips" / "anna.mp4").read_bytes()
+    for name in ("stage.mp4", "cancelled.mp4", ".stage.mp4"):
+        found = post(client_of(behind), name, clip).json
+        assert "Words not used: no sentence was given." in found["remarks"], found
+        assert found["parts"][0]["words"] == ""
+
+
+def test_folds_are_one_model_and_models_of_one_name_are_two(place, tmp_path):
+    for fold, name in ((0, "any"), (1, "plain")):
+        folder = tmp_path / "one" / "speech" / "all" / f"fold_{fold}"
+        folder.mkdir(parents=True)
+        shutil.copy(place / f"{name}.pth", folder / "1_best_0.5000.pth")
+    shutil.copytree(folder, tmp_path / "two" / "speech" / "all")
+    runs = [tmp_path / "one" / "speech" / "all", tmp_path / "two" / "speech" / "all"]
+    models = app.find_models(SimpleNamespace(checkpoints=runs, encoder=[]))
+    assert {name: len(files) for name, files in models.items()} == {
+        "speech/all": 2,
+        "speech/all (2)": 1,
+    }
 
 
 def test_a_busy_port_is_one_line(place):
