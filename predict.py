@@ -22,7 +22,7 @@ from threading import Thread
 from typing import Any
 
 from utils.config import Flags, ranged
-from utils.errors import ClipError, UsageError, listed, run_script
+from utils.errors import ClipError, UsageError, listed, run_script, without_controls
 from utils.files import check_place, write_bytes, write_csv, write_json
 from utils.fonts import columns, padded, shortened
 from utils.parallel import no_collection
@@ -86,6 +86,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sweep(SCRATCH)
     sources = find_sources(args.clips, args.text)
+    check_out(args, sources)
     if others := left_out(args.clips):
         what = f"{len(others)} files of other kinds left out"
         print(f"{what}: {listed([each.name for each in others], 3)}", file=sys.stderr)
@@ -101,6 +102,19 @@ def main() -> int:
     if failed:
         print(f"{len(failed)} of {len(predictions)} have no answer, see above", file=sys.stderr)
     return REJECTED if failed else 0
+
+
+def check_out(args: argparse.Namespace, sources: list) -> None:
+    """UsageError where a file of --out would take the place of a clip, or of its words."""
+    kinds = {".png": not args.no_pictures, ".mp4": args.annotate, ".srt": args.transcribe}
+    given = {Path(each.name).resolve() for each in sources}
+    given |= {Path(each.name).with_suffix(".srt").resolve() for each in sources if each.problem}
+    for source in sources:
+        for ending in (ending for ending, made in kinds.items() if made):
+            place = args.out / f"{source.clip.clip_id}{ending}"
+            if place.exists() and place.resolve() in given:
+                what = f"the new {place.name} would be written over {place}, which was given"
+                raise UsageError(f"--out {args.out}: {what}; choose another folder")
 
 
 def load_ahead(args: argparse.Namespace, sources: list) -> None:
@@ -141,17 +155,17 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
     if not args.no_pictures:  # loaded while the first clip is read
         Thread(target=import_module, args=("matplotlib.figure",), daemon=True).start()
     parts = [part for source in sources for part in predictor.with_words(predictor.cut(source))]
-    write_subtitles(args.out, predictor.heard)
+    write_subtitles(args.out, predictor.heard, sources)
     predictor.look_up([part.clip.transcript for part in parts])
     if predictor.compares:
         compared = ", ".join(predictor.compares)
         print(f"{compared}: compared over all clips given, as those of one person", file=sys.stderr)
         predictor.get_to_know(parts)
-    print(header(predictor.classes), flush=True)
+    print(without_controls(header(predictor.classes)), flush=True)
     predictions = []
     for part in tqdm(parts, unit="clip", desc="predicting", disable=len(parts) < 2, leave=False):
         predictions.append(predictor.predict(part))
-        tqdm.write(lines(predictions[-1]))
+        tqdm.write(without_controls(lines(predictions[-1])))
         if args.times:
             seconds = predictions[-1].seconds.items()
             tqdm.write(" " * 28 + ", ".join(f"{name} {value:.2f} s" for name, value in seconds))
@@ -166,21 +180,17 @@ def origins(cards: list) -> list[str]:
     warnings = {card["warning"].upper() for card in cards if card["warning"]}
     return [
         f"{red}{line}{plain}" if any(line.startswith(each) for each in warnings) else line
-        for line in card_lines(cards)
+        for line in map(without_controls, card_lines(cards))
     ]
 
 
-def write_subtitles(out: Path, heard: dict) -> None:
+def write_subtitles(out: Path, heard: dict, sources: list) -> None:
     """What was recognised, an .srt for each clip."""
     from extract.transcribe import srt
-    from inference.sources import new_name
 
-    names: set[str] = set()
-    for path, cues in heard.items():
-        name = new_name(Path(path), names)
-        names.add(name)
-        if cues:
-            write_bytes(out / f"{name}.srt", srt(cues).encode())
+    for source in sources:
+        if cues := heard.get(source.name):
+            write_bytes(out / f"{source.clip.clip_id}.srt", srt(cues).encode())
 
 
 def write_recording(args: argparse.Namespace, path: Path, predictions: list) -> None:

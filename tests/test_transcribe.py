@@ -169,6 +169,25 @@ def test_clips_of_one_name_have_subtitles_of_their_own(recogniser, place, tmp_pa
     assert said == {"a.srt": "word 0", "a-2.srt": "word 0 word 1"}
 
 
+def test_subtitles_are_named_as_their_clip_is_and_take_no_file_of_its_owner(
+    recogniser, place, tmp_path
+):
+    for folder in ("one", "two"):
+        make_clip(tmp_path / folder / "a.mp4", sound=voice(1.3))
+    words = tmp_path / "one" / "a.srt"
+    words.write_text("00:00:00,000 --> 00:00:01,000\nword")
+    given = ("predict", tmp_path / "one" / "a.mp4", tmp_path / "two" / "a.mp4")
+    flags = ("--checkpoints", place / "speech.pth", "--transcribe", recogniser.name)
+    flags += ("--no_pictures", "--device", "cpu")
+    done = run_main(*given, *flags, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert [path.name for path in (tmp_path / "out").glob("*.srt")] == ["a-2.srt"]
+    words.write_bytes("Grüße".encode("latin-1"))
+    refused = run_main(*given, *flags, "--out", tmp_path / "one")
+    assert refused.code == 2 and f"written over {words}, which was given" in refused.err
+    assert words.read_bytes() == "Grüße".encode("latin-1")
+
+
 def test_a_damaged_note_is_made_anew(recogniser, clips):
     preprocess(clips, "--transcribe", recogniser.name)
     note = clips.parent / "features" / "train" / "transcripts" / "a.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -135,6 +136,11 @@ def in_short(error: BaseException, most: int = 200) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = "".join(each if each.isprintable() else "?" for each in text)
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def without_controls(text: str) -> str:
+    """A text from elsewhere, for a terminal: it could move the cursor or take the screen."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "?", text)
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:
