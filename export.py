@@ -39,9 +39,11 @@ def main() -> None:
 
     from evaluation.ensemble import Member
     from inference.portable import largest_difference, to_onnx
-    from training.checkpoint import find_checkpoints, load_checkpoint, restore_model
+    from training.checkpoint import find_checkpoint, load_checkpoint, restore_model
 
-    (path,) = find_checkpoints([args.checkpoint])
+    path = find_checkpoint(args.checkpoint)
+    if args.out.resolve() == path.resolve():
+        raise UsageError(f"--out {args.out} is the checkpoint itself: choose another name")
     checkpoint = load_checkpoint(path)
     member = Member(path, checkpoint, restore_model(checkpoint, path).eval(), path.parent)
     data = to_onnx(member)

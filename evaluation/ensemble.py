@@ -35,7 +35,7 @@ from training.features import Features, comparable
 from training.inference import Views
 from training.modalities import MODALITIES
 from training.tasks import Task, task_of
-from utils.errors import IntegrityError, UsageError, one_of
+from utils.errors import IntegrityError, UsageError, listed, one_of
 
 Votes = tuple[pd.Index, np.ndarray]  # clips (N,), and the probabilities (N, K) of one voter
 
@@ -157,6 +157,9 @@ def load_member(path: Path, run: Path, features: Features) -> Member:
     checkpoint = load_checkpoint(path)
     member = Member(path, checkpoint, restore_model(checkpoint, path), run)
     inputs = member.task.inputs
+    if {*inputs} != {*member.model.encoders} or member.task.main_head not in member.model.heads:
+        reads = f"its settings are those of {listed(inputs)}, its model reads"
+        raise IntegrityError(f"{path} is damaged: {reads} {listed(member.model.encoders)}")
     features.require(inputs)
     check_match(path, "classes", checkpoint["classes"], features.classes)
     made, here = (

@@ -181,6 +181,28 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "video_embedding": faces.EMBEDDING_SETTINGS,
 }
 
+RANGES = {"face_fps": (0.1, 240), "face_size": (16, 1024), "margin": (-0.3, 1)}  # of the flags
+
+
+def odd_settings(stage: str, settings: dict[str, Any]) -> list[str]:
+    """Those settings of a checkpoint that preprocess.py cannot have had, for a message: they decide
+    how much memory a clip takes, and a checkpoint may come from anywhere."""
+
+    def is_odd(value: Any, default: Any, low: float, high: float) -> bool:
+        if isinstance(default, str):
+            return value != default
+        if isinstance(default, bool):
+            return not isinstance(value, bool)
+        kinds = (int,) if isinstance(default, int) else (int, float)
+        return type(value) not in kinds or not low <= value <= high
+
+    odd = []
+    for name, default in SETTINGS[stage].items():
+        around = (0, 0) if isinstance(default, str) else (default / 10, default * 10)
+        if is_odd(settings.get(name), default, *RANGES.get(name, around)):
+            odd.append(f"{name} {settings.get(name)!r}")
+    return odd
+
 
 def feature_path(features_dir: Path, clip: Clip, stage: str) -> Path:
     ending = STAGES[stage].ending if stage in STAGES else ".npy"

@@ -19,7 +19,7 @@ import torch
 
 from extract.audio import denoise, log_mel_spectrogram
 from extract.encoders import Encoder, weights_of
-from training.checkpoint import find_checkpoints, load_checkpoint, restore_model
+from training.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from training.data import to_device
 from training.modalities import modality
 from utils.errors import UsageError
@@ -34,9 +34,7 @@ def open_run(settings: dict[str, str], device: str) -> Encoder:
     run that does not read `settings["input"]`.
     """
     source, name = Path(settings["source"]), settings["input"]
-    path, *others = find_checkpoints([source])
-    if others:
-        raise UsageError(f"{source} holds {len(others) + 1} checkpoints: name one, such as {path}")
+    path = find_checkpoint(source)
     checkpoint = load_checkpoint(path)
     model = restore_model(checkpoint, path).eval().to(device)
     if name not in model.encoders:

@@ -29,7 +29,15 @@ from evaluation.ensemble import (
 )
 from extract import audio, detector, encoders, vectors, words
 from extract import transcribe as recogniser
-from extract.clip import SETTINGS, Job, facts_of, limits_for, manifest_row, process_clip
+from extract.clip import (
+    SETTINGS,
+    Job,
+    facts_of,
+    limits_for,
+    manifest_row,
+    odd_settings,
+    process_clip,
+)
 from extract.media import FORMATS
 from extract.transcribe import Cue
 from inference.card import cards
@@ -45,7 +53,7 @@ from training.modalities import MODALITIES, modality
 from training.standardize import FEW, Scales, scale_of
 from utils import stopwatch
 from utils.config import device_name
-from utils.errors import ClipError, IntegrityError, UsageError
+from utils.errors import ClipError, IntegrityError, UsageError, listed
 from utils.guard import guarded
 from utils.parallel import available_cores
 from utils.scratch import scratch_folder
@@ -524,12 +532,17 @@ def settings_of(paths: list[Path]) -> dict[str, Any]:
         for stage, settings in made.items():
             if encoders.is_whole(settings):
                 continue
-            if stage not in SETTINGS or not settings:
+            if stage not in SETTINGS or not settings or not isinstance(settings, dict):
                 raise IntegrityError(f"{path} reads {stage}, of which no settings are known")
             unknown = set(SETTINGS[stage]) - set(settings)
             if unknown:
                 what = f"{stage} without {', '.join(sorted(unknown))}"
                 raise IntegrityError(f"{path} was trained on features of another version: {what}")
+            if odd := odd_settings(stage, settings):
+                what = f"{stage} with {listed(odd, 3)}"
+                raise IntegrityError(
+                    f"{path} reads features that preprocess.py makes none of: {what}"
+                )
     return {"classes": checkpoint["classes"], "modalities": list(features), "features": features}
 
 

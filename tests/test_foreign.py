@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import os
 import re
 import resource
@@ -17,6 +18,7 @@ from conftest import save_untrained, write_features
 
 from models.backbone import Backbone
 from training.checkpoint import (
+    find_checkpoint,
     find_checkpoints,
     load_checkpoint,
     load_last,
@@ -50,6 +52,8 @@ def laughs(depth: int) -> list:
     return value
 
 
+CARD = {"accuracy": 0.5, "interval": [0.4, 0.6], "interval_over": "clips"}
+CARD |= {"tested_clips": 10, "chance": 0.1429}
 FORGED = {  # path within the checkpoint, value
     "fewer outputs than classes": ("arch.n_classes", 3),
     "outputs without end": ("arch.n_classes", 10**8),
@@ -81,6 +85,21 @@ FORGED = {  # path within the checkpoint, value
     "a list for a seed": ("config.seed", [1]),
     "lists of lists of lists": ("config.seed", laughs(7)),
     "words for numbers": ("val", {"loss": "low"}),
+    "words for a share": ("card", {"accuracy": "high"}),
+    "an accuracy alone": ("card", {"accuracy": 0.5}),
+    "an interval of three": ("card", CARD | {"interval": [0, 0.5, 1]}),
+    "more than all": ("card", CARD | {"accuracy": 1.5}),
+    "an accuracy that is no number": ("card", CARD | {"accuracy": math.nan}),
+    "a number for other corpora": ("card", CARD | {"elsewhere": 5}),
+    "a corpus without a name": ("card", CARD | {"elsewhere": [CARD]}),
+    "inputs on a card": ("card", {"inputs": 5}),
+    "a number for a corpus": ("card", {"corpus": 5}),
+    "clips that are no number": ("val", {"clips": math.nan, "accuracy": 0.5}),
+    "clips without end": ("val", {"clips": math.inf, "accuracy": 0.5}),
+    "clips without accuracy": ("val", {"clips": 5}),
+    "an epoch that cannot be written": ("epoch", 10**5000),
+    "a list for extraction settings": ("features_config", {"speech": ["n_fft"]}),
+    "columns without end": ("config.speech_frames", 10**9),
     "weights of another type": ("weights.heads.speech.linear.bias", torch.zeros(7).double()),
     "complex weights": ("weights.heads.speech.linear.bias", torch.zeros(7, dtype=torch.cfloat)),
     "weights that are none": ("weights.heads.speech.linear.bias", torch.full((7,), torch.nan)),
@@ -222,6 +241,14 @@ def test_older_settings_get_their_default_and_other_files_are_named(sound, tmp_p
     torch.save(sound, tmp_path / "pickle.pth", _use_new_zipfile_serialization=False)
     with pytest.raises(IntegrityError, match="no checkpoint of ours"):
         load_checkpoint(tmp_path / "pickle.pth")
+
+
+def test_several_checkpoints_are_not_one(sound, tmp_path):
+    for fold in (0, 1):
+        save_checkpoint(tmp_path / "run" / f"fold_{fold}" / "1_best_0.5000.pth", sound)
+    with pytest.raises(UsageError, match=r"holds 2 checkpoints: name one, such as .*fold_0"):
+        find_checkpoint(tmp_path / "run")
+    assert find_checkpoint(tmp_path / "run" / "fold_1").parent.name == "fold_1"
 
 
 def test_a_best_checkpoint_is_nothing_to_go_on_from(sound, tmp_path):

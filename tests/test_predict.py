@@ -28,6 +28,7 @@ from conftest import (
     voice,
 )
 from inside import run_main
+from PIL import Image
 
 from evaluation.ensemble import load_members, make_dataset
 from extract import audio
@@ -548,6 +549,58 @@ def test_an_input_that_several_runs_compare_is_named_once():
     runs = [SimpleNamespace(task=task, config=by_speaker)] * 2
     asked = SimpleNamespace(wanted={"speech": "speech", "mine": "mine"}, members=runs)
     assert Predictor.compares.fget(asked) == ["mine"]
+
+
+ODD = {  # what a checkpoint claims of its features or its settings: the place, and a value
+    "no numbers of the sound": ("features_config.speech.sample_rate", "x"),
+    "windows without end": ("features_config.speech.n_fft", 10**9),
+    "half a window": ("features_config.speech.n_fft", 2.5),
+    "a step of nothing": ("features_config.speech.hop_length", 0),
+    "another kind of sample": ("features_config.wave", {"dtype": "U1000000"}),
+    "another input": ("config.mode", "face"),
+    "one input more": ("config", {"mode": "multimodal", "inputs": "speech,face"}),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_a_checkpoint_that_claims_odd_settings_is_refused(place, ask, tmp_path, what):
+    found = load_checkpoint(place / "speech.pth")
+    (*keys, last), value = ODD[what][0].split("."), ODD[what][1]
+    into = found
+    for key in keys:
+        into = into[key]
+    into[last] = into[last] | value if isinstance(into.get(last), dict) else value
+    save_checkpoint(tmp_path / "odd.pth", found)
+    clip = place / "clips" / "anna.mp4"
+    done = ask(clip, "--no_pictures", checkpoints=[tmp_path / "odd.pth"], code=4)
+    assert "odd.pth" in done.err and len(done.err.splitlines()) == 1, done.err
+
+
+def test_no_text_takes_the_terminal(place, ask, tmp_path):
+    found = load_checkpoint(place / "speech.pth")
+    found["classes"][0] = "\x1b[2Jhap"
+    found["card"] = {"corpus": "\x1b[31mmine\r"}
+    save_checkpoint(tmp_path / "odd.pth", found)
+    clip = tmp_path / "\x1b[Hanna.mp4"
+    shutil.copy(place / "clips" / "anna.mp4", clip)
+    done = ask(clip, "--no_pictures", checkpoints=[tmp_path / "odd.pth"])
+    assert "?[2Jhap" in done.out and "?[31mmine?" in done.out
+    assert not set("\x1b\r") & {*done.out, *done.err}
+
+
+@pytest.mark.parametrize(("name", "flag"), [("a.mp4", "--annotate"), ("a.png", "--tta=1")])
+def test_no_clip_is_written_over(place, ask, face_image, tmp_path, name, flag):
+    clip = tmp_path / "out" / name
+    clip.parent.mkdir()
+    if name.endswith(".png"):
+        Image.fromarray(face_image).save(clip)
+    else:
+        shutil.copy(place / "clips" / "anna.mp4", clip)
+    before = clip.read_bytes()
+    done = ask(clip, flag, checkpoints=["face.pth"], code=2)
+    assert f"would be written over {clip}, which was given" in done.err
+    assert clip.read_bytes() == before and [*clip.parent.iterdir()] == [clip]
+    ask(clip, "--no_pictures", checkpoints=["face.pth"])
 
 
 def test_names_that_differ_by_a_number_stay_apart(tmp_path):

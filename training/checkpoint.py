@@ -20,6 +20,7 @@ from torch import Tensor
 
 from models import build_model
 from models.classifier import EmotionClassifier
+from training.card import is_card, is_measured
 from training.tasks import ALL_SETTINGS, TASKS, recipe
 from utils.errors import IntegrityError, UsageError, listed
 from utils.files import read_sealed, write_sealed
@@ -30,6 +31,7 @@ RESUME = ("step", "sums", "optimizer", "scaler", "ema", "rows", "best", "clips",
 NO_CLIPS = dict.fromkeys(("training", "validation"), torch.empty(0, dtype=torch.int64))
 PLAIN = (str, int, float, bool, type(None))
 DEPTH, MOST_VALUES = 8, 100_000  # of settings within settings
+LARGEST = 1 << 64  # number: Python writes none of more than 4,300 digits into a message
 CALLED = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_tensor_v2|torch\.[A-Za-z0-9]+Storage"
 )
@@ -122,6 +124,14 @@ def find_checkpoints(paths: list[Path]) -> list[Path]:
     return found
 
 
+def find_checkpoint(path: Path) -> Path:
+    """The one checkpoint that a .pth file or a run folder stands for; UsageError for several."""
+    found, *others = find_checkpoints([path])
+    if others:
+        raise UsageError(f"{path} holds {len(others) + 1} checkpoints: name one, such as {found}")
+    return found
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint of ours to the CPU; UsageError or IntegrityError says what is wrong."""
     path = Path(path)
@@ -194,11 +204,13 @@ def _check_content(checkpoint: Any, path: Path) -> None:
         and len({*map(str, classes)}) == len(classes) > 1
         and all(isinstance(name, str) for name in classes),
         "features_config": _is_plain(parts["features_config"])
-        and isinstance(parts["features_config"], dict),
+        and isinstance(parts["features_config"], dict)
+        and all(isinstance(each, dict | None) for each in parts["features_config"].values()),
         "config": isinstance(config, dict) and _is_plain(config) and config.get("mode") in TASKS,
-        "epoch": isinstance(parts["epoch"], int),
-        "val": _is_numbers(parts["val"]),
-        "card": isinstance(parts.get("card", {}), dict) and _is_plain(parts.get("card", {})),
+        "epoch": isinstance(parts["epoch"], int) and _is_plain(parts["epoch"]),
+        "leaks": isinstance(parts.get("leaks", ""), str),
+        "val": _is_numbers(parts["val"]) and is_measured(parts["val"] or {}),
+        "card": _is_plain(parts.get("card", {})) and is_card(parts.get("card", {})),
         "clips": _is_tensors(parts.get("clips", NO_CLIPS))
         and parts.get("clips", NO_CLIPS).keys() == NO_CLIPS.keys(),
     }
@@ -224,7 +236,7 @@ def _is_plain(value: Any) -> bool:
                 below += each.values()
             elif isinstance(each, list | tuple):
                 below += each
-            elif not isinstance(each, PLAIN):
+            elif not isinstance(each, PLAIN) or (isinstance(each, int) and abs(each) > LARGEST):
                 return False
             if len(below) > MOST_VALUES:
                 return False

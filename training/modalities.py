@@ -131,7 +131,7 @@ MODALITIES = {
             "speech_coeff": Setting(4, COEFF, "EfficientNet-B0 to B7 for the log-mel", "model"),
             "speech_backbone": Setting(None, str, BACKBONE, "model"),
             "speech_frames": Setting(
-                400, ranged(int, 32), "columns of the log-mel, 62.5 a second", "data"
+                400, ranged(int, 32, 100_000), "columns of the log-mel, 62.5 a second", "data"
             ),
             "speech_norm": Setting(
                 "none",
@@ -161,7 +161,7 @@ MODALITIES = {
         settings={
             "face_coeff": Setting(0, COEFF, "EfficientNet-B0 to B7 for the crops", "model"),
             "face_backbone": Setting(None, str, BACKBONE, "model"),
-            "face_frames": Setting(16, ranged(int, 1), "face crops per clip", "data"),
+            "face_frames": Setting(16, ranged(int, 1, 4096), "face crops per clip", "data"),
             "face_lstm": Setting(True, boolean, "False: each frame counts by itself", "model"),
             **augment.FACE_STRENGTHS,
         },
@@ -184,7 +184,9 @@ MODALITIES = {
         encoder=text_encoder,
         layout=text_layout,
         settings={
-            "max_words": Setting(38, ranged(int, 1), "words per clip; others are not read", "data"),
+            "max_words": Setting(
+                38, ranged(int, 1, 10_000), "words per clip; others are not read", "data"
+            ),
             "text_layers": Setting(12, ranged(int, 1, 100), "of the Transformer", "model"),
             "text_heads": Setting(8, ranged(int, 1, 100), "of its attention", "model"),
             "text_width": Setting(0, ranged(int, 0, 8192), "of it; 0: as the vectors", "model"),

@@ -16,6 +16,7 @@ from models.backbone import Backbone, load_pretrained
 from models.classifier import EmotionClassifier
 from models.fusion import FUSIONS
 from models.pooling import POOLINGS
+from training.card import LONGEST
 from training.checkpoint import Checkpoint, find_checkpoints, load_checkpoint
 from training.data import ClipDataset
 from training.features import Features, lacks
@@ -169,7 +170,7 @@ def card(features: Features, train_set: ClipDataset, val_set: ClipDataset) -> di
         len({row.get("speaker", "") for row in each.rows} - {""}) for each in (train_set, val_set)
     ]
     return {
-        "corpus": str(features.settings.get("corpus", "")),
+        "corpus": str(features.settings.get("corpus", ""))[:LONGEST],
         "clips": len(train_set),
         "people": people[0],
         "tested_people": people[1],

@@ -46,7 +46,11 @@ NOT_NEGATIVE, SEED = ranged(float, 0), ranged(int, 0, 2**32 - 1)
 DATA = {
     "inputs": (None, str, "of --mode multimodal: comma list, custom features too"),
     "batch_size": (None, WHOLE, "clips per step, at most"),
-    "feature_frames": (64, WHOLE, "rows of a custom feature (T, D); 1: one vector"),
+    "feature_frames": (
+        64,
+        ranged(int, 1, 100_000),
+        "rows of a custom feature (T, D); 1: one vector",
+    ),
     "standardize": ("none", ("none", "speaker"), "custom features: by all clips of the speaker"),
     "seed": (42, SEED, "of weights, order, augmentation and dropout"),
 }
