@@ -15,6 +15,7 @@ path, which --follow_links allows. `ased=ASED_V1@test` puts all clips of a corpu
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from corpora import CORPORA, list_corpus
 from corpora.manifest import Clip
 from corpora.splits import assign_folds
 from utils.config import Flags
-from utils.errors import UsageError, one_of, run_script
+from utils.errors import UsageError, listed, one_of, run_script
 from utils.files import write_csv, write_text
 
 COLUMNS = (
@@ -52,12 +53,14 @@ def main() -> None:
     renamed = {name: group[0] for group in groups for name in group}
     if len(groups) < 2 or len(renamed) < sum(map(len, groups)):
         raise UsageError(f"--classes {args.classes}: expected two or more, each once")
+    places = [place_of(given) for given in args.corpora]
+    check_out(args.out, [folder for _, folder, _ in places])
     clips: list[Clip] = []
-    for given in args.corpora:
-        name, _, place = given.partition("=")
-        one_of("corpus", name, CORPORA)
-        folder, _, split = place.partition("@")
-        own = clips_of(name, Path(folder), renamed)
+    for name, folder, split in places:
+        own = clips_of(name, folder, renamed)
+        if shared := {clip.speaker for clip in own} & {clip.speaker for clip in clips} - {""}:
+            who = f"{len(shared)} people of {folder} are named as in another {name}"
+            print(f"warning: {who}, as if the same: {listed(sorted(shared), 3)}", file=sys.stderr)
         if split:
             own = [replace(clip, split=split) for clip in own]
         elif args.folds == "corpus":
@@ -73,9 +76,32 @@ def main() -> None:
     write_text(args.out / "classes.txt", "".join(f"{group[0]}\n" for group in groups))
 
 
+def check_out(out: Path, folders: list[Path]) -> None:
+    """UsageError where the table of clips that lies there is not one of ours."""
+    table = out / "manifest.csv"
+    if not table.is_file():
+        return
+    with open(table, encoding="utf-8", errors="replace") as file:
+        ours = file.readline().rstrip("\n") == ",".join(COLUMNS)
+    if not ours or out.resolve() in [folder.resolve() for folder in folders]:
+        raise UsageError(f"{table} would be written over, and is no table of this command")
+
+
+def place_of(given: str) -> tuple[str, Path, str]:
+    """CORPUS=FOLDER or CORPUS=FOLDER@SPLIT in its parts; UsageError for an unknown corpus."""
+    name, _, place = given.partition("=")
+    one_of("corpus", name, CORPORA)
+    folder, _, split = place.partition("@")
+    return name, Path(folder), split
+
+
 def clips_of(corpus: str, folder: Path, renamed: dict[str, str]) -> list[Clip]:
     """The clips of one corpus that have these labels, under names of the whole."""
     listing = list_corpus(corpus, folder)
+    for failure in listing.failures[:3]:
+        print(f"{corpus}: rejected {failure.code}: {failure.reason}", file=sys.stderr)
+    if more := len(listing.failures[3:]):
+        print(f"{corpus}: {more} more are rejected", file=sys.stderr)
     kept = [clip for clip in listing.clips if {*clip.labels.values()} <= {*renamed}]
     if not any(clip.fold for clip in kept):
         kept = assign_folds(kept)

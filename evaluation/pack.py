@@ -14,6 +14,7 @@ about sound in which somebody speaks.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,11 +27,12 @@ from evaluation.calibration import calibration, cross_fitted, fit_temperature, t
 from evaluation.ensemble import reading_settings
 from evaluation.runs import ALL, Evaluated, evaluate_runs, labels_of
 from evaluation.scores import full_scores, group_by_speaker
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
 from training.features import Features
 from training.tasks import task_of
 from utils.config import Flags, device_name
 from utils.errors import UsageError, run_script
+from utils.files import keep_as_it_is
 
 KEPT = ("arch", "classes", "features_config", "config", "epoch", "val", "clips", "leaks")
 
@@ -54,10 +56,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     device, places = device_name(args.device), [place_of(given) for given in args.elsewhere]
-    known = [
-        judged(args.run, folder, split, device, args.setting)
-        for folder, split in ((args.features_dir, None), *(place[1:] for place in places))
-    ]
+    if args.out.resolve() == find_checkpoint(args.run).resolve():
+        raise UsageError(f"--out {args.out} is the run itself, which would be lost: choose another")
+    asked = [(args.features_dir, None), *(place[1:] for place in places)]
+    with contextlib.ExitStack() as held:
+        for folder in {folder for folder, _ in asked}:
+            held.enter_context(keep_as_it_is(folder))
+        known = [judged(args.run, *place, device, args.setting) for place in asked]
     temperature, tempered = calibrated(known)
     (run, _, labels), *others = known
     checkpoint = load_checkpoint(Path(run.checkpoints[0]["path"]))
@@ -129,6 +134,7 @@ def judged(
         setting=setting,
     )
     (found,) = evaluate_runs([run], features, options)
+    features.check_unchanged()
     return found, found.under(ALL).log_p, labels_of(found, features.classes)
 
 

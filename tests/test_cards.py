@@ -123,6 +123,17 @@ def test_a_packed_model_is_smaller_and_less_sure(trained, tmp_path):
     torch.testing.assert_close(new * card["temperature"], own, atol=0.05, rtol=0.02)
 
 
+def test_a_run_is_not_packed_over_itself(trained):
+    best = best_checkpoint(trained / "logs" / "text" / "a")
+    before = best.read_bytes()
+    for run in (best, best.parent):
+        done = run_main(
+            "evaluation.pack", run, "--features_dir", trained / "features", "--out", best
+        )
+        assert done.code == 2 and "is the run itself, which would be lost" in done.err
+    assert best.read_bytes() == before
+
+
 def test_a_packed_model_is_as_sure_as_it_is_right_elsewhere(trained, tmp_path):
     """Where all its answers are right, it may be sure of all, at home too."""
     run = trained / "logs" / "text" / "a"
@@ -292,6 +303,31 @@ def test_corpora_are_pooled_under_one_set_of_classes(tmp_path, monkeypatch, caps
     monkeypatch.setattr("sys.argv", ["pool", str(out), "x=y", "--classes", "ang,neu"])
     with pytest.raises(UsageError, match="corpus"):
         pool.main()
+
+
+def test_a_pool_takes_no_table_and_says_what_it_leaves_out(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b"):
+            (tmp_path / folder / f"{folder}-{name}.wav").touch()
+        rows = [f"{folder}-{name}.wav,train,hap,{name}" for name in "ab"]
+        table = ["media,split,emotion,speaker", *rows, f"{tmp_path}/c.wav,train,sad,c", ""]
+        (tmp_path / folder / "manifest.csv").write_text("\n".join(table))
+    table = (tmp_path / "one" / "manifest.csv").read_text()
+    given = [f"csv={tmp_path / folder}" for folder in ("one", "two")]
+    for folder in ("one", "two"):
+        refused = run_main("corpora.pool", tmp_path / folder, given[0], "--classes", "hap,sad")
+        assert refused.code == 2 and "manifest.csv would be written over" in refused.err
+    assert (tmp_path / "one" / "manifest.csv").read_text() == table
+    for _ in range(2):  # its own table may be made anew
+        done = run_main("corpora.pool", tmp_path / "out", *given, "--classes", "hap,sad")
+        assert done.code == 0, done.err
+    assert f"csv: rejected E_ID: no {tmp_path}/c.wav" in done.err
+    assert "warning: 2 people of" in done.err and "as if the same: csv-a, csv-b" in done.err
+    refused = run_main(
+        *("corpora.pool", tmp_path / "out", f"csv={tmp_path / 'out'}", "--classes", "hap,sad")
+    )
+    assert refused.code == 2 and "would be written over" in refused.err
 
 
 def test_the_models_that_come_along():

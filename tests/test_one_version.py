@@ -85,6 +85,7 @@ def test_nobody_reads_what_is_being_written(held, features, train, tmp_path):
         train(name="b"),
         run_main("evaluate", *places),
         run_main("make_submission", *places, "--sheets", tmp_path / "sheet.csv"),
+        run_main("evaluation.pack", run, *places[:2], "--out", tmp_path / "a.pth"),
     ):
         assert done.code == 5 and f"{features} is in use by process" in done.err, done.err
 
@@ -170,6 +171,8 @@ def test_ids_cannot_leave_the_tree(features, train, clip_id):
     "change",
     [
         {"classes": [1, 2, 3]},
+        {"classes": ["hap"] * 7},
+        {"classes": ["hap"]},
         {"features": {}},
         {"features": {"text": [1]}},
         {"modalities": [["text"]]},

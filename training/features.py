@@ -310,6 +310,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     for name in ("classes", "modalities"):
         if odd := [each for each in values[name] if not isinstance(each, str)]:
             raise UsageError(f"{path}: {odd[0]!r} among its {name}: run preprocess.py again")
+    if len({*values["classes"]}) < max(2, len(values["classes"])):
+        raise UsageError(f"{path}: expected two or more different classes: run preprocess.py again")
     for name in values["modalities"]:
         if not isinstance(values["features"].get(name), dict):
             raise UsageError(f"{path} has no settings for {name}: run preprocess.py again")
