@@ -197,10 +197,10 @@ def test_prediction_and_its_files_carry_the_card(trained, tmp_path):
         *("--checkpoints", trained / "logs" / "text" / "a", "--out", tmp_path / "out"),
     )
     assert done.code == 0, done.err
-    assert "text: trained on merc2020, 28 clips of 4 people; right on" in done.out
+    assert "words: trained on merc2020, 28 clips of 4 people; right on" in done.out
     found = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert found["models"][0]["corpus"] == "merc2020" and found["models"][0]["interval"]
-    assert found["clips"][0]["card"][0].startswith("text: trained on merc2020")
+    assert found["clips"][0]["card"][0].startswith("words: trained on merc2020")
 
 
 def test_a_start_from_other_classes_leaves_the_last_layer(trained, tmp_path):

@@ -42,7 +42,7 @@ def is_elsewhere(value: Any) -> bool:
 KINDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("corpus", "language", "interval_over"), is_text),
     **dict.fromkeys(("clips", "people", "tested_clips", "tested_people"), is_count),
-    **dict.fromkeys(("accuracy", "uar", "chance", "ece"), is_share),
+    **dict.fromkeys(("accuracy", "uar", "chance", "ece", "ece_if_calibrated"), is_share),
     "temperature": lambda value: type(value) in (int, float) and 0 < value < math.inf,
     "voice_only": lambda value: isinstance(value, bool),
     "interval": is_interval,
