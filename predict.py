@@ -72,6 +72,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     check_place(args.out)
+    args.chosen = bool(args.checkpoints)  # else those that come along, of which the docs tell
     if not args.checkpoints:
         from inference.starter import WORDS, starter_models
 
@@ -147,7 +148,7 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
         classes=args.classes.split(",") if args.classes else None,
         transcribe=args.transcribe,
     )
-    if note := label_note(predictor.members):
+    if args.chosen and (note := label_note(predictor.members)):
         print(note, file=sys.stderr)
     if args.temperature != 1:
         what = "the numbers rank the classes and are no probabilities"

@@ -70,6 +70,8 @@ def main() -> None:
     if unknown := {*args.without} - {clip.clip_id for clip in clips}:
         raise UsageError(f"--without {sorted(unknown)[0]}: there is no such clip")
     clips = [clip for clip in clips if clip.clip_id not in args.without]
+    if lacking := {group[0] for group in groups} - {clip.emotion for clip in clips}:
+        raise UsageError(f"--classes {sorted(lacking)[0]}: no clip of these corpora has this label")
     rows = [{column: getattr(clip, column) for column in COLUMNS} for clip in clips]
     table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
     write_csv(args.out / "manifest.csv", table)

@@ -22,6 +22,7 @@ As an encoder they are made by preprocess.py, and by predict.py for a clip of an
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import tempfile
@@ -40,7 +41,7 @@ from extract.audio import SPEECH_SETTINGS, check_wave, denoise, read_mono, trim
 from training.features import Features
 from utils.config import Flags
 from utils.errors import ClipError, UsageError, run_script
-from utils.files import write_atomic
+from utils.files import lock_folder, write_atomic
 from utils.parallel import available_cores
 
 RATE, HOP, FFT = (SPEECH_SETTINGS[name] for name in ("sample_rate", "hop_length", "n_fft"))
@@ -58,6 +59,12 @@ def main() -> None:
     flags.add("--raw", action="store_true", help="do not standardize per speaker")
     args = flags.parse_args()
     clips = Features.open(args.features_dir).manifest
+    with lock_folder(args.features_dir):
+        write(args, clips)
+
+
+def write(args: argparse.Namespace, clips: pd.DataFrame) -> None:
+    """The feature of each clip, beside those of preprocess.py."""
     if clips.empty:
         raise UsageError(f"{args.features_dir} has no usable clips: see failed.csv")
     if "media" not in clips:

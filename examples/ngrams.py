@@ -33,7 +33,7 @@ from sklearn.preprocessing import StandardScaler
 from training.features import Features
 from utils.config import Flags
 from utils.errors import UsageError, run_script
-from utils.files import write_atomic, write_json
+from utils.files import lock_folder, write_atomic, write_json
 
 WORDS = {"token_pattern": r"[^\W\d_]+(?:'[^\W\d_]+)?|[!?]+|\.\.+|[,.]", "sublinear_tf": True}
 SURFACE = ["length", "exclamations", "questions", "capitals", "place"]
@@ -67,10 +67,11 @@ def main() -> None:
     except ValueError as error:  # one class, a handful of dialogues, no word twice
         reason = str(error).splitlines()[0]
         raise UsageError(f"{args.features_dir}: nothing to learn from, {reason}") from error
-    write_json(args.features_dir / f"{name}.json", {"learnt_without_fold": args.fold})
-    for clip, value in zip(clips.itertuples(), values.astype(np.float32), strict=True):
-        path = args.features_dir / clip.split / name / f"{clip.clip_id}.npy"
-        write_atomic(path, partial(np.save, arr=value))
+    with lock_folder(args.features_dir):
+        write_json(args.features_dir / f"{name}.json", {"learnt_without_fold": args.fold})
+        for clip, value in zip(clips.itertuples(), values.astype(np.float32), strict=True):
+            path = args.features_dir / clip.split / name / f"{clip.clip_id}.npy"
+            write_atomic(path, partial(np.save, arr=value))
     print(f"{len(values)} clips: {values.shape[1]} numbers each, learned from {train.sum()}")
 
 

@@ -24,7 +24,7 @@ from training.modalities import MODALITIES
 from training.tasks import NAME
 from utils.config import Flags
 from utils.errors import UsageError, listed, run_script
-from utils.files import write_atomic
+from utils.files import lock_folder, write_atomic
 
 
 def main() -> None:
@@ -46,9 +46,10 @@ def main() -> None:
     values = values_of(clips, args)
     if not args.raw:
         values = by_speaker(values, clips)
-    for clip, value in zip(clips.itertuples(), values.astype(np.float32), strict=True):
-        path = args.features_dir / clip.split / args.name / f"{clip.clip_id}.npy"
-        write_atomic(path, partial(np.save, arr=value))
+    with lock_folder(args.features_dir):
+        for clip, value in zip(clips.itertuples(), values.astype(np.float32), strict=True):
+            path = args.features_dir / clip.split / args.name / f"{clip.clip_id}.npy"
+            write_atomic(path, partial(np.save, arr=value))
     print(f"{len(values)} clips: {values.shape[1]} numbers each")
 
 

@@ -300,6 +300,9 @@ def test_corpora_are_pooled_under_one_set_of_classes(tmp_path, monkeypatch, caps
     table = pd.read_csv(out / "manifest.csv", dtype=str, keep_default_na=False)
     assert table["fold"].tolist() == ["ravdess", "ravdess", "ased"]
     assert {*table["split"]} == {"train"}
+    monkeypatch.setattr("sys.argv", ["pool", str(out), *given, "--classes", "ang,nue"])
+    with pytest.raises(UsageError, match="--classes nue: no clip"):
+        pool.main()
     monkeypatch.setattr("sys.argv", ["pool", str(out), "x=y", "--classes", "ang,neu"])
     with pytest.raises(UsageError, match="corpus"):
         pool.main()
@@ -310,7 +313,8 @@ def test_a_pool_takes_no_table_and_says_what_it_leaves_out(tmp_path):
         (tmp_path / folder).mkdir()
         for name in ("a", "b"):
             (tmp_path / folder / f"{folder}-{name}.wav").touch()
-        rows = [f"{folder}-{name}.wav,train,hap,{name}" for name in "ab"]
+        labels = {"a": "hap", "b": "sad"}
+        rows = [f"{folder}-{name}.wav,train,{label},{name}" for name, label in labels.items()]
         table = ["media,split,emotion,speaker", *rows, f"{tmp_path}/c.wav,train,sad,c", ""]
         (tmp_path / folder / "manifest.csv").write_text("\n".join(table))
     table = (tmp_path / "one" / "manifest.csv").read_text()
@@ -345,3 +349,8 @@ def test_the_models_that_come_along():
         predictor.look_up([said])
         answer = predictor.predict(source)
         assert answer.label == label and answer.rests_on == ["text"]
+
+
+def test_the_models_that_come_along_answer_without_a_word_about_labels(tmp_path):
+    done = run_main("predict", "--text", "i hate you", "--no_pictures", "--out", tmp_path / "out")
+    assert done.code == 0 and "labels" not in done.err, done.err

@@ -15,6 +15,7 @@ from inside import run_main
 
 from examples import functionals
 from utils.errors import UsageError
+from utils.files import keep_as_it_is
 
 
 def features_of(folder: Path, name: str) -> np.ndarray:
@@ -288,6 +289,15 @@ def test_a_table_becomes_a_feature(table, raw):
     for _, own in clips.groupby("speaker").indices.items():
         np.testing.assert_allclose(values[own].mean(axis=0), 0, atol=1e-5)
         np.testing.assert_allclose(values[own].std(axis=0), 1, atol=1e-3)
+
+
+def test_no_feature_is_written_under_who_reads(table):
+    place, rows = table
+    with keep_as_it_is(place / "f"):
+        run = start_table(place, rows, "--skip", 2)
+        other = start_functionals(place, place / "f")
+    assert run.code == other.code == 5 and "is in use by process" in run.err, run.err
+    assert not (place / "f" / "train" / "au").exists()
 
 
 @pytest.mark.parametrize(
