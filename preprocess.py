@@ -83,6 +83,9 @@ def main() -> int:
     args = parse_args()
     if args.features_dir.resolve() == args.data_dir.resolve():
         raise UsageError(f"--features_dir {args.features_dir} is the folder of the clips itself")
+    manifest = args.features_dir / "manifest.csv"
+    if manifest.exists() and not (args.features_dir / "settings.json").exists():
+        raise UsageError(f"{manifest} would be written over, and is none of preprocess.py")
     listing = list_corpus(args.corpus, args.data_dir, args.follow_links)
     if not listing.clips and not listing.failures:
         raise UsageError(f"no clips found under {args.data_dir.resolve()}")

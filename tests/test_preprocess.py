@@ -681,6 +681,11 @@ def test_the_folder_of_the_clips_is_no_place_for_features(tmp_path):
     before = digests(raw)
     done = preprocess(raw, raw, "--corpus", "csv", code=2)
     assert "the folder of the clips itself" in done.stderr and digests(raw) == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "manifest.csv").write_text("somebody's\n")
+    done = preprocess(raw, other, "--corpus", "csv", code=2)
+    assert "would be written over" in done.stderr and [*other.iterdir()] == [other / "manifest.csv"]
 
 
 def test_many_clips_of_one_name_are_told_in_few_words(tmp_path):
