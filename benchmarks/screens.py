@@ -47,6 +47,8 @@ def main() -> None:
             show(window, width, report.resolve().as_uri())
             save(window, width, args.out / f"report-{width}.png")
         with app(args.demo) as address:
+            show(window, WIDTHS[0], address)
+            answer_example(window)  # the first answer loads the models
             for width in WIDTHS:
                 show(window, width, address)
                 answer_example(window)
