@@ -339,7 +339,7 @@ def test_a_run_may_read_more_of_each_clip_than_in_its_training(evaluate, feature
     for given, says in {
         "words=3": "unknown --setting 'words': expected one of speech_frames",
         "max_words": "--setting max_words: invalid literal",
-        "max_words=0": "0: expected a number, 1 or more",
+        "max_words=0": "0: expected a number, 1 to 10000",
     }.items():
         run = evaluate("--setting", given, checkpoints=[path])
         assert run.code == 2 and says in run.err, run.err
