@@ -25,8 +25,17 @@ from typing import Any
 
 from corpora import CORPORA, list_corpus
 from corpora.manifest import LABELLED_SPLITS, Listing, keep_classes
+from extract import RANGES
 from utils.config import Flags, device_name, ranged
-from utils.errors import CLIP_CODES, ClipError, IntegrityError, UsageError, listed, run_script
+from utils.errors import (
+    CLIP_CODES,
+    ClipError,
+    IntegrityError,
+    UsageError,
+    listed,
+    run_script,
+    without_controls,
+)
 from utils.files import digest, lock_folder, read_known, write_bytes, write_csv, write_json
 from utils.parallel import BACKENDS, available_cores, connect, parallel_map
 
@@ -51,10 +60,20 @@ def parse_args() -> argparse.Namespace:
     add("--scheduler", help="address of the dask or ray cluster; default: start one here")
     keep = "keep clips that lack a sound, a face or words, with what they have"
     add("--partial", action="store_true", help=keep)
-    add("--face_fps", default=10.0, type=ranged(float, 0.1, 240), help="face crops per second")
-    add("--face_size", default=160, type=ranged(int, 16, 1024), help="pixels, side of a face crop")
+    add(
+        "--face_fps",
+        default=10.0,
+        type=ranged(float, *RANGES["face_fps"]),
+        help="face crops per second",
+    )
+    add(
+        "--face_size",
+        default=160,
+        type=ranged(int, *RANGES["face_size"]),
+        help="pixels, side of a face crop",
+    )
     margin = "around a face, in its longer side; 0 as in FER2013"
-    add("--face_margin", default=0.1, type=ranged(float, -0.3, 1), help=margin)
+    add("--face_margin", default=0.1, type=ranged(float, *RANGES["margin"]), help=margin)
     add("--face_align", action="store_true", help="turn crops upright by eyes, nose and mouth")
     cropped = "still pictures are faces already: look for none in them"
     add("--face_cropped", action="store_true", help=cropped)
@@ -458,7 +477,7 @@ def report(args: argparse.Namespace, failures: list, missing: list[str]) -> None
     usable = len(missing)
     for failure in failures[:SHOWN]:
         line = f"rejected {failure.clip_id}: {failure.code}: {failure.reason}"
-        print("".join(each if each.isprintable() else "?" for each in line), file=sys.stderr)
+        print(without_controls(line).replace("\n", "?"), file=sys.stderr)
     if len(failures) > SHOWN:
         print(f"... and {len(failures) - SHOWN} more", file=sys.stderr)
     free = shutil.disk_usage(args.features_dir).free >> 30

@@ -40,9 +40,9 @@ def parse_args() -> argparse.Namespace:
     add("out", type=Path, help="folder of the table")
     add("corpora", nargs="+", metavar="CORPUS=FOLDER", help="as --corpus and --data_dir")
     add("--classes", required=True, help="in this order: hap,sad,neu+cal counts cal as neu")
-    without = "clips to leave out, such as recordings that stand in two folds (corpora/audit.py)"
     folds = "own: those of each corpus; corpus: each corpus is one (people of another are unseen)"
     add("--folds", choices=("own", "corpus"), default="own", help=folds)
+    without = "clips to leave out, such as recordings that stand in two folds (corpora/audit.py)"
     add("--without", nargs="+", default=[], metavar="CLIP_ID", help=without)
     return flags.parse_args()
 

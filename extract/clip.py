@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from corpora.manifest import Clip, relative
-from extract import audio, encoders, faces, vectors, words
+from extract import RANGES, audio, encoders, faces, vectors, words
 from extract.media import is_plain, scan_pictures
 from utils.config import device_name
 from utils.errors import ClipError
@@ -180,8 +180,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "text": words.TEXT_SETTINGS,
     "video_embedding": faces.EMBEDDING_SETTINGS,
 }
-
-RANGES = {"face_fps": (0.1, 240), "face_size": (16, 1024), "margin": (-0.3, 1)}  # of the flags
 
 
 def odd_settings(stage: str, settings: dict[str, Any]) -> list[str]:

@@ -131,16 +131,20 @@ def one_of(kind: str, value: str, known: dict | tuple | list) -> None:
         raise UsageError(f"unknown {kind} {value!r}: expected one of {', '.join(map(str, known))}")
 
 
+CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 def in_short(error: BaseException, most: int = 200) -> str:
     """What a library says of a foreign file, for a message of one line: it may quote all of it."""
     text = " ".join(str(error).split()) or type(error).__name__
-    text = "".join(each if each.isprintable() else "?" for each in text)
+    text = without_controls(text).replace("\n", "?")
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def without_controls(text: str) -> str:
-    """A text from elsewhere, for a terminal: it could move the cursor or take the screen."""
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "?", text)
+    """A text from elsewhere, for a terminal: it could move the cursor, take the screen, turn the
+    direction of what follows, or be no UTF-8. Line ends stay."""
+    return CONTROLS.sub("?", text)
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:
