@@ -25,6 +25,7 @@ from utils.config import Flags, ranged
 from utils.errors import ClipError, UsageError, listed, run_script, without_controls
 from utils.files import check_place, write_bytes, write_csv, write_json
 from utils.fonts import columns, padded, shortened
+from utils.guard import RECORDING_MB
 from utils.parallel import no_collection
 from utils.scratch import sweep
 
@@ -64,6 +65,9 @@ def parse_args() -> argparse.Namespace:
     add("--annotate", action="store_true", help="also the video with the answer drawn in")
     deadline = "of a step of a clip, and as much again per 10 MB"
     add("--clip_seconds", default=120.0, type=ranged(float, 1), help=deadline)
+    memory = ranged(int, 0, 1 << 24)
+    limit = "limit of the process that reads the clips; 0: no limit"
+    add("--memory_mb", default=RECORDING_MB, type=memory, help=limit)
     add("--times", action="store_true", help="where the seconds go: decode, detect, mel, network")
     add("--device", default="auto", help="auto, cpu, cuda")
     return flags.parse_args()
@@ -144,6 +148,7 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
         longest=args.longest,
         warm=args.times,
         clip_seconds=0 if args.times else args.clip_seconds,
+        memory_mb=args.memory_mb,
         encoders=encoder_places(args.encoder),
         classes=args.classes.split(",") if args.classes else None,
         transcribe=args.transcribe,

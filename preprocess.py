@@ -37,6 +37,7 @@ from utils.errors import (
     without_controls,
 )
 from utils.files import digest, lock_folder, read_known, write_bytes, write_csv, write_json
+from utils.guard import CLIP_MB
 from utils.parallel import BACKENDS, available_cores, connect, parallel_map
 
 TRAINING_NAMES = ("train", "training", "val", "valid", "validation", "dev")  # what others call them
@@ -91,7 +92,7 @@ def parse_args() -> argparse.Namespace:
     deadline = "deadline for each modality of a clip, and as much again per 10 MB of its file"
     add("--clip_seconds", default=60.0, type=ranged(float, 0.1, 1e6), help=deadline)
     memory = ranged(int, 0, 1 << 24)
-    add("--memory_mb", default=2048, type=memory, help="limit of each worker; 0: no limit")
+    add("--memory_mb", default=CLIP_MB, type=memory, help="limit of each worker; 0: no limit")
     add("--follow_links", action="store_true", help="also clips that links bring from elsewhere")
     add("--retry_failed", action="store_true", help="try the clips of failed.csv again")
     add("--verify", action="store_true", help="read all clips and features, make what changed anew")

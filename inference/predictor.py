@@ -54,7 +54,7 @@ from training.standardize import FEW, Scales, scale_of
 from utils import stopwatch
 from utils.config import device_name
 from utils.errors import ClipError, IntegrityError, UsageError, listed
-from utils.guard import guarded
+from utils.guard import LOST, RECORDING_MB, guarded
 from utils.parallel import available_cores
 from utils.scratch import scratch_folder
 
@@ -72,7 +72,7 @@ class Predictor:
     * `warm`: load now what else the first clip would load, so that its times are those of any clip.
     * `longest`: seconds; a longer recording is cut into utterances.
     * `clip_seconds`: clips are read in a process of its own, which may crash, or take this long for
-      a step and 10 MB; 0: in this process.
+      a step and 10 MB; 0: in this process. `memory_mb`: what that process may hold; 0: no limit.
     * `encoders`: {name: folder, file or name of the hub}, where a pretrained encoder is to be found
       now; a Python file must be named here.
     * `classes`: the answer is one of these.
@@ -96,6 +96,7 @@ class Predictor:
         warm: bool = False,
         longest: float = 15.0,
         clip_seconds: float = 0,
+        memory_mb: int = RECORDING_MB,
         encoders: dict[str, str] | None = None,
         classes: list[str] | None = None,
         transcribe: str | None = None,
@@ -135,6 +136,7 @@ class Predictor:
             device=self.device,
             threads=available_cores(),
             clip_seconds=clip_seconds,
+            memory_mb=memory_mb,
         )
         if warm:
             warm_up(self.job)
@@ -184,7 +186,9 @@ class Predictor:
         media, folder = source.clip.media, self.features.folder
         try:
             return self.supervised(media, cut_long, source, self.longest, folder)
-        except ClipError:  # the prediction says why
+        except ClipError as error:
+            if error.code in LOST:  # else the prediction says why
+                print(f"{source.name} is not cut: {error.reason}", file=sys.stderr)
             return [source]
 
     def supervised(self, media: Path, function: Callable, *args: Any) -> Any:

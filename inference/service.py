@@ -21,10 +21,9 @@ from typing import Any
 from inference.door import BUSY
 from utils.errors import ClipError, UsageError
 from utils.files import write_text
-from utils.guard import LOST, Limits, guarded, lift_memory_limit
+from utils.guard import LOST, RECORDING_MB, Limits, guarded, lift_memory_limit
 from utils.parallel import available_cores
 
-MEMORY_MB = 6000  # that the answering process may hold beyond its libraries
 IN_LINE = 3  # one is answered, two wait
 CLOSING = {"error": "The page is being closed."}
 CANCELLED = {"error": "Cancelled."}
@@ -111,7 +110,7 @@ class Service:
         asked = self.asked[ticket] = Asked(folder)
         call = (answer_one, self.models[model], clip, text, folder)
         options = (self.word_vectors, self.device, self.seconds, self.encoders, self.transcribe)
-        limits = Limits(self.patience, MEMORY_MB, ("torch", "librosa", "av"))
+        limits = Limits(self.patience, RECORDING_MB, ("torch", "librosa", "av"))
 
         def begin() -> dict[str, Any]:
             asked.begun = True

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, make_clip, run_script, tone
 
 from utils.errors import ClipError, UsageError
-from utils.guard import Limits, guarded
+from utils.guard import Limits, guarded, lift_memory_limit
 
 FEW = Limits(seconds=20, memory_mb=0)
 
@@ -39,6 +39,11 @@ def read_twice(marker: str) -> str:
         Path(marker).touch()
         raise ClipError("E_READ", "stale")
     return "done"
+
+
+def hold(megabytes: int) -> None:
+    lift_memory_limit()
+    sys.held = np.ones(megabytes << 17)
 
 
 def test_calls_have_one_process_of_their_own():
@@ -66,6 +71,16 @@ def test_faults_have_a_code_and_the_next_call_works(fault):
     assert caught.value.code == code and why in caught.value.reason
     assert time.perf_counter() - began < 60
     assert guarded(abs, -1, limits=FEW) == 1
+
+
+def test_what_the_driver_of_a_gpu_holds_is_not_counted():
+    limits = Limits(seconds=20, memory_mb=300)
+    guarded(hold, 500, limits=limits)
+    before = guarded(os.getpid, limits=limits)
+    assert len(guarded(bytes, 1 << 26, limits=limits)) == 1 << 26
+    assert guarded(os.getpid, limits=limits) == before  # no other process, which loads all anew
+    with pytest.raises(ClipError, match="--memory_mb"):
+        guarded(bytes, 400 << 20, limits=limits)
 
 
 def test_a_process_killed_by_another_is_tried_once_more(tmp_path):

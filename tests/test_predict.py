@@ -270,10 +270,17 @@ def test_any_words_and_names_can_be_drawn(place, ask, tmp_path, name):
     assert picture.stat().st_size > 20_000
 
 
-def test_a_clip_that_kills_its_reader_costs_no_other(place, ask, tmp_path, monkeypatch):
+DEADLY = {  # what reading a clip does to its process
+    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "--memory_mb": lambda: np.empty(8 << 30, np.uint8),
+}
+
+
+@pytest.mark.parametrize("why", DEADLY)
+def test_a_clip_that_kills_its_reader_costs_no_other(place, ask, tmp_path, monkeypatch, why):
     def deadly(path, *args):
         if path.name == "deadly.mp4":
-            os.kill(os.getpid(), signal.SIGKILL)
+            DEADLY[why]()
         return read(path, *args)
 
     read = audio.read_mono
@@ -285,7 +292,7 @@ def test_a_clip_that_kills_its_reader_costs_no_other(place, ask, tmp_path, monke
         shutil.copy(place / "clips" / "anna.mp4", tmp_path / "clips" / f"{name}.mp4")
     done = ask(tmp_path / "clips", "--no_pictures", checkpoints=["speech.pth"], code=3)
     assert [clip["answer"] is None for clip in done.clips] == [False, True]
-    assert "SIGKILL" in done.out and "1 of 2 have no answer" in done.err, done.out + done.err
+    assert why in done.out and "1 of 2 have no answer" in done.err, done.out + done.err
 
 
 def test_class_names_are_no_formulas(tmp_path):

@@ -28,6 +28,8 @@ from utils.parallel import short_sockets
 START = "forkserver"  # one process loads the libraries, the children are forked from it
 LOST = ("E_TIMEOUT", "E_KILLED", "E_CRASH")  # after these the child is replaced
 TRY_AGAIN = ("E_KILLED", "E_CRASH", "E_READ")  # the cause may be outside: other processes, networks
+CLIP_MB = 2048  # that a process may hold beyond its libraries, which reads one clip after the other
+RECORDING_MB = 6000  # one that also hears whole recordings: an hour of sound takes about 1,000
 NO_MEMORY = ("alloc", "map zero-fill", "map segment")
 _here = threading.local()  # each supervising thread keeps one child, which keeps what it loaded
 
@@ -130,6 +132,8 @@ def _serve(pipe: Any) -> None:
             function, args, memory_mb = pipe.recv()
             _limit_memory(memory_mb, held)
             pipe.send(_result(function, args))
+            if getattr(_here, "lifted", False):  # what the driver of the GPU holds is no clip's
+                held = _data_bytes()
 
 
 def _data_bytes() -> int:
@@ -153,6 +157,7 @@ def lift_memory_limit() -> None:
     """For a call that computes on a GPU: its driver takes gigabytes of this memory, too."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+    _here.lifted = True
 
 
 def _result(function: Callable, args: tuple) -> Any:
