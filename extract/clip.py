@@ -91,7 +91,13 @@ def make_video(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> dict:
     else:  # a corpus without sound: the whole clip
         start, end = clip.span or scan_pictures(clip.media)[:2]
     settings, size = job.settings["video"], job.settings["video"]["face_size"]
-    shape = (len(faces.sample_times(start, end, settings["face_fps"])), size, size, 3)
+    count = faces.count_times(start, end, settings["face_fps"])
+    if count * size * size * 3 > faces.MOST_BYTES:
+        what = (
+            f"{clip.media.name} lasts {end - start:.0f} s: {count} crops of {size} x {size} pixels"
+        )
+        raise ClipError("E_LIMIT", f"{what} are over {faces.MOST_BYTES / 1e9:.0f} GB")
+    shape = (count, size, size, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
     flags = ""

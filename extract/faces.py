@@ -31,6 +31,7 @@ FACE_SETTINGS = {
 }
 EMBEDDING_SETTINGS = {"network": "InceptionResnetV1", "weights": "vggface2", "size": 160}
 WEIGHTS_FILE = "20180402-114759-vggface2.pt"  # as facenet-pytorch names it
+MOST_BYTES = 8 * 10**9  # of the crops of a clip: a file may claim days, or be asked for too much
 BLOCK = 32  # frames held at once, and
 BLOCK_BYTES = 128 << 20  # at most this much of them: the memory does not grow with the clip
 
@@ -102,9 +103,13 @@ def cut(frame: np.ndarray, box: np.ndarray, settings: dict, device: str = "cpu")
     )
 
 
+def count_times(start: float, end: float, fps: float) -> int:
+    return max(1, round((end - start) * fps))
+
+
 def sample_times(start: float, end: float, fps: float) -> np.ndarray:
     """(T,) seconds: the middles of T equal parts, T = duration x fps, at least one."""
-    count = max(1, round((end - start) * fps))
+    count = count_times(start, end, fps)
     return start + (np.arange(count) + 0.5) * (end - start) / count
 
 

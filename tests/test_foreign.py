@@ -16,6 +16,10 @@ import pytest
 import torch
 from conftest import save_untrained, write_features
 
+from corpora.manifest import Clip
+from extract import clip as stages
+from extract.clip import Job, make_video
+from extract.faces import FACE_SETTINGS
 from models.backbone import Backbone
 from training.checkpoint import (
     find_checkpoint,
@@ -25,8 +29,9 @@ from training.checkpoint import (
     restore_model,
     save_checkpoint,
 )
+from training.views import custom_view, face_view, speech_view
 from utils.distributed import DistributedGroup
-from utils.errors import IntegrityError, UsageError
+from utils.errors import ClipError, IntegrityError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +283,29 @@ def test_batch_norm_of_all_gpus_keeps_the_activations(monkeypatch):
         shared = group.wrap(backbone)
         torch.testing.assert_close(shared(image), before)
     assert any(isinstance(each, torch.nn.SyncBatchNorm) for each in shared.modules())
+
+
+TOO_MUCH = {  # of a clip of two frames, each within what its flag allows
+    "speech_frames": (speech_view, (1280, 2), 60_000),
+    "face_frames": (face_view, (2, 160, 160, 3), 900),
+    "feature_frames": (custom_view, (2, 1000), 70_000),
+    "feature_frames of layers": (custom_view, (13, 2, 1024), 6000),
+}
+
+
+@pytest.mark.parametrize("what", TOO_MUCH)
+def test_a_setting_makes_no_short_clip_long(what):
+    view, shape, frames = TOO_MUCH[what]
+    name, row = what.split()[0], {"face_valid": "11"}
+    config = {name: frames, "speech_norm": "none"}
+    with pytest.raises(UsageError, match=f"{name} {frames}: .*the limit is"):
+        view(np.zeros(shape, "f4"), row, config, np.random.default_rng(0), False)
+
+
+def test_a_clip_that_claims_days_fills_no_disc(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "scan_pictures", lambda path: (0.0, 2e6, False))
+    monkeypatch.setattr(stages.faces, "face_stream", lambda *args: iter(()))
+    clip = Clip("a", "clips", tmp_path / "a.mp4")
+    job = Job(tmp_path, ("video",), {"video": FACE_SETTINGS})
+    with pytest.raises(ClipError, match=r"a\.mp4 lasts 2000000 s.* over 8 GB"):
+        make_video(clip, job, {}, io.BytesIO())

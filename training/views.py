@@ -7,11 +7,14 @@ changes at random, training/augment.py changes on the device.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from utils.errors import IntegrityError
+from utils.errors import IntegrityError, UsageError
 
 Arrays = tuple[np.ndarray, ...]
+MOST_VALUES = 1 << 26  # that a model sees of one modality of a clip: 873 faces of 160 pixels
 RANGE_DB = 80  # of a log-mel, from 0 to 1, as extract/audio.py writes it
 
 
@@ -21,6 +24,7 @@ def speech_view(
     """(F, T) -> (1, F, T') and the mask (T',) of its real columns: the middle of the clip, zeros at
     both ends of a short one. In training a random stretch, whose level is left to augmentation."""
     frames = config["speech_frames"]
+    check_amount("speech_frames", frames, log_mel.shape[:1])
     if augment:
         log_mel = other_channel(resample(log_mel, rng, config), config["speech_channel"], rng)
     start = (log_mel.shape[1] - frames) / 2
@@ -94,6 +98,7 @@ def face_view(
 ) -> Arrays:
     """(T, S, S, 3) uint8 -> (T', 3, S, S) uint8, only frames with a face: random ones in order in
     training, evenly spaced over the whole clip else."""
+    check_amount("face_frames", config["face_frames"], crops.shape[1:])
     faces = np.flatnonzero(face_flags(row))
     chosen = faces[choose_frames(len(faces), config["face_frames"], rng, augment)]
     return (np.ascontiguousarray(crops[chosen].transpose(0, 3, 1, 2)),)
@@ -109,6 +114,14 @@ def face_flags(row: dict) -> np.ndarray:
             "delete its crops and run preprocess.py again"
         )
     return valid
+
+
+def check_amount(setting: str, frames: int, shape: tuple[int, ...]) -> None:
+    """UsageError where so many frames of this shape take too much: a short clip repeats some, so
+    its own size is no limit, and the setting can be that of a checkpoint from anywhere."""
+    if frames * math.prod(shape) > MOST_VALUES:
+        what = f"{frames} times {' x '.join(map(str, shape))} values of each clip"
+        raise UsageError(f"{setting} {frames}: {what}, the limit is {MOST_VALUES}: take fewer")
 
 
 def choose_frames(
@@ -140,6 +153,8 @@ def custom_view(
     stands for the clip as a whole, (L, 1, D) -> (L, D).
     """
     frames = config["feature_frames"]
+    if feature.ndim > 1:
+        check_amount("feature_frames", frames, (*feature.shape[:-2], feature.shape[-1]))
     if feature.ndim == 3:
         if frames == 1 or feature.shape[1] == 1:
             return (np.asarray(feature, np.float32).mean(axis=1),)
