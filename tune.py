@@ -24,12 +24,14 @@ from typing import Any
 
 from training.tasks import ALL_SETTINGS, TASKS
 from utils.config import Flags, ranged, run_name
-from utils.errors import UsageError, run_script
+from utils.errors import IntegrityError, UsageError, in_short, run_script
 from utils.files import check_place, read_json, write_bytes, write_csv, write_json, write_text
 
 MEASURES = {"uar": "maximize", "accuracy": "maximize", "loss": "minimize"}
 STOPPED = (-2, -15, 130, 143)  # exit codes of a training that was interrupted
 STUDY = "study.log"  # Optuna's journal: several processes append to it
+SEARCH = {"mode": str, "space": dict, "measure": str, "flags": list}  # what search.json tells
+MOST_BYTES = 1 << 20  # of it
 RANGE = {"low", "high", "log", "step"}
 
 
@@ -73,13 +75,17 @@ def main() -> None:
     check_same_search(args, space, folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     journal = str(folder / STUDY)
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(journal, JournalFileOpenLock(journal))),
-        sampler=optuna.samplers.TPESampler(seed=args.seed + os.getpid(), multivariate=True),
-        study_name=args.exp_name,
-        direction=MEASURES[args.measure],
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(journal, JournalFileOpenLock(journal))),
+            sampler=optuna.samplers.TPESampler(seed=args.seed + os.getpid(), multivariate=True),
+            study_name=args.exp_name,
+            direction=MEASURES[args.measure],
+            load_if_exists=True,
+        )
+    except (AssertionError, LookupError, TypeError, ValueError) as error:  # of reading the journal
+        remedy = f"take another --exp_name, or delete {folder}"
+        raise IntegrityError(f"{journal} is damaged: {in_short(error)}; {remedy}") from error
     take_up_stopped(study)
     done = MaxTrialsCallback(args.trials, states=(TrialState.COMPLETE,))
     finished = sum(trial.state == TrialState.COMPLETE for trial in study.get_trials())
@@ -141,16 +147,33 @@ def training(args: argparse.Namespace) -> list[str]:
 
 
 def check_same_search(args: argparse.Namespace, space: dict[str, Any], folder: Path) -> None:
-    """UsageError where the folder holds a search for something else."""
-    own = {"mode": args.mode, "space": space, "measure": args.measure}
-    own["flags"] = args.train_flags
+    """UsageError where the folder holds a search for something else; IntegrityError where nobody
+    can tell what for."""
+    asked = {"mode": args.mode, "space": space, "measure": args.measure}
+    asked["flags"] = args.train_flags
     path = folder / "search.json"
-    before = read_json(path) if path.is_file() else own
-    if differs := [name for name in own if before.get(name) != own[name]]:
+    before = read_search(path) if path.exists() else asked
+    if differs := [name for name in asked if before[name] != asked[name]]:
         name = differs[0]
-        what = f"{name} {before.get(name)} then, {own[name]} now"
+        what = f"{name} {in_short(before[name])} then, {in_short(asked[name])} now"
         raise UsageError(f"{folder} holds another search: {what}; take another --exp_name")
-    write_json(path, own)
+    write_json(path, asked)
+
+
+def read_search(path: Path) -> dict[str, Any]:
+    """What a search is for, as it was begun."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UsageError(f"{path} has over {MOST_BYTES} bytes")
+        search = read_json(path)
+        if not isinstance(search, dict) or any(
+            not isinstance(search.get(name), kind) for name, kind in SEARCH.items()
+        ):
+            raise UsageError(f"{path} is none of tune.py: expected {', '.join(SEARCH)}")
+    except UsageError as error:
+        remedy = f"take another --exp_name, or delete {path.parent}"
+        raise IntegrityError(f"{error}; what was searched is not known: {remedy}") from error
+    return search
 
 
 def take_up_stopped(study: Any) -> None:

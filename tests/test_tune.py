@@ -101,6 +101,43 @@ def test_spaces_that_cannot_be_searched(command, tmp_path, space, says):
     assert done.code == 2 and says in done.err and "Traceback" not in done.err
 
 
+DAMAGED = {
+    "cut short": b'{"mode": "te',
+    "no object": b"[]",
+    "other types": b'{"mode": 3, "space": [], "measure": null, "flags": "x"}',
+    "nothing": b"",
+    "no UTF-8": b'{"mode": "\xff"}',
+    "without end": b"[" * 100_000,
+    "huge": b" " * (2 << 20) + b"{}",
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_record_of_a_search_is_named(command, tmp_path, monkeypatch, what):
+    import tune
+
+    monkeypatch.setattr(tune, "check_flags", lambda *args: None)
+    path = tmp_path / "tune" / "s" / "search.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(DAMAGED[what])
+    done = run_main("tune", *command)
+    assert done.code == 4 and done.err.count("\n") == 1 and len(done.err) < 600, done.err
+    assert str(path) in done.err and "take another --exp_name" in done.err
+    assert path.read_bytes() == DAMAGED[what]
+
+
+@pytest.mark.parametrize("journal", [b"garbage\n", b"[]\n", b'{"op_code": 99}\n', b"\xff\n"])
+def test_a_damaged_journal_of_a_search_is_named(command, tmp_path, monkeypatch, journal):
+    import tune
+
+    monkeypatch.setattr(tune, "check_flags", lambda *args: None)
+    path = tmp_path / "tune" / "s" / "study.log"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(journal)
+    done = run_main("tune", *command)
+    assert done.code == 4 and f"{path} is damaged" in done.err, done.err
+
+
 def test_what_train_py_refuses_is_told_before_any_trial(command, tmp_path):
     done = run_main("tune", *command, "--n_epochs", 3)
     assert done.code == 2 and "did you mean --n_epoch?" in done.err

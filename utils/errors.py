@@ -134,8 +134,9 @@ def one_of(kind: str, value: str, known: dict | tuple | list) -> None:
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def in_short(error: BaseException, most: int = 200) -> str:
-    """What a library says of a foreign file, for a message of one line: it may quote all of it."""
+def in_short(error: object, most: int = 200) -> str:
+    """What a library says of a foreign file, or what stands in one, for a message of one line: it
+    may be all of the file."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = without_controls(text).replace("\n", "?")
     return text if len(text) <= most else f"{text[:most]}..."
