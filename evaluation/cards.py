@@ -18,6 +18,7 @@ from utils.errors import UsageError, run_script
 from utils.files import write_text
 
 FIRST, LAST = "<!-- cards -->", "<!-- end of cards -->"
+UNKNOWN = "–"  # what a card does not say
 MODELS = ("file", "trained on", "clips and people", "MB")
 WORTH = ("model", "tested on", "accuracy [95 %]", "mean recall", "chance", "calibration error")
 
@@ -57,46 +58,60 @@ def with_cards(text: str, folder: Path) -> str:
 
 
 def about(path: Path, card: dict[str, Any]) -> tuple[str, ...]:
-    clips = counted(card["clips"], card["people"])
-    return f"`{path.name}`", card["corpus"], f"{clips}; {card['language']}", megabytes(path)
+    clips, language = counted(card, "clips", "people"), card.get("language")
+    learnt = f"{clips}; {language}" if language else clips
+    return f"`{path.name}`", card.get("corpus") or UNKNOWN, learnt, megabytes(path)
 
 
 def worth(path: Path, model: Checkpoint) -> Iterator[tuple[str, ...]]:
     """At home first, then each corpus of which the model knew nothing."""
     for number, (name, card) in enumerate(judged(model["card"])):
-        clips = counted(card["tested_clips"], card["tested_people"])
+        clips = counted(card, "tested_clips", "tested_people")
         where = f"**elsewhere**: {clips} of {name}" if number else f"held out: {clips}"
-        low, high = card["interval"]
         yield (
             "" if number else f"`{path.name}`",
             where,
-            f"**{card['accuracy']:.2f}** [{low:.2f}, {high:.2f}]",
-            *(f"{card[measure]:.2f}" for measure in ("uar", "chance")),
+            accuracy(card),
+            share(card, "uar"),
+            share(card, "chance"),
             calibration_error(card),
         )
+
+
+def accuracy(card: dict[str, Any]) -> str:
+    if "accuracy" not in card:
+        return UNKNOWN
+    low, high = card["interval"]
+    return f"**{card['accuracy']:.2f}** [{low:.2f}, {high:.2f}]"
+
+
+def share(told: dict[str, Any], name: str) -> str:
+    return f"{told[name]:.2f}" if name in told else UNKNOWN
 
 
 def calibration_error(card: dict[str, Any]) -> str:
     """Beside what few clips alone make of it; models that were packed before do not know that."""
     alone = card.get("ece_if_calibrated")
-    return f"{card['ece']:.2f}" + (f" ({alone:.2f} if calibrated)" if alone is not None else "")
+    return share(card, "ece") + (f" ({alone:.2f} if calibrated)" if alone is not None else "")
 
 
 def recalls(models: dict[Path, Checkpoint], classes: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     for path, model in models.items():
         for number, (name, card) in enumerate(judged(model["card"])):
-            of_each = (
-                f"{card['recall'][each]:.2f}" if each in card["recall"] else "–" for each in classes
-            )
+            of_each = (share(card.get("recall", {}), label) for label in classes)
             yield f"`{path.name}`{f', {name}' if number else ''}", *of_each
 
 
 def judged(card: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return [(card["corpus"], card), *((each["corpus"], each) for each in card["elsewhere"])]
+    elsewhere = ((other["corpus"], other) for other in card.get("elsewhere", ()))
+    return [(card.get("corpus", ""), card), *elsewhere]
 
 
-def counted(clips: int, people: int) -> str:
-    return f"{clips:,} clips" + (f" of {people} people" if people else "")
+def counted(card: dict[str, Any], clips: str, people: str) -> str:
+    """What stands under these two names of the card."""
+    if clips not in card:
+        return UNKNOWN
+    return f"{card[clips]:,} clips" + (f" of {card[people]} people" if card.get(people) else "")
 
 
 def megabytes(path: Path) -> str:
@@ -106,7 +121,12 @@ def megabytes(path: Path) -> str:
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """In Markdown."""
     lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return "".join(f"| {' | '.join(map(cell, cells))} |\n" for cells in lines)
+
+
+def cell(text: str) -> str:
+    """A card's text can come from anywhere."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 if __name__ == "__main__":

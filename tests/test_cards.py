@@ -190,6 +190,21 @@ def test_the_page_of_the_starter_models_says_what_their_cards_say(tmp_path):
     assert refused.code == 2 and f"expected the lines {FIRST}" in refused.err
 
 
+def test_a_card_that_says_little_has_dashes(trained, tmp_path):
+    checkpoint = load_checkpoint(best_checkpoint(trained / "logs" / "text" / "a"))
+    (tmp_path / "README.md").write_text(f"{FIRST}\n{LAST}\n")
+    for name, card in {"a": {}, "b": {"corpus": "x | y\nz", "clips": 7}}.items():
+        save_checkpoint(tmp_path / f"{name}.pth", checkpoint | {"card": card})
+    done = run_main("evaluation.cards", tmp_path)
+    assert done.code == 0, done.err
+    page = (tmp_path / "README.md").read_text("utf-8")
+    assert "| `a.pth` | – | – |" in page and r"| `b.pth` | x \| y z | 7 clips |" in page
+    assert "| `a.pth` | held out: – | – | – | – | – |" in page
+    save_checkpoint(tmp_path / "c.pth", checkpoint | {"card": {"clips": "7"}})
+    refused = run_main("evaluation.cards", tmp_path)
+    assert refused.code == 4 and "its card is none of ours" in refused.err
+
+
 def test_prediction_and_its_files_carry_the_card(trained, tmp_path):
     np.savez(tmp_path / "words.npz", words=np.array(["good"]), vectors=np.ones((1, 16), "f4"))
     done = run_main(
