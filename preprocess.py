@@ -194,10 +194,11 @@ def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, 
 
 def encoder_inputs(args: argparse.Namespace, wanted: list[str], listing: Listing) -> list[str]:
     """Read --encoder; the stages that make what the encoders see, where no flag names them."""
-    from extract import encoders
+    from extract import encoders, transcribe
     from extract.clip import STAGES
 
-    args.encoder = encoders.parse_all(args.encoder, {*STAGES, *encoders.INPUTS, "records"})
+    reserved = {*STAGES, *encoders.INPUTS, "records", transcribe.FOLDER}
+    args.encoder = encoders.parse_all(args.encoder, reserved)
     for name, settings in args.encoder.items():
         needed = {"speech": "speech", "face": "video"}.get(settings["input"])
         if needed and needed not in wanted:
@@ -314,7 +315,7 @@ def transcribe_clips(args: argparse.Namespace, listing: Listing) -> dict[tuple[s
     clips, said = [], {}
     for clip in tqdm(listing.clips, "transcribing", unit="clip", smoothing=0.05):
         if not clip.transcript:
-            place = args.features_dir / clip.split / "transcripts" / f"{clip.clip_id}.srt"
+            place = args.features_dir / clip.split / transcribe.FOLDER / f"{clip.clip_id}.srt"
             key = [weights, stamp(clip.media)]
             found = None if args.verify else transcribe.kept(place, key)
             if found is None:

@@ -22,6 +22,7 @@ from utils.errors import ClipError, UsageError
 from utils.files import digest, read_known, sha256, write_bytes, write_json
 
 LIBRARY = "faster-whisper"
+FOLDER = "transcripts"  # of a split
 LOOP = 2.4  # of zlib: a text that shrinks more repeats itself, as where nothing is understood
 LONGEST = 24 * 3600  # seconds
 RULE = 1  # raise it when the same model gives other words
@@ -123,11 +124,20 @@ def kept(place: Path, key: Any) -> Said | None:
     about = read_known(place.with_suffix(".json"))
     if about.get("key") != digest([RULE, key]) or not place.is_file():
         return None
-    try:
-        cues = [Cue(*each) for each in about["cues"]]
-        return Said(cues, about["language"], about["confidence"])
-    except (KeyError, TypeError):  # damaged: recognised anew
-        return None
+    cues, language, confidence = map(about.get, Said._fields)
+    sound = isinstance(language, str) and is_number(confidence)
+    if not (sound and isinstance(cues, list) and all(map(is_cue, cues))):
+        return None  # damaged: recognised anew
+    return Said([Cue(*cue) for cue in cues], about["language"], about["confidence"])
+
+
+def is_cue(value: Any) -> bool:
+    known = isinstance(value, list) and len(value) == len(Cue._fields)
+    return known and is_number(value[0]) and is_number(value[1]) and isinstance(value[2], str)
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= LONGEST  # nan is none
 
 
 def keep(place: Path, key: Any, said: Said) -> None:

@@ -188,13 +188,32 @@ def test_subtitles_are_named_as_their_clip_is_and_take_no_file_of_its_owner(
     assert words.read_bytes() == "Grüße".encode("latin-1")
 
 
-def test_a_damaged_note_is_made_anew(recogniser, clips):
+DAMAGED = {
+    "nothing": {},
+    "cues of other types": {"cues": [["0", None, 5]]},
+    "no time": {"cues": [[0, float("nan"), "x"]]},
+    "no language": {"cues": [], "language": 7},
+    "no confidence": {"confidence": "high"},
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_note_is_made_anew(recogniser, clips, what):
     preprocess(clips, "--transcribe", recogniser.name)
     note = clips.parent / "features" / "train" / "transcripts" / "a.json"
     about = json.loads(note.read_text())
-    note.write_text(json.dumps({"key": about["key"]}))
+    kept = about if DAMAGED[what] else {"key": about["key"]}
+    note.write_text(json.dumps(kept | DAMAGED[what]))
     preprocess(clips, "--transcribe", recogniser.name)
     assert json.loads(note.read_text()) == about
+
+
+def test_the_folder_of_the_subtitles_is_no_encoders(clips):
+    done = run_main(
+        *("preprocess", "--corpus", "csv", "--data_dir", clips, "--features_dir", clips / "f"),
+        *("--encoder", "transcripts=speech:hf:x"),
+    )
+    assert done.code == 2 and "the name transcripts is taken" in done.err, done.err
 
 
 def test_times_are_written_as_players_read_them(tmp_path):
