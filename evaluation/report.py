@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.corruptions import CORRUPTIONS
+from training.metrics import commonest
 from training.modalities import MODALITIES, modality
 from utils.files import write_bytes, write_csv, write_json, write_text
 from utils.plots import (
@@ -42,9 +43,9 @@ def write_report(folder: Path, report: dict[str, Any], predictions: Any) -> None
     page = Path(__file__).with_name("report.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"titles": titles, "short": short, "together": together}
-    support = {name: each["support"] / main["clips"] for name, each in main["per_class"].items()}
-    commonest = max(support.items(), key=lambda item: item[1])
-    shown = {"pictures": pictures, "panels": panels, "curves": curves, "commonest": commonest}
+    number, usual = commonest(row["support"] for row in main["per_class"].values())
+    shown: dict[str, Any] = {"pictures": pictures, "panels": panels, "curves": curves}
+    shown["commonest"] = [*main["per_class"]][number], usual
     today = date.today()
     shown |= {"title": title_of(report), "date": f"{today.day} {today:%B %Y}"}
     html = environment.from_string(page).render(report, main=main, **shown)

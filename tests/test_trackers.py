@@ -12,7 +12,7 @@ from conftest import write_features
 from inside import run_main
 from trainings import TINY
 
-from training.record import no_better_than_guessing
+from training.record import guesses, no_better_than_guessing
 from utils import trackers
 
 
@@ -99,6 +99,17 @@ def test_a_tracker_that_cannot_be_reached_says_so(start, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     done = start("--tracker", "wandb")
     assert done.code == 2 and "--tracker wandb does not start: no route to host" in done.err
+
+
+def test_of_classes_that_are_equally_common_the_first_is_named():
+    labels = [{"text": number} for number in (5, 5, 0, 0, -1, -1, -1)]
+    classes = SimpleNamespace(classes=["hap", "ang", "dis", "fea", "sad", "neu", "sur"])
+    task = SimpleNamespace(main_head="text")
+    clips = SimpleNamespace(labels=labels, task=task, features=classes)
+    line = no_better_than_guessing({"accuracy": 0.5, "uar": 0.5}, clips)
+    assert "always answering hap gives 0.50" in line
+    run = SimpleNamespace(val_loader=SimpleNamespace(dataset=clips), task=task, features=classes)
+    assert guesses(run) == {"classes": 7, "majority": ("hap", 0.5)}
 
 
 def test_a_finished_run_goes_on_for_more_epochs(start, tmp_path):

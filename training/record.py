@@ -7,13 +7,15 @@ import math
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from training.checkpoint import LAST, PREVIOUS, best_checkpoint, keep_best, save_best, save_last
 from training.data import ClipDataset
+from training.metrics import commonest
 from training.run import Run
 from training.stopping import StopSignal
 from utils.distributed import Silent, launched_by_torchrun
@@ -110,15 +112,14 @@ def no_better_than_guessing(best: dict[str, Any], clips: ClipDataset) -> str:
     """What to say of a model whose accuracy and mean recall are both within two standard errors of
     what one gets without looking at a clip; nothing of others."""
     head = clips.task.main_head
-    counts = Counter(labels[head] for labels in clips.labels if labels[head] >= 0)
-    number, most = counts.most_common(1)[0]
-    usual, chance = most / counts.total(), 1 / len(counts)
+    counts = occurrences(clips, head)
+    total, (number, usual), chance = counts.sum(), commonest(counts), 1 / (counts > 0).sum()
     for value, guessed in ((best["accuracy"], usual), (best["uar"], chance)):
-        if value > guessed + 2 * math.sqrt(guessed * (1 - guessed) / counts.total()):
+        if value > guessed + 2 * math.sqrt(guessed * (1 - guessed) / total):
             return ""
     answer = clips.features.classes[number]
     return (
-        f"no better than guessing: accuracy {best['accuracy']:.2f} over {counts.total()} clips, "
+        f"no better than guessing: accuracy {best['accuracy']:.2f} over {total} clips, "
         f"where always answering {answer} gives {usual:.2f}; see docs/questions.md"
     )
 
@@ -126,9 +127,15 @@ def no_better_than_guessing(best: dict[str, Any], clips: ClipDataset) -> str:
 def guesses(run: Run) -> dict[str, Any]:
     """What the curves are held against: the classes' number, the commonest one and its share of
     the validation clips."""
-    labels, classes = run.val_loader.dataset.labels, run.features.classes
-    ((commonest, count),) = Counter(each[run.task.main_head] for each in labels).most_common(1)
-    return {"classes": len(classes), "majority": (classes[commonest], count / len(labels))}
+    classes = run.features.classes
+    number, share = commonest(occurrences(run.val_loader.dataset, run.task.main_head))
+    return {"classes": len(classes), "majority": (classes[number], share)}
+
+
+def occurrences(clips: ClipDataset, head: str) -> np.ndarray:
+    """(K,) how many clips are of each class; those without a label (-1) do not count."""
+    labels = [each[head] for each in clips.labels if each[head] >= 0]
+    return np.bincount(labels, minlength=len(clips.features.classes))
 
 
 def empty_folder(folder: Path) -> None:
