@@ -79,10 +79,10 @@ def load(model: str, device: str) -> Recogniser:
     precision = {"cpu": "int8"}.get(kind, "float16")
     try:
         folder = Path(model) if Path(model).is_dir() else faster_whisper.download_model(model)
-        made = faster_whisper.WhisperModel(
+        whisper = faster_whisper.WhisperModel(
             str(folder), kind, device_index=int(number or 0), compute_type=precision
         )
-        return Recogniser(made, sha256(Path(folder) / "model.bin"))
+        return Recogniser(whisper, sha256(Path(folder) / "model.bin"))
     except Exception as error:  # no internet, no such name, no weights
         reason = " ".join((str(error) or type(error).__name__).split())[:300]
         raise UsageError(f"cannot load the recogniser {LIBRARY}:{model}: {reason}") from error
@@ -106,15 +106,18 @@ def recognise(wave: np.ndarray, start: float, model: str, device: str) -> Said:
     """
     if not len(wave):
         return NOTHING
-    found, about = load(model, device).model.transcribe(
+    heard, about = load(model, device).model.transcribe(
         wave, vad_filter=True, condition_on_previous_text=False, temperature=0.0
     )
-    segments = [each for each in found if each.text.strip() and each.compression_ratio < LOOP]
-    cues = [
-        Cue(start + each.start, start + each.end, " ".join(each.text.split())) for each in segments
+    segments = [
+        segment for segment in heard if segment.text.strip() and segment.compression_ratio < LOOP
     ]
-    lengths = [max(1, len(each.tokens)) for each in segments]
-    likely = [math.exp(each.avg_logprob) for each in segments]
+    cues = [
+        Cue(start + segment.start, start + segment.end, " ".join(segment.text.split()))
+        for segment in segments
+    ]
+    lengths = [max(1, len(segment.tokens)) for segment in segments]
+    likely = [math.exp(segment.avg_logprob) for segment in segments]
     confidence = float(np.average(likely, weights=lengths)) if segments else 0.0
     return Said(cues, about.language or "", round(confidence, 4))
 

@@ -160,13 +160,13 @@ class Predictor:
 
     def get_to_know(self, sources: list[Source]) -> None:
         """Take these clips for those of one person, whom the next predictions are about."""
-        found: dict[str, list[np.ndarray]] = {name: [] for name in self.compares}
+        by_name: dict[str, list[np.ndarray]] = {name: [] for name in self.compares}
         for source in sources:
             row, missing = self.extract(source.clip, source.problem)
-            for name in set(found) - set(missing):
-                found[name].append(np.array(self.features.load(row, name)))
-        known = {name: each for name, each in found.items() if len(each) >= FEW}
-        self.scales = {name: {"": scale_of(each)} for name, each in known.items()}
+            for name in set(by_name) - set(missing):
+                by_name[name].append(np.array(self.features.load(row, name)))
+        enough = {name: each for name, each in by_name.items() if len(each) >= FEW}
+        self.scales = {name: {"": scale_of(each)} for name, each in enough.items()}
 
     def __call__(self, clip: str | Path, text: str | None = None) -> ClipPrediction:
         """One clip as a whole, with the words that are given or lie beside it."""
@@ -261,12 +261,12 @@ class Predictor:
         voters, votes, names, rests_on = [], [], [], []
         alone: dict[str, list[np.ndarray]] = {}
         for member in self.members:
-            own, parts = self.ask(member, prediction)
+            vote, parts = self.ask(member, prediction)
             for name, p in parts.items():
                 alone.setdefault(name, []).append(p)
-            if own is None:
+            if vote is None:
                 continue
-            name, p, inputs = own
+            name, p, inputs = vote
             voters.append(member)
             votes.append((pd.Index(["clip"]), p[np.newaxis]))
             names.append(name)
@@ -289,8 +289,8 @@ class Predictor:
             return None, {}
         together, single = self.run(member, inputs, prediction)
         head = member.task.main_head
-        own = {name: p for name, p in together.items() if name in inputs}  # named as its input
-        alone = single | own  # without a head of its own: what the fusion says to it alone
+        by_input = {name: p for name, p in together.items() if name in inputs}  # named as its input
+        alone = single | by_input  # without a head of its own: what the fusion says to it alone
         if head in together:
             prediction.filled_in |= len(inputs) < len(member.task.inputs)
             return (head if head in inputs else FUSED, together[head], inputs), alone
@@ -448,12 +448,12 @@ class Predictor:
 
 def attention_weights(model: Any, tokens: dict[str, Tokens]) -> dict[str, np.ndarray]:
     """{modality: weights (T,)} of the first clip, where its pooling weighs the tokens."""
-    found = {}
+    by_name = {}
     for name, (x, mask) in tokens.items():
         pooling = model.encoders[name].pooling
         if hasattr(pooling, "weights") and x.shape[1] > 1:
-            found[name] = pooling.weights(x, mask)[0].float().cpu().numpy()
-    return found
+            by_name[name] = pooling.weights(x, mask)[0].float().cpu().numpy()
+    return by_name
 
 
 def chosen_classes(wanted: list[str] | None, classes: list[str]) -> list[int]:
@@ -488,13 +488,13 @@ def shown_to(settings: dict[str, str]) -> set[str]:
 
 def check_files_named(features: dict[str, dict], places: dict[str, str]) -> dict[str, dict]:
     """The settings of the encoders; UsageError for a Python file that `places` does not name."""
-    own = {name: made for name, made in features.items() if "library" in made}
-    for name, made in own.items():
-        if made["library"] == "file" and name not in places:
-            file = made["source"]
+    by_name = {name: settings for name, settings in features.items() if "library" in settings}
+    for name, settings in by_name.items():
+        if settings["library"] == "file" and name not in places:
+            file = settings["source"]
             what = f"{name} is made by the Python file {file}, which is run only if you say so"
             raise UsageError(f"{what}: --encoder {name}={file}")
-    return own
+    return by_name
 
 
 def found_again(features: dict[str, dict], places: dict[str, str], device: str) -> dict[str, dict]:
@@ -503,20 +503,20 @@ def found_again(features: dict[str, dict], places: dict[str, str], device: str) 
     A Python file is run only where `places` names it: a checkpoint alone runs no code.
     UsageError for one that cannot be loaded; IntegrityError for other weights than the training's.
     """
-    own = check_files_named(features, places)
-    if unknown := set(places) - set(own):
-        have = ", ".join(own) or "none"
+    by_name = check_files_named(features, places)
+    if unknown := set(places) - set(by_name):
+        have = ", ".join(by_name) or "none"
         raise UsageError(f"--encoder {sorted(unknown)[0]}: the encoders of this model are: {have}")
-    for name, made in own.items():
-        made = made | {"source": places.get(name) or encoders.pinned(made)}
-        if encoders.load(encoders.given(made), device).weights != made["weights"]:
-            what = f"the encoder {name} from {made['source']} has other weights than"
+    for name, settings in by_name.items():
+        settings = settings | {"source": places.get(name) or encoders.pinned(settings)}
+        if encoders.load(encoders.given(settings), device).weights != settings["weights"]:
+            what = f"the encoder {name} from {settings['source']} has other weights than"
             elsewhere = f"where these are now: --encoder {name}=PLACE"
             raise IntegrityError(
                 f"{what} the one that the checkpoint was trained with; {elsewhere}"
             )
-        own[name] = features[name] = made
-    return own
+        by_name[name] = features[name] = settings
+    return by_name
 
 
 def settings_of(paths: list[Path]) -> dict[str, Any]:
