@@ -4,10 +4,10 @@
         ravdess=RAVDESS javanese=JAVANESE ased=ASED_V1
     python preprocess.py --corpus csv --data_dir pooled --follow_links --modalities speech
 
-Classes are those of --classes that some corpus has, `a+b` counts b as a; clips of others are left
-out. Speakers and clips get the corpus's name before theirs, the corpora's own folds stay (a corpus
-without folds gets those of corpora/splits.py). No file is copied: the table names each by its whole
-path, which --follow_links allows. `ased=ASED_V1@test` puts all clips of a corpus into the split
+`a+b` in --classes counts b as a; clips of other labels are left out. Speakers and clips get the
+corpus's name before theirs, the corpora's own folds stay (a corpus without folds gets those of
+corpora/splits.py). No file is copied: the table names each by its whole path, which --follow_links
+allows. `ased=ASED_V1@test` puts all clips of a corpus into the split
 `test`: what a model of the others is worth on people, microphones and a language of its own. With
 --folds corpus each corpus is a fold, so `train.py --fold all` asks that of every corpus in turn.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from corpora import CORPORA, list_corpus
-from corpora.manifest import Clip
+from corpora.manifest import WORDS, Clip
 from corpora.splits import assign_folds
 from utils.config import Flags
 from utils.errors import UsageError, listed, one_of, run_script
@@ -70,8 +70,11 @@ def main() -> None:
     if unknown := {*args.without} - {clip.clip_id for clip in clips}:
         raise UsageError(f"--without {sorted(unknown)[0]}: there is no such clip")
     clips = [clip for clip in clips if clip.clip_id not in args.without]
-    if lacking := {group[0] for group in groups} - {clip.emotion for clip in clips}:
-        raise UsageError(f"--classes {sorted(lacking)[0]}: no clip of these corpora has this label")
+    for name in sorted({group[0] for group in groups} - {clip.emotion for clip in clips}):
+        what = f"--classes {name}: no clip of these corpora has this label"
+        if name not in WORDS:  # misspelt, most likely
+            raise UsageError(what)
+        print(f"warning: {what}; the class stays, for models that know it", file=sys.stderr)
     rows = [{column: getattr(clip, column) for column in COLUMNS} for clip in clips]
     table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
     write_csv(args.out / "manifest.csv", table)

@@ -256,7 +256,8 @@ def test_the_recipe_for_few_clips(trained, tmp_path, mode):
 
 
 def test_small_trunks():
-    for name, stride in (("small-16", 16), ("small-32", 32), ("small-32-wide", 32)):
+    strides = {"small-16": 16, "small-16-wider": 16, "small-32": 32, "small-32-wide": 32}
+    for name, stride in strides.items():
         trunk = Backbone(name, in_channels=3)
         colours = torch.rand(2, 3, 48, 96)
         out = trunk.eval()(colours)
@@ -343,6 +344,11 @@ def test_a_pool_takes_no_table_and_says_what_it_leaves_out(tmp_path):
         assert done.code == 0, done.err
     assert f"csv: rejected E_ID: no {tmp_path}/c.wav" in done.err
     assert "warning: 2 people of" in done.err and "as if the same: csv-a, csv-b" in done.err
+    more = run_main("corpora.pool", tmp_path / "out", *given, "--classes", "hap,dis,sad")
+    assert more.code == 0 and "--classes dis: no clip of these corpora has" in more.err
+    assert (tmp_path / "out" / "classes.txt").read_text() == "hap\ndis\nsad\n"
+    misspelt = run_main("corpora.pool", tmp_path / "out", *given, "--classes", "hap,sda")
+    assert misspelt.code == 2 and "--classes sda: no clip" in misspelt.err
     refused = run_main(
         *("corpora.pool", tmp_path / "out", f"csv={tmp_path / 'out'}", "--classes", "hap,sad")
     )
