@@ -127,22 +127,26 @@ def known(settings: dict[str, str], device: str) -> dict[str, str]:
 
 
 def try_out(encoder: Encoder, settings: dict[str, str]) -> None:
-    """Encode a second of silence, a black crop or a letter: not every architecture has layers of
-    one size, and it is better known now than by every clip."""
-    seen = settings["input"]
+    """Encode a second of noise, a crop of noise or a letter, twice: not every architecture has
+    layers of one size, some hide parts of what they see at random (ViT-MAE), and it is better known
+    now than by every clip."""
+    seen, rng = settings["input"], np.random.default_rng(0)
     shown = {
-        "speech": np.zeros(RATE, np.float32),
-        "face": np.zeros((1, 48, 48, 3), np.uint8),
+        "speech": rng.normal(0, 0.1, RATE).astype(np.float32),
+        "face": rng.integers(0, 256, (1, 48, 48, 3), np.uint8),
         "text": "a",
     }
+    what = f"hf:{settings['source']} is no model that can encode {seen} here"
+    others = "docs/encoders.md names some that can"
     try:
-        encoder.encode(shown[seen])
+        first, second = (np.asarray(encoder.encode(shown[seen])) for _ in range(2))
     except UsageError:
         raise
     except Exception as error:
         said = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        what = f"hf:{settings['source']} is no model that can encode {seen} here"
-        raise UsageError(f"{what}: {said}; docs/encoders.md names some that can") from error
+        raise UsageError(f"{what}: {said}; {others}") from error
+    if np.abs(first - second).max() > 1e-3 * np.abs(first).max():  # a GPU differs by less
+        raise UsageError(f"{what}: of the same input it makes other numbers each time; {others}")
 
 
 def given(settings: dict[str, str]) -> str:
