@@ -317,13 +317,13 @@ def transcribe_clips(args: argparse.Namespace, listing: Listing) -> dict[tuple[s
         if not clip.transcript:
             place = args.features_dir / clip.split / transcribe.FOLDER / f"{clip.clip_id}.srt"
             key = [weights, stamp(clip.media)]
-            found = None if args.verify else transcribe.kept(place, key)
+            found = transcribe.kept(place, key, clip.media if args.verify else None)
             if found is None:
                 limits = Limits(args.clip_seconds, args.memory_mb, SOUND)
                 try:
                     wave, start = guarded(transcribe.hear, clip.media, limits=limits)
                     found = transcribe.recognise(wave, start, model, device)
-                    transcribe.keep(place, key, found)
+                    transcribe.keep(place, key, found, clip.media)
                 except ClipError:  # the stages of the sound say why; the next run tries again
                     found = transcribe.NOTHING
             said[clip.split, clip.clip_id] = found

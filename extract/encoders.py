@@ -49,11 +49,13 @@ Encode = Callable[[Any], np.ndarray]  # what it sees of one clip -> (layers, T, 
 @dataclass(frozen=True)
 class Encoder:
     """`encode` and what tells these weights from others: the hub's revision, and their digest.
-    `notes`: what happened to how many clips, that their user should know."""
+    `notes`: what happened to how many clips, that their user should know. `learnt`: from labels of
+    clips, which training must not see again in its numbers."""
 
     encode: Encode
     revision: str
     weights: str
+    learnt: bool = False
     notes: Counter[str] = field(default_factory=Counter)
 
 
@@ -112,31 +114,39 @@ def is_whole(settings: Any) -> bool:
 def known(settings: dict[str, str], device: str) -> dict[str, str]:
     """The settings with the revision and the digest of the weights, which are loaded for that.
 
-    UsageError for a model of the hub that cannot encode what it is to see.
+    UsageError for a model of the hub that cannot encode what it is to see, and for a file whose
+    numbers know the labels of clips: of those clips others must be made, which only it can do.
     """
     encoder = load(given(settings), device)
+    if encoder.learnt:
+        what = f"{settings['source']} has learnt the labels of clips and would tell them"
+        raise UsageError(f"--encoder: {what}: run that file itself, it makes the features (--help)")
     if settings["library"] == "hf":
         try_out(encoder, settings)
     return settings | {"revision": encoder.revision, "weights": encoder.weights}
 
 
 def try_out(encoder: Encoder, settings: dict[str, str]) -> None:
-    """Encode a second of silence, a black crop or a letter: not every architecture has layers of
-    one size, and it is better known now than by every clip."""
-    seen = settings["input"]
+    """Encode a second of noise, a crop of noise or a letter, twice: not every architecture has
+    layers of one size, some hide parts of what they see at random (ViT-MAE), and it is better known
+    now than by every clip."""
+    seen, rng = settings["input"], np.random.default_rng(0)
     shown = {
-        "speech": np.zeros(RATE, np.float32),
-        "face": np.zeros((1, 48, 48, 3), np.uint8),
+        "speech": rng.normal(0, 0.1, RATE).astype(np.float32),
+        "face": rng.integers(0, 256, (1, 48, 48, 3), np.uint8),
         "text": "a",
     }
+    what = f"hf:{settings['source']} is no model that can encode {seen} here"
+    others = "docs/encoders.md names some that can"
     try:
-        encoder.encode(shown[seen])
+        first, second = (np.asarray(encoder.encode(shown[seen])) for _ in range(2))
     except UsageError:
         raise
     except Exception as error:
         said = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        what = f"hf:{settings['source']} is no model that can encode {seen} here"
-        raise UsageError(f"{what}: {said}; docs/encoders.md names some that can") from error
+        raise UsageError(f"{what}: {said}; {others}") from error
+    if np.abs(first - second).max() > 1e-3 * np.abs(first).max():  # a GPU differs by less
+        raise UsageError(f"{what}: of the same input it makes other numbers each time; {others}")
 
 
 def given(settings: dict[str, str]) -> str:
@@ -291,10 +301,11 @@ def open_smile(settings: dict[str, str], device: str) -> Encoder:
 
 def open_file(settings: dict[str, str], device: str) -> Encoder:
     """A Python file of the user's, with `load(settings, device)`: it returns the function that
-    makes (D,), (T, D) or (layers, T, D) of what one clip shows."""
-    path = Path(settings["source"])
-    if not path.is_file():
-        raise UsageError(f"no file {path} for --encoder")
+    makes (D,), (T, D) or (layers, T, D) of what one clip shows.
+
+    `CODE@WEIGHTS` names a second file, of what the code has learnt: both decide what it is.
+    """
+    path, weights = code_and_weights(settings["source"])
     spec = importlib.util.spec_from_file_location(f"encoder_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} is no Python file")
@@ -302,10 +313,22 @@ def open_file(settings: dict[str, str], device: str) -> Encoder:
     spec.loader.exec_module(module)
     if not callable(getattr(module, "load", None)):
         raise UsageError(f"{path} has no function load(settings, device)")
-    made = module.load(dict(settings), device)
+    files = {"source": str(path), "weights": str(weights or "")}
+    made = module.load(settings | files, device)
     if not callable(made):
         raise UsageError(f"load of {path} returned no function of one clip")
-    return Encoder(made, "", sha256(path))
+    own = sha256(path)
+    about = digest([own, sha256(weights)]) if weights else own
+    return Encoder(made, "", about, bool(getattr(module, "LEARNT_FROM_LABELS", False)))
+
+
+def code_and_weights(source: str) -> tuple[Path, Path | None]:
+    code, _, weights = source.rpartition("@")
+    paths = [Path(source)] if Path(source).is_file() or not code else [Path(code), Path(weights)]
+    for path in paths:
+        if not path.is_file():
+            raise UsageError(f"no file {path} for --encoder")
+    return paths[0], paths[1] if len(paths) > 1 else None
 
 
 def open_hub(settings: dict[str, str], device: str) -> Encoder:

@@ -33,7 +33,7 @@ def open_model(settings: dict[str, str], device: str) -> Encoder:
     openers = {"speech": open_voice, "face": open_pictures, "text": open_words}
     encode, about = openers[settings["input"]](model, settings, device)
     revision = revision_of(**place_of(settings["source"]))
-    return Encoder(encode, revision, weights_of(encode.model, about), encode.notes)
+    return Encoder(encode, revision, weights_of(encode.model, about), notes=encode.notes)
 
 
 def place_of(source: str) -> dict[str, str]:

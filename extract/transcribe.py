@@ -9,6 +9,7 @@ from which sound and model they are: a rerun recognises nothing again.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 from functools import cache
@@ -19,7 +20,7 @@ import numpy as np
 
 from extract.audio import SPEECH_SETTINGS, check_wave, read_mono
 from utils.errors import ClipError, UsageError
-from utils.files import digest, read_known, sha256, write_bytes, write_json
+from utils.files import digest, has_sha256, read_known, sha256, write_bytes, write_json
 
 LIBRARY = "faster-whisper"
 FOLDER = "transcripts"  # of a split
@@ -122,11 +123,17 @@ def recognise(wave: np.ndarray, start: float, model: str, device: str) -> Said:
     return Said(cues, about.language or "", round(confidence, 4))
 
 
-def kept(place: Path, key: Any) -> Said | None:
-    """What was recognised before, from the same sound by the same model."""
+def kept(place: Path, key: Any, media: Path | None = None) -> Said | None:
+    """What was recognised before, from the same sound by the same model. With `media` (--verify)
+    that file, the words and their note are read: they must be as they were then."""
     about = read_known(place.with_suffix(".json"))
     if about.get("key") != digest([RULE, key]) or not place.is_file():
         return None
+    if media is not None:
+        same = about.pop("digest", None) == digest(about)
+        same = same and has_sha256(place, about.get("srt_sha256", ""))
+        if not (same and has_sha256(media, about.get("source_sha256", ""))):
+            return None
     cues, language, confidence = map(about.get, Said._fields)
     sound = isinstance(language, str) and is_number(confidence)
     if not (sound and isinstance(cues, list) and all(map(is_cue, cues))):
@@ -143,9 +150,13 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= LONGEST  # nan is none
 
 
-def keep(place: Path, key: Any, said: Said) -> None:
+def keep(place: Path, key: Any, said: Said, media: Path) -> None:
     write_bytes(place, srt(said.cues).encode())
-    write_json(place.with_suffix(".json"), {"key": digest([RULE, key]), **said._asdict()})
+    about = {"key": digest([RULE, key]), **said._asdict(), "srt_sha256": sha256(place)}
+    about["source_sha256"] = ""
+    with contextlib.suppress(OSError):  # a clip that cannot be read: the stages say why
+        about["source_sha256"] = sha256(media)
+    write_json(place.with_suffix(".json"), about | {"digest": digest(about)})
 
 
 def srt(cues: list[Cue]) -> str:

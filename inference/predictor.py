@@ -125,7 +125,9 @@ class Predictor:
         self.origin: str | None = None  # of the word vectors that words are looked up in
         self.unknown = ""  # why none of them can be
         self.wanted = {name: modality(name).folder for m in self.members for name in m.task.inputs}
-        self.helpers = set(settings["features"]) - {*self.wanted.values()}  # no model reads them
+        looked_up = {row.folder for row in MODALITIES.values() if row.source == "words"}
+        # no model reads them, but encoders do; those of words do without the words' vectors
+        self.helpers = set(settings["features"]) - {*self.wanted.values()} - looked_up
         self.words = [name for name in self.wanted if modality(name).source == "words"]
         self.sentences = [n for n, made in self.encoders.items() if made["reads"] == "transcript"]
         self.job = Job(
@@ -482,8 +484,9 @@ def encoder_places(given: list[str]) -> dict[str, str]:
 
 
 def shown_to(settings: dict[str, str]) -> set[str]:
-    """The stages that make what an encoder sees."""
-    return {modality(settings["input"]).folder, settings["reads"]} - {"transcript"}
+    """The stages that make what an encoder sees: none for words, whose vectors it does not read."""
+    by_words = settings["reads"] == "transcript"
+    return set() if by_words else {modality(settings["input"]).folder, settings["reads"]}
 
 
 def check_files_named(features: dict[str, dict], places: dict[str, str]) -> dict[str, dict]:

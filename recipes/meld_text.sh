@@ -3,6 +3,9 @@
 # count only by which clips they know (17 of the 2,610 test clips have none of its words and are
 # rejected). The three splits share speakers by design, hence --allow_leaks.
 #     bash recipes/meld_text.sh MELD/data/MELD glove.txt
+# Then for a sentence of your own, which has no dialogue and is read as the first of one:
+#     python predict.py --text "You did what?!" --checkpoints logs/multimodal/meld-text-1 \
+#       --encoder ngrams=examples/ngrams.py@features/meld/ngrams.npz
 set -eu
 data=${1:?the folder with train_sent_emo.csv} vectors=${2:?a file of word vectors}
 features=${FEATURES_DIR:-features/meld}

@@ -84,6 +84,11 @@ def swin(folder: Path) -> None:
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
+def vit_mae(folder: Path) -> None:
+    """It hides three quarters of a picture at random, in evaluation, too: no encoder here."""
+    a_picture(transformers.ViTMAEConfig)(folder)
+
+
 def some_words(config: type) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         from tokenizers import Tokenizer, models, pre_tokenizers

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CLASSES, ROOT, TINY, digests, make_clip, voice, write_features
-from encoders import FACES, TEXTS, VOICES, make_models, swin
+from encoders import FACES, TEXTS, VOICES, make_models, swin, vit_mae
 from extras import need
 from inside import run_main
 
@@ -204,12 +204,13 @@ def test_what_cannot_be_loaded_is_known_before_any_clip(world, tmp_path, source,
     [
         ("wavlm", "speech:hf:FOLDER,layers=40", "layers=40: this encoder has the layers 0 to 3"),
         ("swin", "face:hf:FOLDER", "is no model that can encode face here: ValueError"),
+        ("vit_mae", "face:hf:FOLDER", "of the same input it makes other numbers each time"),
         ("bert", "text:hf:FOLDER", "knows no words: put tokenizer.json or its vocabulary beside"),
     ],
 )
 def test_what_a_model_cannot_do_is_known_before_any_clip(models, tmp_path, kind, flag, said):
-    if kind == "swin":
-        swin(tmp_path)
+    if make := {"swin": swin, "vit_mae": vit_mae}.get(kind):
+        make(tmp_path)
     else:
         shutil.copytree(models[kind], tmp_path, dirs_exist_ok=True)
     for path in tmp_path.glob("token*"):

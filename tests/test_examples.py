@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import tone, write_features
+from conftest import ROOT, tone, write_features
 from inside import run_main
 
 from examples import functionals
+from extract import encoders
+from inference.predictor import Predictor
+from inference.sources import find_sources
 from utils.errors import UsageError
 from utils.files import keep_as_it_is
 
@@ -220,6 +223,133 @@ def test_ngrams_for_a_fold_know_nothing_of_its_labels(tmp_path):
         assert code == 0 or "was learnt from the labels" in run.err
     assert run_main("train", *command, "ngrams").code == 0
     assert run_main("examples.ngrams", "--features_dir", folder, "--fold", 7).code == 2
+
+
+SAYINGS = {
+    "joy": "what a wonderful lovely day",
+    "anger": "get out you stupid liar",
+    "sadness": "i miss her and cry",
+    "neutral": "the table is over there",
+}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    """Made tables of MELD's form, with features and a run whose only input are the n-grams."""
+    place, rng = tmp_path_factory.mktemp("scenes"), np.random.default_rng(0)
+    known = sorted({word for saying in SAYINGS.values() for word in saying.split()})
+    np.savez(place / "vectors.npz", words=known, vectors=rng.normal(size=(len(known), 4)))
+    for split, dialogues in (("train", 40), ("dev", 12), ("test", 12)):
+        rows = ["Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID"]
+        for dialogue in range(dialogues):
+            for number, emotion in enumerate(rng.permutation([*SAYINGS])):
+                said = " ".join(rng.choice(SAYINGS[emotion].split(), 4)) + "!" * (number % 2)
+                rows.append(f"{said},{split}{dialogue % 5},{emotion},{dialogue},{number}")
+        (place / f"{split}_sent_emo.csv").write_text("\n".join([*rows, ""]))
+    features = ("--features_dir", place / "f")
+    made = ("--corpus", "meld", "--data_dir", place, "--modalities", "text", "--workers", 1)
+    done = run_main("preprocess", *made, "--word_vectors", place / "vectors.npz", *features)
+    assert done.code == 0, done.err
+    assert run_main("examples.ngrams", *features).code == 0
+    done = train_on_ngrams(place, "a")
+    assert done.code == 0, done.err
+    return place
+
+
+def train_on_ngrams(place: Path, name: str, *more: object):
+    size = ("--n_epoch", 8, "--batch_size", 16, "--num_workers", 0, "--device", "cpu")
+    recipe = ("--optim", "adamw", "--learning_rate", 0.01, "--mixup_prob", 0, *size)
+    flags = ("--mode", "multimodal", "--inputs", "ngrams", "--exp_name", name, *recipe, *more)
+    return run_main("train", *flags, "--features_dir", place / "f", "--logs_dir", place / "logs")
+
+
+def predict_by_ngrams(place: Path, out: Path, *flags: object):
+    run = place / "logs" / "multimodal" / "a"
+    return run_main("predict", *flags, "--checkpoints", run, "--out", out, "--device", "cpu")
+
+
+def ngrams_of(place: Path) -> str:
+    return f"ngrams={ROOT / 'examples' / 'ngrams.py'}@{place / 'f' / 'ngrams.npz'}"
+
+
+def test_a_model_of_ngrams_answers_for_a_sentence_and_for_a_clip(scenes, tmp_path):
+    asked = ("--text", "you liar, get out!")
+    done = predict_by_ngrams(scenes, tmp_path, *asked)
+    named = f"examples/ngrams.py@{scenes / 'f' / 'ngrams.npz'}"
+    assert done.code == 2 and "which is run only if you say so" in done.err and named in done.err
+    write_wave(tmp_path / "clip.wav", tone(0.75))
+    for clip in ([], [tmp_path / "clip.wav"]):
+        done = predict_by_ngrams(scenes, tmp_path, *clip, *asked, "--encoder", ngrams_of(scenes))
+        assert done.code == 0, done.err
+        (row,) = pd.read_csv(tmp_path / "predictions.csv").to_dict("records")
+        assert row["answer"] == "ang" and row["ang"] > 0.5
+
+
+def test_words_without_vectors_cost_the_encoder_of_words_nothing(scenes):
+    small = ("--text_layers", 1, "--text_heads", 1, "--n_epoch", 1, "--modality_dropout", 0.3)
+    done = train_on_ngrams(scenes, "both", "--inputs", "text,ngrams", *small)
+    assert done.code == 0, done.err
+    encoder, run = dict([ngrams_of(scenes).split("=")]), scenes / "logs" / "multimodal" / "both"
+    vectors = scenes / "vectors.npz"
+    predictor = Predictor([run], device="cpu", encoders=encoder, word_vectors=vectors)
+    predictor.look_up(["get out", "vade retro"])
+    prediction = predictor.predict(*find_sources([], "vade retro"))
+    assert prediction.rests_on == ["ngrams"] and [*prediction.missing] == ["text"]
+
+
+def test_ngrams_of_a_sentence_are_those_of_a_clip_that_begins_its_dialogue(scenes, tmp_path):
+    table = pd.read_csv(scenes / "f" / "manifest.csv", dtype=str)
+    first = table[(table["split"] != "train") & (table["utterance"] == "0")]
+    later = table[(table["split"] != "train") & (table["utterance"] == "1")]
+    encoder = dict([ngrams_of(scenes).split("=")])
+    run = scenes / "logs" / "multimodal" / "a"
+    predictor = Predictor([run], folder=tmp_path, device="cpu", encoders=encoder)
+    same = {"first": [], "later": []}
+    for name, rows in (("first", first), ("later", later)):
+        for row in rows.itertuples():
+            prediction = predictor.predict(*find_sources([], row.transcript))
+            assert prediction.rests_on == ["ngrams"]
+            made = (tmp_path / "clips" / "ngrams" / "text.npy").read_bytes()
+            there = scenes / "f" / row.split / "ngrams" / f"{row.clip_id}.npy"
+            same[name].append(made == there.read_bytes())
+    assert len(same["first"]) == 24 and all(same["first"])
+    assert not any(same["later"]), "their place and what was said before count"
+
+
+def test_what_ngrams_have_learnt_belongs_to_the_run(scenes, tmp_path):
+    shutil.copytree(scenes, place := tmp_path / "scenes")
+    features, npz = place / "f", place / "f" / "ngrams.npz"
+    report = ("--out", tmp_path / "report", "--features_dir", features)
+    asked = ("--text", "get out", "--encoder", ngrams_of(place))
+    before = npz.read_bytes()
+    assert run_main("examples.ngrams", "--features_dir", features).code == 0
+    assert npz.read_bytes() == before, "the same clips teach the same"
+    run = ("--checkpoints", place / "logs" / "multimodal" / "a")
+    assert run_main("evaluate", *run, *report).code == 0
+    npz.write_bytes(before[: len(before) // 2])
+    done = predict_by_ngrams(place, tmp_path, *asked)
+    assert done.code == 4 and "ngrams.npz is damaged, or none of ngrams.py" in done.err, done.err
+    table = pd.read_csv(features / "manifest.csv", dtype=str, keep_default_na=False)
+    labels = {"hap": "ang", "ang": "hap"}
+    train = table["split"] == "train"
+    change(features, emotion=table["emotion"].where(~train, table["emotion"].replace(labels)))
+    encoders.load.cache_clear()  # of a process before
+    assert run_main("examples.ngrams", "--features_dir", features).code == 0
+    done = run_main("evaluate", *run, *report)
+    assert done.code == 4 and "ngrams" in done.err, done.err
+    done = predict_by_ngrams(place, tmp_path, *asked)
+    assert done.code == 4 and "the encoder ngrams from" in done.err, done.err
+
+
+def test_preprocess_asks_no_encoder_that_knows_the_labels(scenes, tmp_path):
+    made = ("--corpus", "meld", "--data_dir", scenes, "--modalities", "text", "--workers", 1)
+    made += ("--word_vectors", scenes / "vectors.npz", "--features_dir", tmp_path)
+    flag = ngrams_of(scenes).replace("ngrams=", "again=text:file:")
+    done = run_main("preprocess", *made, "--encoder", flag)
+    assert done.code == 2 and "has learnt the labels of clips" in done.err, done.err
+    flag = f"again=text:file:{ROOT / 'examples' / 'ngrams.py'}"
+    done = run_main("preprocess", *made, "--encoder", flag)
+    assert done.code == 2 and "needs what it has learnt" in done.err, done.err
 
 
 def test_beats_of_a_long_clip_count_its_end():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -106,6 +107,31 @@ def test_clips_without_words_get_those_of_their_sound(recogniser, clips):
     transcribe.load.cache_clear()
     preprocess(clips, "--transcribe", recogniser.name)
     assert len(recogniser.asked) == before + 2
+
+
+def test_verify_recognises_only_what_changed(recogniser, clips):
+    """The sound, the words, or the note beside them; the silent clip counts none of it."""
+    flags = ("--transcribe", recogniser.name, "--verify")
+    preprocess(clips, *flags)
+    words, media = clips.parent / "features" / "train" / "transcripts" / "a.srt", clips / "a.mp4"
+    as_made, times = words.read_bytes(), media.stat()
+    preprocess(clips, *flags)
+    assert len(recogniser.asked) == 1
+    words.write_text("00:00:00,000 --> 00:00:01,000\nnever said\n")
+    preprocess(clips, *flags)
+    assert len(recogniser.asked) == 2 and words.read_bytes() == as_made
+    note = words.with_suffix(".json")
+    note.write_text(note.read_text().replace("word 0", "word 7"))
+    preprocess(clips, *flags)
+    assert len(recogniser.asked) == 3 and "word 7" not in note.read_text()
+    data = bytearray(media.read_bytes())
+    data[-1] ^= 1  # of the same size, at the same time
+    media.write_bytes(data)
+    os.utime(media, ns=(times.st_atime_ns, times.st_mtime_ns))
+    preprocess(clips, "--transcribe", recogniser.name)
+    assert len(recogniser.asked) == 3
+    preprocess(clips, *flags)
+    assert len(recogniser.asked) == 4
 
 
 @pytest.mark.parametrize(

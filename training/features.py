@@ -94,8 +94,10 @@ class Features:
         Among them those of what an input follows: a face that was looked for while somebody spoke
         is another one than that of the whole clip.
         """
-        made, folders = self.settings["features"], []
+        made, folders = dict(self.settings["features"]), []
         for name in inputs:
+            if about := {} if name in made else self.about(name):
+                made[name] = about.get("encoder")
             folders.append(modality(name).folder)
             settings = made.get(name) or {}
             if "library" in settings:  # of a pretrained encoder: what it was shown
@@ -106,6 +108,21 @@ class Features:
                 if modality(name).folder in self.settings["modalities"]:
                     folders.append(modality(name).folder)
         return {folder: made.get(folder) for folder in folders}
+
+    def about(self, name: str) -> dict[str, Any]:
+        """What <name>.json says of a custom feature: which clips its maker has learnt from, and
+        which encoder makes it of a new clip. Empty where there is none."""
+        path = self.folder / f"{name}.json"
+        if name in MODALITIES or not path.exists():
+            return {}
+        about = read_json(path)
+        encoder = about.get("encoder", {}) if isinstance(about, dict) else None
+        if not isinstance(encoder, dict) or "learnt_without_fold" not in about:
+            raise IntegrityError(
+                f"{path} does not say what {name} was learnt from: make the feature anew, or "
+                "delete that file where no labels were used"
+            )
+        return about
 
     def require(self, inputs: tuple[str, ...]) -> None:
         """UsageError when these features lack a modality that a model reads."""

@@ -28,7 +28,7 @@ from training.tasks import Task, learns_missing
 from training.views import face_flags
 from utils.distributed import SingleProcess
 from utils.errors import IntegrityError, UsageError, one_of
-from utils.files import digest, read_json
+from utils.files import digest
 
 CHOICES: dict[str, dict[str, Any]] = {
     "optim": OPTIMIZERS,
@@ -126,26 +126,17 @@ def check_data(train_set: ClipDataset, val_set: ClipDataset, dist: SingleProcess
 def check_learnt(train_set: ClipDataset) -> None:
     """IntegrityError for custom features that were learnt from labels of clips which this run holds
     out: `features/<name>.json` says which fold was left out (null: train and val are splits)."""
-    config = train_set.config
+    config, features = train_set.config, train_set.features
     for name in train_set.task.inputs:
-        if name in MODALITIES:
+        if not (about := features.about(name)):
             continue
-        path = train_set.features.folder / f"{name}.json"
-        if not path.exists():
-            continue
-        about = read_json(path)
-        if not isinstance(about, dict) or "learnt_without_fold" not in about:
-            raise IntegrityError(
-                f"{path} does not say what {name} was learnt from: make the feature anew, or "
-                "delete that file where no labels were used"
-            )
         without = about["learnt_without_fold"]
         if without != config["fold"] or config["val_fold"]:
             apart = f"fold {without}" if without is not None else "the split val"
             raise IntegrityError(
-                f"{path}: {name} was learnt from the labels of all clips but those of {apart}: a "
-                f"run with --fold {config['fold']} --val_fold {config['val_fold']} would know its "
-                "labels; make it for that fold"
+                f"{features.folder / name}.json: {name} was learnt from the labels of all clips "
+                f"but those of {apart}: a run with --fold {config['fold']} --val_fold "
+                f"{config['val_fold']} would know its labels; make it for that fold"
             )
 
 
