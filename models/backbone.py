@@ -15,18 +15,15 @@ from torch import Tensor, nn
 SMALL = {
     "small-16": (1, 16),
     "small-16-wide": (1, 32),
-    "small-16-wider": (1, 64),
     "small-32": (2, 16),
     "small-32-wide": (2, 32),
-    "small-32-wider": (2, 64),
 }
 
 
 class Backbone(nn.Module):
     """A backbone by name: `efficientnet-b0` to `-b7`, `timm:NAME` for any model of timm that makes
     maps (B, D, H', W'), or a `SmallTrunk`: `small-16` for faces of about 48 pixels, `small-32` for
-    log-mels and larger faces, either with -wide for twice the maps or -wider for four times.
-    ValueError for others.
+    log-mels and larger faces, either with -wide for twice the maps. ValueError for others.
 
     `stride`: how many pixels of the image one column of the map stands for. Images are in
     channels-last order inside: 1.3 to 3 times as fast on CPUs.
@@ -61,9 +58,8 @@ class Backbone(nn.Module):
 class SmallTrunk(nn.Module):
     """Residual convolutions for corpora of hundreds to ten thousands of clips, (B, C, H, W) ->
     (B, 8 * width, H / 16 / stride, W / 16 / stride): 0.2 million weights at width 16, 0.8 million
-    at 32, 3.2 million at 64. A picture of 48 pixels keeps a map of 3 x 3 at stride 1, where
-    networks for photographs keep one point. Colours count as grey: so what was learnt from grey
-    pictures holds."""
+    at 32. A picture of 48 pixels keeps a map of 3 x 3 at stride 1, where networks for photographs
+    keep one point. Colours count as grey: so what was learnt from grey pictures holds."""
 
     def __init__(self, stride: int, width: int):
         super().__init__()

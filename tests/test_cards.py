@@ -256,8 +256,7 @@ def test_the_recipe_for_few_clips(trained, tmp_path, mode):
 
 
 def test_small_trunks():
-    strides = {"small-16": 16, "small-16-wider": 16, "small-32": 32, "small-32-wide": 32}
-    for name, stride in strides.items():
+    for name, stride in (("small-16", 16), ("small-32", 32), ("small-32-wide", 32)):
         trunk = Backbone(name, in_channels=3)
         colours = torch.rand(2, 3, 48, 96)
         out = trunk.eval()(colours)

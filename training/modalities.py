@@ -117,7 +117,7 @@ def embedding_layout(made: dict, row: dict) -> tuple[str, Shape]:
     return "f", (len(row.get("face_valid", "")), 512)
 
 
-COEFF, BACKBONE = ranged(int, 0, 7), "timm:NAME, small-16 or small-32, with -wide or -wider"
+COEFF, BACKBONE = ranged(int, 0, 7), "another backbone: timm:NAME, small-16[-wide], small-32[-wide]"
 
 MODALITIES = {
     "speech": Modality(
