@@ -163,15 +163,20 @@ def end_at_signals() -> None:
 
 def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, ...]:
     """Every clip must provide all of these; a clip that lacks one is rejected with its reason."""
+    from extract import encoders, transcribe
     from extract.clip import STAGES
 
+    reserved = {*STAGES, *encoders.INPUTS, "records", transcribe.FOLDER}
+    args.encoder = encoders.parse_all(args.encoder, reserved)
     wanted = [*listing.modalities]
     if args.modalities:
         wanted = [name.strip() for name in args.modalities.split(",")]
     elif args.word_vectors and "text" not in wanted:
         wanted.append("text")
-    elif args.encoder and not (args.word_vectors or any(clip.words for clip in listing.clips)):
-        wanted = [name for name in wanted if name != "text"]  # an encoder may read the words
+    if not (args.word_vectors or any(clip.words for clip in listing.clips)):
+        read_by_encoder = any(each["input"] == "text" for each in args.encoder.values())
+        if read_by_encoder or (args.encoder and not args.modalities):
+            wanted = [name for name in wanted if name != "text"]
     known = [name for name in STAGES if name not in ("video_embedding", "wave")]  # of other flags
     if not (wanted or args.encoder) or not set(wanted).issubset(known):
         names = ",".join(known)
@@ -193,12 +198,7 @@ def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, 
 
 
 def encoder_inputs(args: argparse.Namespace, wanted: list[str], listing: Listing) -> list[str]:
-    """Read --encoder; the stages that make what the encoders see, where no flag names them."""
-    from extract import encoders, transcribe
-    from extract.clip import STAGES
-
-    reserved = {*STAGES, *encoders.INPUTS, "records", transcribe.FOLDER}
-    args.encoder = encoders.parse_all(args.encoder, reserved)
+    """The stages that make what the encoders see, where no flag names them."""
     for name, settings in args.encoder.items():
         needed = {"speech": "speech", "face": "video"}.get(settings["input"])
         if needed and needed not in wanted:
@@ -215,10 +215,9 @@ def describe(args: argparse.Namespace, listing: Listing) -> list[str]:
     splits = Counter(clip.split for clip in listing.clips)
     counts = ", ".join(f"{split} {count}" for split, count in sorted(splits.items()))
     total = len(listing.clips) + len(listing.failures)
-    lines = [
-        f"{args.corpus}: {total} clips ({counts}) -> {', '.join(args.modalities)} "
-        f"in {args.features_dir}, {args.workers} workers"
-    ]
+    made = ", ".join([*args.modalities, *args.encoder])
+    where = f"in {args.features_dir}, {args.workers} workers"
+    lines = [f"{args.corpus}: {total} clips ({counts}) -> {made} {where}"]
     lines += [f"left out: {note}" for note in listing.notes]
     lines += [f"warning: {each}" for each in listing.warnings]
     used = ["text" in args.modalities, *(e["input"] == "text" for e in args.encoder.values())]
@@ -346,7 +345,13 @@ def encode_clips(name: str, listing: Listing, job: Any, records: dict) -> None:
     from extract.clip import process_clip
 
     job = replace(job, threads=available_cores())  # as predict.py does: its numbers are the same
-    usable = [clip for clip in listing.clips if not records[clip.split, clip.clip_id]["failure"]]
+    # with --partial a clip without a sound and a face may have words all the same
+    reads_words = job.partial and job.settings[name]["input"] == "text"
+    usable = [
+        clip
+        for clip in listing.clips
+        if not records[clip.split, clip.clip_id]["failure"] or (reads_words and clip.transcript)
+    ]
     for clip in tqdm(usable, f"encoding {name}", unit="clip", smoothing=0.05):
         records[clip.split, clip.clip_id] = process_clip(clip, job)
     for line in encoders.notes(job.settings[name], device_name(job.device)):

@@ -359,6 +359,27 @@ def test_a_clip_that_lacks_what_an_encoder_sees_is_trained_on_without(world, tmp
     assert done.code == 0, done.err
 
 
+def test_words_alone_are_enough_for_an_encoder_of_words(world, models, tmp_path):
+    clips = shutil.copytree(world["clips"], tmp_path / "clips")
+    make_clip(clips / "0.mp4", np.full((8, 72, 96, 3), 90, np.uint8), fps=8)  # a wall, and silence
+    copy = world | {"clips": clips, "features": tmp_path / "features"}
+    bert = ["--encoder", f"bert=text:hf:{models['bert']}"]
+    done = preprocess(copy, "--partial", flags=bert)
+    assert done.code == 0 and "8 of 8 clips usable" in done.out, done.err
+    rows = pd.read_csv(tmp_path / "features" / "manifest.csv", keep_default_na=False)
+    assert rows["missing"].tolist() == ["speech video", *[""] * 7]
+    again = preprocess(copy, "--partial", flags=bert)
+    assert again.code == 0 and "8 of 8 clips usable" in again.out, again.err
+    copy["features"] = tmp_path / "words"
+    done = preprocess(copy, "--modalities", "text", flags=bert)
+    assert done.code == 0 and "-> bert in" in done.err, done.err
+    alone = train_flags(copy | {"folder": tmp_path}, "bert")
+    done = run_main("train", *alone, "--exp_name", "words", "--allow_leaks")
+    assert done.code == 0, done.err
+    refused = preprocess(copy, "--modalities", "speech,text", flags=copy["flags"][:2])
+    assert refused.code == 2 and "needs --word_vectors FILE" in refused.err
+
+
 def test_without_any_clip_the_reason_is_that_of_the_clips(world, models, tmp_path):
     (tmp_path / "clips").mkdir()
     shutil.copy(world["clips"] / "manifest.csv", tmp_path / "clips")
