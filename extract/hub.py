@@ -175,7 +175,7 @@ def open_voice(model: Any, settings: dict[str, str], device: str) -> tuple[Any, 
         raise UsageError(f"the encoder {settings['source']} reads {wanted}, here are {RATE} Hz")
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
-    return Voice(model, extractor, settings, device), extractor.to_dict()
+    return Voice(model, extractor, settings, device), as_saved(extractor, settings)
 
 
 def open_pictures(model: Any, settings: dict[str, str], device: str) -> tuple[Any, Any]:
@@ -184,7 +184,15 @@ def open_pictures(model: Any, settings: dict[str, str], device: str) -> tuple[An
     processor = transformers.AutoImageProcessor.from_pretrained(**place_of(settings["source"]))
     model = getattr(model, "vision_model", model)  # CLIP and SigLIP have one for words, too
     kind = Video if hasattr(model.config, "tubelet_size") else Pictures
-    return kind(model, processor, settings, device), processor.to_dict()
+    return kind(model, processor, settings, device), as_saved(processor, settings)
+
+
+def as_saved(processor: Any, settings: dict[str, str]) -> dict[str, Any]:
+    """The settings in the processor's file: what a newer transformers adds of its own would make
+    other weights of the same ones."""
+    kind = "feature_extractor" if settings["input"] == "speech" else "image_processor"
+    read = getattr(processor, f"get_{kind}_dict")
+    return read(**place_of(settings["source"]))[0]
 
 
 def open_words(model: Any, settings: dict[str, str], device: str) -> tuple[Any, Any]:

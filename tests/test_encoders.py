@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CLASSES, ROOT, TINY, digests, make_clip, voice, write_features
-from encoders import FACES, TEXTS, VOICES, make_models, swin, vit_mae
+from encoders import FACES, TEXTS, VOICES, make_models, swin, transformers, vit_mae
 from extras import need
 from inside import run_main
 
@@ -411,6 +411,29 @@ def test_an_encoder_needs_what_it_sees(world, models, tmp_path, flag, said):
         *("--encoder", flag.replace("MODEL", str(models["bert"]))),
     )
     assert done.code == 2 and said in done.err
+
+
+@pytest.mark.parametrize(("kind", "seen"), [("whisper", "speech"), ("vit", "face")])
+def test_what_a_newer_library_adds_makes_no_other_weights(
+    models, monkeypatch, tmp_path, kind, seen
+):
+    folder = shutil.copytree(models[kind], tmp_path / kind)
+    _, settings = encoders.parse(f"x={seen}:hf:{folder}")
+    before = encoders.known(settings, "cpu")["weights"]
+    base = {
+        "speech": transformers.feature_extraction_utils.FeatureExtractionMixin,
+        "face": transformers.image_processing_base.ImageProcessingMixin,
+    }[seen]
+    plain = base.to_dict
+    monkeypatch.setattr(base, "to_dict", lambda self: {**plain(self), "new": 1})
+    encoders.load.cache_clear()
+    assert encoders.known(settings, "cpu")["weights"] == before
+    (file,) = folder.glob("*processor*.json")
+    about = json.loads(file.read_text())
+    other = {"padding_value": 0.5} if seen == "speech" else {"resample": 3}
+    file.write_text(json.dumps(about | other))
+    encoders.load.cache_clear()
+    assert encoders.known(settings, "cpu")["weights"] != before
 
 
 # Training and the tools
