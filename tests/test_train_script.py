@@ -434,6 +434,12 @@ def test_a_start_reads_only_the_ends_of_a_custom_feature(tmp_path):
     assert len(seen) == 3
 
 
+def test_the_clock_of_a_start_stops_behind_the_first_step():
+    run = run_script("-m", "benchmarks.start", "--clips", "40", timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("loading processes and the step") == 2
+
+
 @pytest.mark.slow
 def test_twenty_thousand_clips_start_within_twenty_seconds():
     """On two idle cores; benchmarks/start.py says where the seconds go."""
