@@ -96,7 +96,7 @@ class Features:
         """
         made, folders = dict(self.settings["features"]), []
         for name in inputs:
-            if about := {} if name in made else self.about(name):
+            if name not in made and (about := self.about(name)):
                 made[name] = about.get("encoder")
             folders.append(modality(name).folder)
             settings = made.get(name) or {}
