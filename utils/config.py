@@ -28,7 +28,7 @@ def ranged(kind: type, least: float, most: float = math.inf) -> Callable[[str], 
     def read(text: str) -> float:
         value = kind(text)
         if not least <= value <= most or value == math.inf:
-            upper = "or more" if most == math.inf else f"to {most:g}"
+            upper = "or more" if most == math.inf else f"to {most:.10g}"
             raise argparse.ArgumentTypeError(f"{text}: expected a number, {least:g} {upper}")
         return value
 
