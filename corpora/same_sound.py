@@ -12,6 +12,7 @@ from multiprocessing.pool import ThreadPool
 import numpy as np
 
 from utils.errors import IntegrityError
+from utils.files import in_threads
 from utils.parallel import available_cores
 
 LOUD = 0.5  # the part of a log-mel above it, 40 dB below the maximum, survives low bitrates
@@ -43,7 +44,7 @@ def same_sound(paths: list[str]) -> list[tuple[int, int]]:
 def read_log_mel(path: str) -> np.ndarray:
     """(128, T), T <= LONGEST."""
     try:
-        log_mel = np.load(path, mmap_mode="r", allow_pickle=False)
+        log_mel = in_threads(np.load, path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         remedy = "preprocess.py --verify makes it anew"
         raise IntegrityError(f"{path} is missing or damaged ({error}): {remedy}") from error

@@ -17,7 +17,16 @@ from extract import RANGES, audio, encoders, faces, vectors, words
 from extract.media import is_plain, scan_pictures
 from utils.config import device_name
 from utils.errors import ClipError
-from utils.files import digest, has_sha256, is_file, read_known, sha256, write_atomic, write_json
+from utils.files import (
+    digest,
+    has_sha256,
+    in_threads,
+    is_file,
+    read_known,
+    sha256,
+    write_atomic,
+    write_json,
+)
 from utils.guard import Limits, guarded, lift_memory_limit
 
 # Which features still count when the code that makes them has changed? Raise one of these:
@@ -144,7 +153,7 @@ def make_encoding(name: str, clip: Clip, job: Job, facts: dict, file: BinaryIO) 
             raise ClipError("E_SHORT", "no words: its transcript is empty")
     else:
         path = feature_path(job.features_dir, clip, settings["reads"])
-        seen = np.load(path, allow_pickle=False)
+        seen = in_threads(np.load, path, allow_pickle=False)
         if settings["reads"] == "video":
             seen = seen[[flag == "1" for flag in facts["face_valid"]]]
         else:

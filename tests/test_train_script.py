@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -279,6 +280,22 @@ def test_a_faulty_feature_is_named_before_it_reaches_a_weight(tmp_path, mode, ar
     run = run_main("train", *args, "--exp_name", "a", "--verify_features", "--dry_run")
     assert run.code == 4 and place.stem in run.err and says in run.err, run.err
     assert not (tmp_path / "logs").exists()
+
+
+def test_what_python_fails_at_in_threads_is_read_again(features, tmp_path, monkeypatch):
+    """Python 3.11.7 raises this at times where two threads read headers of arrays at once."""
+    load, calls = np.load, itertools.count()
+
+    def now_and_then(*args, **how):
+        if next(calls) % 2:
+            raise SystemError("AST constructor recursion depth mismatch (before=33, after=31)")
+        return load(*args, **how)
+
+    monkeypatch.setattr(np, "load", now_and_then)
+    places = ["--features_dir", features, "--logs_dir", tmp_path, "--exp_name", "a"]
+    for mode in ("speech", "text"):
+        run = run_main("train", "--mode", mode, *TINY, *places, "--verify_features", "--dry_run")
+        assert run.code == 0, run.err
 
 
 # Weights of another run, and whatever can be built

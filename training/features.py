@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from training.modalities import MODALITIES, SAME, Shape, modality
 from utils.errors import IntegrityError, UsageError, in_short, listed
-from utils.files import DAMAGED, digest, read_csv, read_json, read_stages, sha256
+from utils.files import DAMAGED, digest, in_threads, read_csv, read_json, read_stages, sha256
 from utils.parallel import available_cores
 
 COLUMNS = ("clip_id", "split", "emotion", "speech_emotion", "face_emotion", "fold")
@@ -198,10 +198,7 @@ class Features:
         path = self.path(row, name)
         try:
             self.recognize(row, name)
-            if path.suffix == ".npz":  # read at once: zipfile reads from the disk in small pieces
-                feature = read_words(path)
-            else:
-                feature = np.load(path, mmap_mode="r", allow_pickle=False)
+            feature = in_threads(read_feature, path)
         except DAMAGED as error:
             made = modality(name).made_by_preprocess
             maker = "preprocess.py --verify makes it anew" if made else "make it again"
@@ -335,8 +332,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return values
 
 
+def read_feature(path: Path) -> np.ndarray:
+    """Any of DAMAGED for a damaged file."""
+    if path.suffix == ".npz":
+        return read_words(path)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
 def read_words(path: Path) -> np.ndarray:
     """The words (L, D) of an .npz; ValueError where it would unpack to more than words take."""
+    # read at once: zipfile reads from the disk in small pieces
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
         size = archive.zip.getinfo("word_embed.npy").file_size
         if size > MOST_BYTES:

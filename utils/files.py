@@ -190,6 +190,19 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def in_threads(read: Callable, *args: Any, **how: Any) -> Any:
+    """`read(*args, **how)`, which reads arrays in a thread beside others that do so.
+
+    numpy reads headers as Python. Before Python 3.11.8 and 3.12.2 two threads that do so at once
+    get a SystemError at times, for files without a fault ("AST constructor recursion depth
+    mismatch", issue 106905 of CPython). They are read again.
+    """
+    for _ in range(20):
+        with contextlib.suppress(SystemError):
+            return read(*args, **how)
+    return read(*args, **how)
+
+
 def is_file(path: Path) -> bool:
     """False, too, where nobody can know: the name is too long, or the folder may not be read."""
     try:
