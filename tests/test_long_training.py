@@ -549,6 +549,32 @@ def test_table_events_and_curves_agree(start, features, tmp_path, monkeypatch):
     assert labels[config[1][0]] == labels.max()
 
 
+@pytest.mark.parametrize("pause", [0, 1000])
+def test_curves_do_not_take_the_time_of_the_training(start, tmp_path, monkeypatch, pause):
+    """Drawn again only after a pause, and whole at the end and at a stop."""
+    drawn = []
+
+    def draw(path, rows, *_, **__):
+        drawn.append(len(rows))
+
+    monkeypatch.setattr("utils.run_log.plot_curves", draw)
+    monkeypatch.setattr("utils.run_log.PAUSE", pause)
+    assert start("a").code == 0
+    assert drawn == ([1, 2, 3] if pause == 0 else [3])
+    drawn.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        add = training.record.Record.add
+
+        def add_and_stop(record, row):
+            add(record, row)
+            if row["epoch"] == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        patch.setattr(training.record.Record, "add", add_and_stop)
+        assert start("b").code == 143
+    assert drawn == ([1, 2] if pause == 0 else [2])
+
+
 # Several processes
 
 

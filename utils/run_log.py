@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ from utils.files import write_csv
 from utils.plots import plot_curves
 from utils.trackers import Tracker
 
+PAUSE = 10.0  # seconds between two pictures: one takes as long as many epochs on small features
+
 
 class RunLog:
     """Rows of numbers by epoch. Files are rewritten whole, so a resumed run leaves no doubles; a
-    `tracker` (utils/trackers.py) gets each row once."""
+    `tracker` (utils/trackers.py) gets each row once. The curves may lack the last seconds until
+    `draw_curves` or `close` is called."""
 
     def __init__(
         self,
@@ -26,36 +30,45 @@ class RunLog:
 
         self.folder, self.tracker, self.guesses = folder, tracker, guesses
         self.rows: list[dict[str, Any]] = []
+        self.drawn, self.drawn_at = 0, time.monotonic()  # how many rows the picture shows
         for events in filter(Path.is_file, folder.glob("events.out.tfevents.*")):
             events.unlink()  # they may hold a row too few, or one twice, of a run that was killed
         self.writer = SummaryWriter(str(folder))
         for row in rows:
-            self._draw(row)
+            self._write_events(row)
         if rows:
-            self._write()
+            self._write_table()
 
     def add(self, row: dict[str, Any]) -> None:
-        self._draw(row)
-        self._write()
+        self._write_events(row)
+        self._write_table()
+        if time.monotonic() - self.drawn_at >= PAUSE:
+            self.draw_curves()
         if self.tracker:
             numbers = {k: v for k, v in row.items() if k != "epoch" and v is not None}
             self.tracker.log(row["epoch"], numbers)
 
-    def _draw(self, row: dict[str, Any]) -> None:
+    def draw_curves(self) -> None:
+        if self.drawn == len(self.rows):
+            return
+        picture = self.folder / "curves.png"
+        plot_curves(picture, self.rows, str(self.folder), **self.guesses)
+        self.drawn, self.drawn_at = len(self.rows), time.monotonic()
+
+    def _write_events(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         for name, value in row.items():
             if name != "epoch" and value is not None:
                 self.writer.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
         self.writer.flush()
 
-    def _write(self) -> None:
+    def _write_table(self) -> None:
         import pandas as pd
 
         write_csv(self.folder / "metrics.csv", pd.DataFrame(self.rows))
-        picture = self.folder / "curves.png"
-        plot_curves(picture, self.rows, str(self.folder), **self.guesses)
 
     def close(self) -> None:
+        self.draw_curves()
         self.writer.close()
         if self.tracker:
             self.tracker.finish()
