@@ -30,9 +30,9 @@ python preprocess.py --corpus csv --data_dir "$features/voices.clips" \
   --features_dir "$features/voices" --follow_links --modalities speech
 python train.py --mode speech --exp_name starter --features_dir "$features/voices" --resume \
   --recipe small --fold 3 --speech_frames 128 --n_epoch 90 --eval_step 90 --num_workers 0 --seed 1
-# and again as other microphones and rooms would have recorded them
+# and again as other microphones and rooms would have recorded them, and as long as clips elsewhere
 python train.py --mode speech --exp_name starter-far --features_dir "$features/voices" --resume \
-  --recipe small --fold 3 --speech_frames 128 --speech_load_weights logs/speech/starter \
+  --recipe small --fold 3 --speech_frames 256 --speech_load_weights logs/speech/starter \
   --speech_channel 0.5 --learning_rate 1e-3 --n_epoch 25 --eval_step 25 --num_workers 0 --seed 1
 python -m evaluation.pack logs/speech/starter-far --features_dir "$features/voices" \
   --out "$out/voice.pth" --corpus "RAVDESS and ASED" --language "English and Amharic, acted" \
