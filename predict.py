@@ -96,10 +96,11 @@ def main() -> int:
         what = f"{len(others)} files of other kinds left out"
         print(f"{what}: {listed([each.name for each in others], 3)}", file=sys.stderr)
     load_ahead(args, sources)
-    predictions = predict_all(args, sources)
+    predictor = open_predictor(args)
+    predictions = predict_all(args, predictor, sources)
     write_tables(args, predictions)
     for name, part in groupby(predictions, lambda each: each.source.name):
-        write_recording(args, Path(name), list(part))
+        write_recording(args, predictor, Path(name), list(part))
     print(*origins(predictions[0].cards), sep="\n")
     failed = [each for each in predictions if not each.parts]
     pictures = "" if args.no_pictures else ", pictures"
@@ -127,15 +128,13 @@ def load_ahead(args: argparse.Namespace, sources: list) -> None:
     from extract.clip import PICTURE, SOUND
     from utils.guard import begin_loading
 
-    if not args.times and any(source.clip.media != Path() for source in sources):
+    if any(source.clip.media != Path() for source in sources):
         begin_loading((*SOUND, *PICTURE))
 
 
-def predict_all(args: argparse.Namespace, sources: list) -> list:
-    """Every prediction, printed as it comes."""
+def open_predictor(args: argparse.Namespace) -> Any:
+    """The models; what they say about themselves is told."""
     with no_collection():
-        from tqdm import tqdm
-
         from evaluation.ensemble import label_note
         from inference.predictor import Predictor, encoder_places
 
@@ -147,7 +146,7 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
         word_vectors=args.word_vectors,
         longest=args.longest,
         warm=args.times,
-        clip_seconds=0 if args.times else args.clip_seconds,
+        clip_seconds=args.clip_seconds,
         memory_mb=args.memory_mb,
         encoders=encoder_places(args.encoder),
         classes=args.classes.split(",") if args.classes else None,
@@ -158,6 +157,13 @@ def predict_all(args: argparse.Namespace, sources: list) -> list:
     if args.temperature != 1:
         what = "the numbers rank the classes and are no probabilities"
         print(f"--temperature {args.temperature:g}: {what}", file=sys.stderr)
+    return predictor
+
+
+def predict_all(args: argparse.Namespace, predictor: Any, sources: list) -> list:
+    """Every prediction, printed as it comes."""
+    from tqdm import tqdm
+
     if not args.no_pictures:  # loaded while the first clip is read
         Thread(target=import_module, args=("matplotlib.figure",), daemon=True).start()
     parts = [part for source in sources for part in predictor.with_words(predictor.cut(source))]
@@ -199,9 +205,10 @@ def write_subtitles(out: Path, heard: dict, sources: list) -> None:
             write_bytes(out / f"{source.clip.clip_id}.srt", srt(cues).encode())
 
 
-def write_recording(args: argparse.Namespace, path: Path, predictions: list) -> None:
+def write_recording(
+    args: argparse.Namespace, predictor: Any, path: Path, predictions: list
+) -> None:
     """One picture per clip, one time line per long recording, and the annotated video."""
-    from inference.annotate import annotate
     from inference.figure import draw_prediction
     from inference.timeline import draw_timeline
 
@@ -214,7 +221,7 @@ def write_recording(args: argparse.Namespace, path: Path, predictions: list) -> 
         write_bytes(args.out / f"{name}.png", picture)
     if args.annotate:
         try:
-            write_bytes(args.out / f"{name}.mp4", annotate(path, predictions))
+            write_bytes(args.out / f"{name}.mp4", predictor.annotate(path, predictions))
         except ClipError as error:
             print(f"{path} is not annotated: {error.reason}", file=sys.stderr)
 

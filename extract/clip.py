@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from corpora.manifest import Clip, relative
-from extract import RANGES, audio, encoders, faces, vectors, words
+from extract import RANGES, audio, detector, encoders, faces, vectors, words
 from extract.media import is_plain, scan_pictures
 from utils.config import device_name
 from utils.errors import ClipError
@@ -448,6 +448,16 @@ def _limit_threads(threads: int, libraries: tuple[str, ...]) -> None:
         import cv2
 
         cv2.setNumThreads(threads)
+
+
+def warm_up(job: Job) -> None:
+    """Load what the first clip would load, so that its times are those of any clip."""
+    import librosa
+
+    noise = np.random.default_rng(0).normal(size=16_000).astype(np.float32)
+    librosa.effects.trim(audio.log_mel_spectrogram(audio.denoise(noise))[0])
+    if "video" in job.settings:
+        detector.detector(job.device, job.settings["video"]["min_face"])
 
 
 MANIFEST_COLUMNS = (

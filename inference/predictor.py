@@ -6,6 +6,7 @@ the training's own dataset.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -27,7 +28,7 @@ from evaluation.ensemble import (
     load_members,
     mean_over_views,
 )
-from extract import audio, detector, encoders, vectors, words
+from extract import encoders, vectors, words
 from extract import transcribe as recogniser
 from extract.clip import (
     SETTINGS,
@@ -37,9 +38,11 @@ from extract.clip import (
     manifest_row,
     odd_settings,
     process_clip,
+    warm_up,
 )
 from extract.media import FORMATS
 from extract.transcribe import Cue
+from inference.annotate import annotate
 from inference.card import cards
 from inference.prediction import ENSEMBLE, FUSED, MEAN, ClipPrediction, Seen
 from inference.sources import SCRATCH, Source, find_sources
@@ -141,7 +144,8 @@ class Predictor:
             memory_mb=memory_mb,
         )
         if warm:
-            warm_up(self.job)
+            with contextlib.suppress(ClipError):  # the first clip says why
+                self.supervised(None, warm_up, self.job)
 
     @property
     def classes(self) -> list[str]:
@@ -193,11 +197,17 @@ class Predictor:
                 print(f"{source.name} is not cut: {error.reason}", file=sys.stderr)
             return [source]
 
-    def supervised(self, media: Path, function: Callable, *args: Any) -> Any:
-        """`function(*args)`, which reads this file; in a process of its own with `clip_seconds`."""
+    def supervised(self, media: Path | None, function: Callable, *args: Any) -> Any:
+        """`function(*args)`, which reads this file; in the process that reads clips, with
+        `clip_seconds`."""
         if not self.job.clip_seconds:
             return function(*args)
         return guarded(function, *args, limits=limits_for(media, self.job))
+
+    def annotate(self, media: Path, predictions: list[ClipPrediction]) -> bytes:
+        """The video with each answer drawn in while it holds, as .mp4; ClipError without pictures,
+        or where it cannot be read to its end."""
+        return self.supervised(media, annotate, media, predictions)
 
     def with_words(self, sources: list[Source]) -> list[Source]:
         """The clips, and the parts of long ones, with the words that are recognised in them."""
@@ -551,13 +561,3 @@ def settings_of(paths: list[Path]) -> dict[str, Any]:
                     f"{path} reads features that preprocess.py makes none of: {what}"
                 )
     return {"classes": checkpoint["classes"], "modalities": list(features), "features": features}
-
-
-def warm_up(job: Job) -> None:
-    """Load what the first clip would load, so that its times are those of any clip."""
-    import librosa
-
-    noise = np.random.default_rng(0).normal(size=16_000).astype(np.float32)
-    librosa.effects.trim(audio.log_mel_spectrogram(audio.denoise(noise))[0])
-    if "video" in job.settings:
-        detector.detector(job.device, job.settings["video"]["min_face"])

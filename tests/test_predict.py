@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -293,6 +294,29 @@ def test_a_clip_that_kills_its_reader_costs_no_other(place, ask, tmp_path, monke
     done = ask(tmp_path / "clips", "--no_pictures", checkpoints=["speech.pth"], code=3)
     assert [clip["answer"] is None for clip in done.clips] == [False, True]
     assert why in done.out and "1 of 2 have no answer" in done.err, done.out + done.err
+
+
+def crash(path, predictions):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_video_that_kills_what_draws_into_it_costs_that_video(place, ask, monkeypatch):
+    monkeypatch.setattr("inference.predictor.annotate", crash)
+    monkeypatch.setattr(guard, "START", "fork")  # so that the child knows it, too
+    monkeypatch.setattr(guard, "_here", threading.local())
+    clip = place / "clips" / "anna.mp4"
+    done = ask(clip, "--annotate", "--no_pictures", checkpoints=["speech.pth"])
+    assert "anna.mp4 is not annotated: its process died of SIGSEGV" in done.err
+    assert not (done.folder / "anna.mp4").exists() and done.clips[0]["answer"]
+
+
+def test_seconds_are_those_of_the_process_that_reads(place, ask):
+    clip = place / "clips" / "anna.mp4"
+    done = ask(clip, "--times", "--no_pictures", checkpoints=["any.pth"])
+    told = dict(re.findall(r"(\w+) (\d+\.\d+) s", done.out))
+    assert set(told) == {"decode", "mel", "detect", "extract", "network"}, done.out
+    within = sum(float(told[name]) for name in ("decode", "mel", "detect"))
+    assert 0 < within <= float(told["extract"]) + 0.02
 
 
 def test_class_names_are_no_formulas(tmp_path):

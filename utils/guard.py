@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils import stopwatch
 from utils.errors import ClipError, UsageError
 from utils.files import discard_unfinished
 from utils.parallel import short_sockets
@@ -81,7 +82,8 @@ def _call(function: Callable, args: tuple, limits: Limits) -> Any:
     try:
         _here.pipe.send((function, args, limits.memory_mb))
         if _here.pipe.poll(limits.seconds):
-            result = _here.pipe.recv()
+            result, seconds = _here.pipe.recv()
+            stopwatch.add(seconds)
         else:
             reason = f"not done after {limits.seconds:.0f} s (--clip_seconds)"
             result = ClipError("E_TIMEOUT", reason)
@@ -129,9 +131,12 @@ def _serve(pipe: Any) -> None:
     held = _data_bytes()
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
+            _limit_memory(0, held)  # a function's libraries are loaded as it arrives
             function, args, memory_mb = pipe.recv()
             _limit_memory(memory_mb, held)
-            pipe.send(_result(function, args))
+            stopwatch.seconds.clear()
+            result = _result(function, args)
+            pipe.send((result, dict(stopwatch.seconds)))
             if getattr(_here, "lifted", False):  # what the driver of the GPU holds is no clip's
                 held = _data_bytes()
 

@@ -1,4 +1,5 @@
-"""Seconds of this process by what they were spent on; `predict.py --times` shows them."""
+"""Seconds by what they were spent on, of this process and of those that read clips for it
+(utils/guard.py); `predict.py --times` shows them."""
 
 from __future__ import annotations
 
@@ -11,6 +12,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 seconds: defaultdict[str, float] = defaultdict(float)
+
+
+def add(others: dict[str, float]) -> None:
+    for name, value in others.items():
+        seconds[name] += value
 
 
 @contextlib.contextmanager
