@@ -27,6 +27,7 @@ BAR = {"file": sys.stderr, "unit": "clip", "leave": False, "delay": 2}
 NUMBERS = {"f": "float", "u": "uint8"}  # kinds of numpy's dtypes; others are any numbers
 TABLES = ("settings.json", "manifest.csv")
 MOST_BYTES = 64 << 20  # of the words of a clip
+SMALL, MOST_SMALL = 16 << 10, 16 << 10  # bytes of a feature that stays in memory; how many do
 Stages = dict[str, dict[str, Any]]  # folder -> what preprocess.py says of its file
 Stamp = tuple[int, int, int]  # of a file: which one it is, its size, and its time of change
 
@@ -48,6 +49,7 @@ class Features:
     seen: dict[Path, Stamp] = field(default_factory=dict)  # files as they were at first sight
     checked: set[Path] = field(default_factory=set)  # those that fit the other clips' files
     records: dict[str, dict[str, Stages]] = field(default_factory=dict)  # of the splits in use
+    small: dict[Path, tuple[Stamp, np.ndarray]] = field(default_factory=dict)  # in memory
 
     @classmethod
     def open(cls, folder: Path) -> Features:
@@ -198,6 +200,9 @@ class Features:
         path = self.path(row, name)
         try:
             self.recognize(row, name)
+            version, kept = self.small.get(path, (None, None))
+            if version == self.seen[path]:
+                return kept
             feature = in_threads(read_feature, path)
         except DAMAGED as error:
             made = modality(name).made_by_preprocess
@@ -208,6 +213,10 @@ class Features:
         if path not in self.checked:
             self.check_layout(row, name, feature)
             self.checked.add(path)
+        if feature.nbytes <= SMALL and len(self.small) < MOST_SMALL:
+            feature = np.array(feature)
+            feature.flags.writeable = False  # as those that are mapped
+            self.small[path] = (self.seen[path], feature)
         return feature
 
     def recognize(self, row: dict, name: str) -> None:

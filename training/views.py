@@ -137,7 +137,7 @@ def text_view(
     word_embed: np.ndarray, row: dict, config: dict, rng: np.random.Generator, augment: bool
 ) -> Arrays:
     """(L, D) -> the first words (L', D) and their mask (L',), all true: batches pad both."""
-    words = word_embed[: config["max_words"]].astype(np.float32, copy=False)
+    words = np.array(word_embed[: config["max_words"]], np.float32)
     return words, np.ones(len(words), bool)
 
 
