@@ -8,7 +8,7 @@ data=${1:?the folder of the clips} voice=${2:?a run on other voices} face=${3:?a
 features=${FEATURES_DIR:-features/javanese}
 python preprocess.py --corpus javanese --data_dir "$data" --features_dir "$features" --face_size 48 \
   --face_margin 0
-for seed in ${SEEDS:-1}; do
+for seed in ${SEEDS:-1 2 3 4 5}; do
   python train.py --mode speech --exp_name "javanese-$seed" --features_dir "$features" --resume \
     --recipe small --fold all --speech_load_weights "$voice" --speech_frames 256 \
     --learning_rate 1e-3 --n_epoch 40 --eval_step 40 --num_workers 0 --seed "$seed"
