@@ -311,8 +311,9 @@ def test_certificates(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["given", "features_dir"])
-def test_paths_of_a_certificate(tmp_path, name):
+def test_paths_of_a_certificate(tmp_path, monkeypatch, name):
     """They may say anything; what is not there is refused."""
+    monkeypatch.chdir(tmp_path)  # an empty path is the folder that one is in
     values = certificate()
     path, rng = tmp_path / "certificate.json", np.random.default_rng(0)
     for _ in range(200):
