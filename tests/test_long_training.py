@@ -573,6 +573,18 @@ def test_curves_do_not_take_the_time_of_the_training(start, tmp_path, monkeypatc
         patch.setattr(training.record.Record, "add", add_and_stop)
         assert start("b").code == 143
     assert drawn == ([1, 2] if pause == 0 else [2])
+    drawn.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        row = training.run.Run.epoch_row
+
+        def broken(run, epoch):
+            if epoch == 2:
+                raise UsageError("the loss is no number")
+            return row(run, epoch)
+
+        patch.setattr(training.run.Run, "epoch_row", broken)
+        assert start("c").code == 2
+    assert drawn == [1], "an error says how far it came, too"
 
 
 # Several processes

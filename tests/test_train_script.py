@@ -28,6 +28,7 @@ from trainings import TINY as THREE_EPOCHS
 
 import models
 import train
+import training.features
 from corpora.audit import load_audit
 from models import build_model
 from models.fusion import FUSIONS
@@ -296,6 +297,15 @@ def test_what_python_fails_at_in_threads_is_read_again(features, tmp_path, monke
     for mode in ("speech", "text"):
         run = run_main("train", "--mode", mode, *TINY, *places, "--verify_features", "--dry_run")
         assert run.code == 0, run.err
+
+
+def test_small_features_are_read_once(features, tmp_path, monkeypatch):
+    read, seen = training.features.read_feature, []
+    monkeypatch.setattr(training.features, "read_feature", lambda p: seen.append(p) or read(p))
+    places = ["--features_dir", features, "--logs_dir", tmp_path, "--num_workers", 0]
+    args = ["--mode", "text", "--text_layers", 1, "--n_epoch", 3, "--batch_size", 5]
+    assert run_main("train", *args, *places, "--exp_name", "a").code == 0
+    assert seen and len(seen) == len({*seen})
 
 
 # Weights of another run, and whatever can be built

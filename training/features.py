@@ -213,7 +213,8 @@ class Features:
         if path not in self.checked:
             self.check_layout(row, name, feature)
             self.checked.add(path)
-        if feature.nbytes <= SMALL and len(self.small) < MOST_SMALL:
+        is_listed = not self.manifest.empty  # of an upload nothing stays
+        if is_listed and feature.nbytes <= SMALL and len(self.small) < MOST_SMALL:
             feature = np.array(feature)
             feature.flags.writeable = False  # as those that are mapped
             self.small[path] = (self.seen[path], feature)

@@ -101,7 +101,6 @@ def fit(run: Run, record: Record, stop: StopSignal) -> dict[str, Any]:
             bar.close()
         if signum:  # what is done of the epoch is kept
             record.save_last(run.state())
-            record.draw_curves()
             interrupted(run, signum, f"in epoch {epoch} after step {run.step}")
         run.rows.append(row)
         record.save_last(run.state())

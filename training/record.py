@@ -19,7 +19,7 @@ from training.metrics import commonest
 from training.run import Run
 from training.stopping import StopSignal
 from utils.distributed import Silent, launched_by_torchrun
-from utils.errors import IntegrityError, Interrupted
+from utils.errors import IntegrityError, Interrupted, UsageError
 from utils.files import check_held, write_json
 from utils.plots import plot_confusion
 from utils.run_log import RunLog
@@ -37,7 +37,12 @@ def started(run: Run) -> Iterator[tuple[Record, StopSignal]]:
             end.enter_context(contextlib.closing(loader))
             if run.dist.world == 1:  # several processes are stopped behind a step of all
                 loader.stop_requested = stop.requested
-        yield record, stop
+        try:
+            yield record, stop
+        finally:  # whatever ended it, the curves say how far it came
+            with contextlib.suppress(IntegrityError, UsageError):
+                check_held(run.folder)
+                record.draw_curves()
 
 
 class NoRecord(Silent):

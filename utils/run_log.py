@@ -29,7 +29,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder, self.tracker, self.guesses = folder, tracker, guesses
-        self.rows: list[dict[str, Any]] = []
+        self.rows = [*rows]
         self.drawn, self.drawn_at = 0, time.monotonic()  # how many rows the picture shows
         for events in filter(Path.is_file, folder.glob("events.out.tfevents.*")):
             events.unlink()  # they may hold a row too few, or one twice, of a run that was killed
@@ -40,6 +40,7 @@ class RunLog:
             self._write_table()
 
     def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
         self._write_events(row)
         self._write_table()
         if time.monotonic() - self.drawn_at >= PAUSE:
@@ -56,7 +57,6 @@ class RunLog:
         self.drawn, self.drawn_at = len(self.rows), time.monotonic()
 
     def _write_events(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
         for name, value in row.items():
             if name != "epoch" and value is not None:
                 self.writer.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
