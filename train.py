@@ -66,7 +66,8 @@ def parse_args() -> argparse.Namespace:
     for name, setting in ALL_SETTINGS.items():
         values = dict.fromkeys(str(recipe(mode)[name]) for mode in TASKS)
         kind = "choices" if isinstance(setting.kind, tuple) else "type"
-        described = f"{setting.help} [{'/'.join(values)}]"
+        shown = "" if list(values) == ["None"] else f" [{'/'.join(values)}]"
+        described = setting.help + shown
         groups[setting.group].add(f"--{name}", help=described, **{kind: setting.kind})
     for name, flag in STARTS.items():
         help_text = f"start {name} from this run, built as it was there"

@@ -16,9 +16,11 @@ import argparse
 import difflib
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,13 @@ from training.tasks import ALL_SETTINGS, TASKS
 from utils.config import Flags, ranged, run_name
 from utils.errors import IntegrityError, UsageError, in_short, run_script
 from utils.files import check_place, read_json, write_bytes, write_csv, write_json, write_text
+from utils.parallel import signal_at_parents_end
 
 MEASURES = {"uar": "maximize", "accuracy": "maximize", "loss": "minimize"}
 STOPPED = (-2, -15, 130, 143)  # exit codes of a training that was interrupted
 STUDY = "study.log"  # Optuna's journal: several processes append to it
-SEARCH = {"mode": str, "space": dict, "measure": str, "flags": list}  # what search.json tells
+SEARCHED = "search.json"
+SEARCH = {"mode": str, "space": dict, "measure": str, "flags": list}  # what it tells
 MOST_BYTES = 1 << 20  # of it
 RANGE = {"low", "high", "log", "step"}
 
@@ -71,7 +75,9 @@ def main() -> None:
     folder = args.logs_dir / "tune" / args.exp_name
     check_place(folder)
     space = read_space(args.space)
-    check_flags(args, space, folder)
+    check_flags(args, space)
+    if not (folder / SEARCHED).exists():  # else its trials began with them
+        check_training(args, folder)
     check_same_search(args, space, folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     journal = str(folder / STUDY)
@@ -129,11 +135,14 @@ def read_space(path: Path) -> dict[str, Any]:
     return space
 
 
-def check_flags(args: argparse.Namespace, space: dict[str, Any], folder: Path) -> None:
-    """UsageError with train.py's own words where no trial could start."""
+def check_flags(args: argparse.Namespace, space: dict[str, Any]) -> None:
     for name in space:
         if any(flag.partition("=")[0] == f"--{name}" for flag in args.train_flags):
             raise UsageError(f"--{name} is in {args.space} too: leave one of them out")
+
+
+def check_training(args: argparse.Namespace, folder: Path) -> None:
+    """UsageError with train.py's own words where no trial could start."""
     command = [*training(args), "--exp_name", "check", "--logs_dir", str(folder), "--dry_run"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -151,7 +160,7 @@ def check_same_search(args: argparse.Namespace, space: dict[str, Any], folder: P
     can tell what for."""
     asked = {"mode": args.mode, "space": space, "measure": args.measure}
     asked["flags"] = args.train_flags
-    path = folder / "search.json"
+    path = folder / SEARCHED
     before = read_search(path) if path.exists() else asked
     if differs := [name for name in asked if before[name] != asked[name]]:
         name = differs[0]
@@ -219,7 +228,8 @@ def train(trial: Any, args: argparse.Namespace, space: dict[str, Any], folder: P
     trial.set_user_attr("process", [socket.gethostname(), os.getpid()])
     flags = [f"--{name}={value}" for name, value in settings.items()]
     command = [*training(args), "--exp_name", place, "--logs_dir", str(folder), "--resume", *flags]
-    done = subprocess.run(command, capture_output=True, text=True)
+    ends = partial(signal_at_parents_end, signal.SIGKILL)  # else it holds the folder on and on
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=ends)
     said = [shlex.join(command), done.stdout, done.stderr.replace("\r", "\n")]
     write_text(folder / f"{place}.txt", "\n".join(said))
     if done.returncode in STOPPED:

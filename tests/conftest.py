@@ -225,7 +225,12 @@ def _save(path: Path, *array: np.ndarray, **arrays: np.ndarray) -> None:
 
 
 TINY = "timm:test_efficientnet"  # a backbone of 0.1 million weights, for timm's own tests
-SMALL = {"speech_backbone": TINY, "face_backbone": TINY, "text_layers": 1, "text_heads": 2}
+SMALL = {
+    "speech_backbone": "small-32",
+    "face_backbone": "small-16",
+    "text_layers": 1,
+    "text_heads": 2,
+}
 SMALL |= {"speech_frames": 48, "face_frames": 2}
 
 

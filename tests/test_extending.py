@@ -117,7 +117,7 @@ def test_it_keeps_its_limits_and_the_style(change, tmp_path):
 # The whole way
 
 QUICK = "--device cpu --num_workers 0 --batch_size 7 --n_epoch 2"
-SPEECH = "--speech_backbone timm:test_efficientnet --speech_frames 48"
+SPEECH = "--speech_backbone small-32 --speech_frames 48"
 TEXT = "--text_layers 1 --text_heads 2"
 JOINED = f"--mode multimodal {SPEECH} {TEXT} --modality_dropout 0.3"
 TRAINING = {

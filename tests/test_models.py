@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from models import build_model
 from models.backbone import Backbone, load_pretrained, set_batchnorm_momentum
 from models.fusion import FUSIONS, Tokens
-from models.pooling import POOLINGS, FrameAttention
+from models.pooling import POOLINGS, FrameAttention, means_of_parts
 from training.losses import cross_entropy, smooth_one_hot
 from training.tasks import TASKS, model_arch, recipe
 
@@ -120,6 +120,51 @@ def test_padded_words_do_not_matter(mode):
     fewer = inputs | {"text": (words, mask & (torch.arange(10) < 2))}
     head = TASKS[mode].main_head
     assert (model(fewer).logits[head] - model(inputs).logits[head])[1:].abs().max() > 1e-4
+
+
+# Parts of a picture
+
+
+@pytest.mark.parametrize(("size", "parts"), [(5, 1), (4, 4), (5, 3), (7, 2), (2, 5), (1, 3)])
+def test_parts_are_those_of_adaptive_pooling(size, parts):
+    maps = torch.rand(2, 3, size, 6)
+    expected = torch.nn.functional.adaptive_avg_pool2d(maps, (parts, 6))
+    torch.testing.assert_close(means_of_parts(maps, parts, 2), expected)
+    turned = means_of_parts(maps.transpose(2, 3), parts, 3)
+    torch.testing.assert_close(turned, expected.transpose(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("mode", "setting", "parts"),
+    [("speech", "speech_bands", 4), ("face", "face_grid", 9)],
+)
+@torch.inference_mode()
+def test_parts_are_told_apart(mode, setting, parts):
+    """Parts of a picture change places. The mean over all of it sees nothing of that, they do."""
+    torch.manual_seed(0)
+    kind = {"speech_backbone": "small-32", "face_backbone": "small-16", "face_lstm": False}
+    encoder = {}
+    for count in (1, round(parts ** (0.5 if mode == "face" else 1))):
+        arch = arch_of(mode, **kind, **{setting: count})
+        encoder[count] = build_model(**arch).eval().encoders[mode]
+        for layer in encoder[count].backbone.modules():  # a point sees itself: no padding, no edge
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.weight[..., [0, 2], :], layer.weight[..., [0, 2]] = 0, 0
+    one, many = encoder.values()
+    if mode == "speech":
+        view = torch.rand(1, 1, 128, 64)
+        view[:, :, :64] = 0
+        moved = torch.cat([view[:, :, 64:], view[:, :, :64]], dim=2)
+        inputs = [(each, torch.ones(1, 64, dtype=torch.bool)) for each in (view, moved)]
+        assert many.lstm.input_size == parts * one.lstm.input_size
+    else:
+        view = torch.rand(1, 2, 3, 48, 48)
+        view[..., :16, :] = 0
+        inputs = [(view,), (torch.cat([view[..., 16:, :], view[..., :16, :]], dim=3),)]
+        assert many.token_dim == parts * one.token_dim
+    same, other = ([each(*given)[0] for given in inputs] for each in (one, many))
+    rounding, change = ((a - b).abs().max() for a, b in (same, other))
+    assert rounding < 1e-5 and change > 100 * rounding
 
 
 # Padding of sound

@@ -72,14 +72,18 @@ class Modality:
 
 def speech_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     backbone = config["speech_backbone"] or f"efficientnet-b{config['speech_coeff']}"
-    size = {"hidden": 128} if backbone.startswith("small-") else {}
-    return {"type": "AttnCNN", "backbone": backbone, "pooling": config["pooling"], **size}
+    made = {"type": "AttnCNN", "backbone": backbone, "pooling": config["pooling"]}
+    if backbone.startswith("small-"):
+        made["hidden"] = 128
+    return made if config["speech_bands"] == 1 else made | {"bands": config["speech_bands"]}
 
 
 def face_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     backbone = config["face_backbone"] or f"efficientnet-b{config['face_coeff']}"
     made = {"type": "CLSTM", "backbone": backbone, "pooling": config["pooling"]}
-    return made if config["face_lstm"] else made | {"lstm": False}
+    if not config["face_lstm"]:
+        made["lstm"] = False
+    return made if config["face_grid"] == 1 else made | {"grid": config["face_grid"]}
 
 
 def text_encoder(config: dict, shape: Shape) -> dict[str, Any]:
@@ -130,6 +134,9 @@ MODALITIES = {
         settings={
             "speech_coeff": Setting(4, COEFF, "EfficientNet-B0 to B7 for the log-mel", "model"),
             "speech_backbone": Setting(None, str, BACKBONE, "model"),
+            "speech_bands": Setting(
+                1, ranged(int, 1, 16), "parts of the frequencies that it tells apart", "model"
+            ),
             "speech_frames": Setting(
                 400, ranged(int, 32, 100_000), "columns of the log-mel, 62.5 a second", "data"
             ),
@@ -162,6 +169,9 @@ MODALITIES = {
             "face_coeff": Setting(0, COEFF, "EfficientNet-B0 to B7 for the crops", "model"),
             "face_backbone": Setting(None, str, BACKBONE, "model"),
             "face_frames": Setting(16, ranged(int, 1, 4096), "face crops per clip", "data"),
+            "face_grid": Setting(
+                1, ranged(int, 1, 16), "N x N parts of a crop that it tells apart", "model"
+            ),
             "face_lstm": Setting(True, boolean, "False: each frame counts by itself", "model"),
             **augment.FACE_STRENGTHS,
         },

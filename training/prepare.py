@@ -227,12 +227,13 @@ def transfer_weights(
     head: bool,
 ) -> None:
     """Copy a modality's encoder, and with `head` its head where the model has one, from another
-    run."""
+    run. With another --pooling than there, pooling and head are learnt anew."""
     was, now = checkpoint["arch"]["encoders"].get(name), arch["encoders"][name]
     if was is None:
         have = ", ".join(checkpoint["arch"]["encoders"])
         raise IntegrityError(f"--{name}_load_weights {path} is a run of {have}, not of {name}")
-    if was != now:
+    as_there = was.get("pooling") == now.get("pooling")
+    if {**was, "pooling": None} != {**now, "pooling": None}:
         flags = [
             f"--{setting} {config[setting]}, it was trained with {checkpoint['config'][setting]}"
             for setting in own_settings(name, checkpoint)
@@ -244,8 +245,10 @@ def transfer_weights(
             f"{'; '.join(flags or changed)}"
             + (": leave the flag out, it follows the weights" if flags else "")
         )
-    prefixes = (f"encoders.{name}.", *([f"heads.{name}."] if head else []))
+    prefixes = (f"encoders.{name}.", *([f"heads.{name}."] if head and as_there else []))
     wanted = {key for key in model.state_dict() if key.startswith(prefixes)}
+    if not as_there:
+        wanted = {key for key in wanted if not key.startswith(f"encoders.{name}.pooling.")}
     model.load_state_dict(
         {key: value for key, value in checkpoint["weights"].items() if key in wanted}, strict=False
     )

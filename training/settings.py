@@ -56,7 +56,7 @@ DATA = {
 }
 MODEL = {
     "fusion": ("concat", str, "concat (recipe), gated, attention, crossattention, late"),
-    "pooling": ("attention", str, "of sequences: attention (recipe), relation, mean, stats"),
+    "pooling": ("attention", str, "of tokens: attention (recipe), relation, mean, stats"),
     "feature_encoder": ("lstm", ("lstm", "linear"), "of custom features (T, D)"),
     "pretrained": ("none", str, "backbones: none, hub (ImageNet), FILE or FOLDER"),
     "freeze_backbone": (False, boolean, "True: the backbones stay as they are"),
@@ -64,7 +64,7 @@ MODEL = {
 OPTIMIZATION = {
     "learning_rate": (None, ranged(float, 1e-9, 100), "at the start of the schedule; also --lr"),
     "n_epoch": (None, WHOLE, "passes over the training clips"),
-    "optim": ("ranger", str, "ranger (gradients centralized), sgd (Nesterov), adamw"),
+    "optim": ("ranger", str, "ranger (centralized), sgd (Nesterov), adamw"),
     "schedule": ("cosine", str, "cosine, step (x 0.1 at half), constant"),
     "warmup": (0.0, NOT_NEGATIVE, "epochs of linear warm-up"),
     "weight_decay": (5e-5, ranged(float, 0, 10), "of the optimizer"),

@@ -50,7 +50,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """One line for each flag where there is room."""
 
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=32, width=100)
+        super().__init__(prog, max_help_position=36, width=100)
 
 
 class Group:
