@@ -18,7 +18,7 @@ test: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	REQUIRE_EXTRAS=$(EXTRAS) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	REQUIRE_EXTRAS=$(EXTRAS) $(BIN)/python -m pytest -n auto --dist worksteal
 
 # Known vulnerabilities of the locked versions; asks the advisory database on the internet.
 audit: $(VENV)/ready

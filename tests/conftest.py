@@ -29,6 +29,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and what nohup starts ignores this
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one more than there are cores, for tests that wait leave theirs idle."""
+    from utils.parallel import available_cores
+
+    return min(4, available_cores() + 1)
+
+
 def run_script(name: str, *args: object, env: dict | None = None, timeout: float = 120):
     """Run a script from the repository's root; CompletedProcess with its output as text."""
     command = [sys.executable, name, *map(str, args)]

@@ -164,6 +164,33 @@ def test_multimodal_starts_from_the_three_runs(runs):
     assert {name.split(".")[1] for name in set(model) - copied} == {"integrated"}
 
 
+@pytest.mark.parametrize(
+    ("mode", "built", "anew"),
+    [
+        ("speech", {"pooling": "stats"}, "pooling"),
+        ("speech", {"bands": 2}, "lstm"),
+        ("face", {"grid": 2, "pooling": "mean"}, "lstm, pooling"),
+    ],
+)
+def test_what_is_built_in_another_way_is_learnt_anew(runs, capsys, mode, built, anew):
+    source = runs[0] / mode / "first"
+    first = load_checkpoint(best_checkpoint(source))
+    arch = {**first["arch"], "encoders": {mode: first["arch"]["encoders"][mode] | built}}
+    starts = {mode: (source, first)}
+    model = create_model(arch, first["config"], starts, first["classes"]).state_dict()
+    assert f"all but {anew} and the last layer" in capsys.readouterr().out
+    weights, encoder = first["weights"], f"encoders.{mode}."
+    new = {name for name in model if not same(model[name], weights.get(name))}
+    parts = {name.removeprefix(encoder).split(".")[0] for name in new if name.startswith(encoder)}
+    assert parts <= set(anew.split(", ")) and ("lstm" in parts) == ("lstm" in anew)
+    kept = {name for name in model if name.startswith(f"{encoder}backbone.")}
+    assert kept and kept.isdisjoint(new) and any(name.startswith("heads.") for name in new)
+
+
+def same(one: torch.Tensor, other: torch.Tensor | None) -> bool:
+    return other is not None and one.shape == other.shape and torch.equal(one, other)
+
+
 # What is refused, before any training
 
 

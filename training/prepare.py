@@ -37,6 +37,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "fusion": FUSIONS,
     "pooling": POOLINGS,
 }
+ABOVE_BACKBONE = ("pooling", "grid", "bands")  # of an encoder; may be other than in its start
 Starts = dict[str, tuple[Path, Checkpoint]]  # modality -> the run that it starts from
 
 
@@ -199,8 +200,9 @@ def create_model(
             fill_backbone(module, config["pretrained"])
     for name, (path, checkpoint) in starts.items():
         same = checkpoint["classes"] == list(classes)
-        transfer_weights(model, arch, config, name, path, checkpoint, head=same)
         but = "" if same else f", all but the last layer: its classes are {checkpoint['classes']}"
+        if anew := transfer_weights(model, arch, config, name, path, checkpoint, head=same):
+            but = f", all but {', '.join(anew)} and the last layer, which are built in another way"
         print(f"{name}: weights from {path}{but}")
     return model
 
@@ -225,33 +227,40 @@ def transfer_weights(
     path: Path,
     checkpoint: Checkpoint,
     head: bool,
-) -> None:
+) -> list[str]:
     """Copy a modality's encoder, and with `head` its head where the model has one, from another
-    run. With another --pooling than there, pooling and head are learnt anew."""
+    run. Above the backbone it may be built in another way: the parts of it that differ are learnt
+    anew, and the head with them; they are returned.
+    """
     was, now = checkpoint["arch"]["encoders"].get(name), arch["encoders"][name]
     if was is None:
         have = ", ".join(checkpoint["arch"]["encoders"])
         raise IntegrityError(f"--{name}_load_weights {path} is a run of {have}, not of {name}")
-    as_there = was.get("pooling") == now.get("pooling")
-    if {**was, "pooling": None} != {**now, "pooling": None}:
+    changed = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+    if wrong := [key for key in changed if key not in ABOVE_BACKBONE]:
         flags = [
             f"--{setting} {config[setting]}, it was trained with {checkpoint['config'][setting]}"
             for setting in own_settings(name, checkpoint)
             if config[setting] != checkpoint["config"][setting]
         ]
-        changed = [f"{k} {now.get(k)}, it has {was.get(k)}" for k in now if now[k] != was.get(k)]
+        differs = [f"{key} {now.get(key)}, it has {was.get(key)}" for key in wrong]
         raise IntegrityError(
             f"--{name}_load_weights {path} does not fit: this run has "
-            f"{'; '.join(flags or changed)}"
+            f"{'; '.join(flags or differs)}"
             + (": leave the flag out, it follows the weights" if flags else "")
         )
-    prefixes = (f"encoders.{name}.", *([f"heads.{name}."] if head and as_there else []))
-    wanted = {key for key in model.state_dict() if key.startswith(prefixes)}
-    if not as_there:
-        wanted = {key for key in wanted if not key.startswith(f"encoders.{name}.pooling.")}
-    model.load_state_dict(
-        {key: value for key, value in checkpoint["weights"].items() if key in wanted}, strict=False
-    )
+    own, start, encoder = model.state_dict(), checkpoint["weights"], f"encoders.{name}."
+    anew = set()
+    for key, value in own.items():
+        if key.startswith(encoder) and (key not in start or start[key].shape != value.shape):
+            anew.add(key.removeprefix(encoder).split(".")[0])
+    if "pooling" in changed:
+        anew.add("pooling")
+    kept = [encoder, *([f"heads.{name}."] if head and not anew else [])]
+    lost = tuple(f"{encoder}{part}." for part in anew)
+    wanted = [key for key in own if key.startswith(tuple(kept)) and not key.startswith(lost)]
+    model.load_state_dict({key: start[key] for key in wanted}, strict=False)
+    return sorted(anew)
 
 
 def check_starts(
