@@ -7,34 +7,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbone import Backbone
-from models.pooling import POOLINGS, means_of_parts
+from models.pooling import POOLINGS
 
 
 class AttnCNN(nn.Module):
     """The log-mel as a grey picture through an image backbone, then a BiLSTM over time.
 
     `forward` gives the tokens; `pooling` (frame attention in the recipe) makes a vector of them.
-    A token is the mean over all frequencies, or tells so many `bands` of them apart.
     """
 
     def __init__(
-        self,
-        backbone: str = "efficientnet-b4",
-        hidden: int = 512,
-        pooling: str = "attention",
-        bands: int = 1,
+        self, backbone: str = "efficientnet-b4", hidden: int = 512, pooling: str = "attention"
     ):
         super().__init__()
-        self.backbone, self.bands = Backbone(backbone, in_channels=1), bands
-        channels = self.backbone.out_channels * bands
-        self.lstm = nn.LSTM(channels, hidden, batch_first=True, bidirectional=True)
+        self.backbone = Backbone(backbone, in_channels=1)
+        self.lstm = nn.LSTM(
+            self.backbone.out_channels, hidden, batch_first=True, bidirectional=True
+        )
         self.token_dim = 2 * hidden
         self.pooling = POOLINGS[pooling](self.token_dim)
 
     def forward(self, log_mel: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """`mask` (B, T): true for the columns of the clip, false for the padding around it."""
         x = self.backbone(log_mel)  # (B, C, F / 32, T / 32)
-        x = means_of_parts(x, self.bands, dim=2).flatten(1, 2).transpose(1, 2)  # (B, T / 32, C')
+        x = x.mean(dim=2).transpose(1, 2)  # (B, T / 32, C)
         mask = self.token_mask(mask, x.shape[1])
         x, _ = self.lstm(x * mask.unsqueeze(2))  # (B, T / 32, D)
         return x, mask

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from models.backbone import Backbone
-from models.pooling import POOLINGS, means_of_parts
+from models.pooling import POOLINGS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of images in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -46,9 +47,7 @@ class CLSTM(nn.Module):
         batch, frames = faces.shape[:2]
         x = (faces.flatten(0, 1) - self.mean) / self.std  # (B T, 3, H, W)
         x = self.backbone(x)  # (B T, C, H / 32, W / 32)
-        for dim in (2, 3):
-            x = means_of_parts(x, self.grid, dim)
-        x = x.flatten(1)  # (B T, C')
+        x = adaptive_avg_pool2d(x, self.grid).flatten(1)  # (B T, C grid^2)
         x = x.unflatten(0, (batch, frames))  # (B, T, C)
         if self.lstm is not None:
             x, _ = self.lstm(x)  # (B, T, D)

@@ -48,11 +48,20 @@ class BatchNorm(nn.BatchNorm1d):
         return nn.functional.batch_norm(input, *statistics, self.weight, self.bias, eps=self.eps)
 
 
+class AsItIs(nn.Module):
+    """Values of unit variance (..., D), all together of variance 1: so each input of a fusion has
+    the same weight, however many values it has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.shape[-1] ** -0.5
+
+
 class VectorEncoder(nn.Module):
     """One vector per clip through a small perceptron: (B, D) -> one token (B, 1, hidden).
 
     Batch norm first: features such as openSMILE's differ in scale by orders of magnitude. With
-    `layers` (B, L, D) comes in.
+    `layers` (B, L, D) comes in. With `hidden` 0 the token is the vector itself (B, 1, D): a linear
+    head on it is a logistic regression.
     """
 
     def __init__(
@@ -66,9 +75,11 @@ class VectorEncoder(nn.Module):
         super().__init__()
         self.mix = LayerMix(layers) if layers else nn.Identity()
         self.norm = BatchNorm(dim)
-        self.hidden = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, hidden), nn.GELU())
-        self.token_dim = hidden
-        self.pooling = POOLINGS[pooling](hidden)
+        self.hidden: nn.Module = AsItIs()
+        if hidden:
+            self.hidden = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, hidden), nn.GELU())
+        self.token_dim = hidden or dim
+        self.pooling = POOLINGS[pooling](self.token_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.hidden(self.norm(self.mix(x))).unsqueeze(1)  # (B, 1, hidden)
@@ -79,7 +90,8 @@ class SequenceEncoder(nn.Module):
     """A sequence (B, T, D) -> tokens (B, T, 2 hidden). With `layers` (B, L, T, D) comes in.
 
     `body`: lstm reads it in both directions; linear takes each row by itself, as fits the rows of
-    a pretrained encoder, which know their neighbours already: quicker, and better on few clips.
+    a pretrained encoder, which know their neighbours already: quicker, and better on few clips;
+    with none tokens are the rows themselves (B, T, D).
     """
 
     def __init__(
@@ -94,12 +106,14 @@ class SequenceEncoder(nn.Module):
         super().__init__()
         self.mix = LayerMix(layers) if layers else nn.Identity()
         self.norm = BatchNorm(dim)
+        self.lstm = None
         if body == "lstm":
             self.lstm = nn.LSTM(dim, hidden, batch_first=True, bidirectional=True)
-        else:
-            self.lstm = None
+        elif body == "linear":
             self.linear = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, 2 * hidden), nn.GELU())
-        self.token_dim = 2 * hidden
+        else:
+            self.linear = AsItIs()
+        self.token_dim = dim if body == "none" else 2 * hidden
         self.pooling = POOLINGS[pooling](self.token_dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

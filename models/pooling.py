@@ -73,14 +73,6 @@ class Statistics(nn.Module):
         return self.attention.weights(tokens, mask)
 
 
-def means_of_parts(maps: Tensor, parts: int, dim: int) -> Tensor:
-    """The size of `dim` becomes `parts`: means of equal parts, cut as adaptive average pooling cuts
-    them. Where there are fewer rows than parts, neighbours share one."""
-    size = maps.shape[dim]
-    cuts = [(i * size // parts, -(-(i + 1) * size // parts)) for i in range(parts)]
-    return torch.stack([maps.narrow(dim, a, b - a).mean(dim) for a, b in cuts], dim)
-
-
 def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:
     """(B, T, D), (B, T, 1) -> (B, D)"""
     return (x * weight).sum(dim=1) / weight.sum(dim=1)

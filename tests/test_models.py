@@ -15,8 +15,9 @@ from torch.nn.functional import pad
 
 from models import build_model
 from models.backbone import Backbone, load_pretrained, set_batchnorm_momentum
+from models.features import SequenceEncoder, VectorEncoder
 from models.fusion import FUSIONS, Tokens
-from models.pooling import POOLINGS, FrameAttention, means_of_parts
+from models.pooling import POOLINGS, FrameAttention
 from training.losses import cross_entropy, smooth_one_hot
 from training.tasks import TASKS, model_arch, recipe
 
@@ -125,46 +126,53 @@ def test_padded_words_do_not_matter(mode):
 # Parts of a picture
 
 
-@pytest.mark.parametrize(("size", "parts"), [(5, 1), (4, 4), (5, 3), (7, 2), (2, 5), (1, 3)])
-def test_parts_are_those_of_adaptive_pooling(size, parts):
-    maps = torch.rand(2, 3, size, 6)
-    expected = torch.nn.functional.adaptive_avg_pool2d(maps, (parts, 6))
-    torch.testing.assert_close(means_of_parts(maps, parts, 2), expected)
-    turned = means_of_parts(maps.transpose(2, 3), parts, 3)
-    torch.testing.assert_close(turned, expected.transpose(2, 3))
+@torch.inference_mode()
+def test_parts_of_a_face_are_told_apart():
+    """Parts of a picture change places. The mean over all of it sees nothing of that, they do."""
+    torch.manual_seed(0)
+    kind = {"face_backbone": "small-16", "face_lstm": False}
+    encoders = [
+        build_model(**arch_of("face", **kind, face_grid=grid)).eval().encoders["face"]
+        for grid in (1, 3)
+    ]
+    faces = torch.rand(1, 2, 3, 48, 48)
+    faces[..., :16, :] = 0
+    moved = torch.cat([faces[..., 16:, :], faces[..., :16, :]], dim=3)
+    changes = []
+    for encoder in encoders:
+        for layer in encoder.backbone.modules():  # a point sees itself: no padding, no edge
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.weight[..., [0, 2], :], layer.weight[..., [0, 2]] = 0, 0
+        changes.append((encoder(faces)[0] - encoder(moved)[0]).abs().max())
+    assert encoders[1].token_dim == 9 * encoders[0].token_dim
+    assert changes[0] < 1e-5 and changes[1] > 100 * changes[0]
+
+
+# Features as they are
 
 
 @pytest.mark.parametrize(
-    ("mode", "setting", "parts"),
-    [("speech", "speech_bands", 4), ("face", "face_grid", 9)],
+    ("encoder", "shape"),
+    [
+        (VectorEncoder(6, hidden=0), (6,)),
+        (VectorEncoder(6, hidden=0, layers=3), (3, 6)),
+        (SequenceEncoder(6, body="none", pooling="mean"), (5, 6)),
+        (SequenceEncoder(6, body="none", pooling="mean", layers=3), (3, 5, 6)),
+    ],
 )
-@torch.inference_mode()
-def test_parts_are_told_apart(mode, setting, parts):
-    """Parts of a picture change places. The mean over all of it sees nothing of that, they do."""
+@torch.no_grad()
+def test_features_as_they_are_weigh_the_same_whatever_their_number(encoder, shape):
+    """--feature_encoder none: each value standardized, all of them together of variance 1; a linear
+    head on them is a logistic regression."""
     torch.manual_seed(0)
-    kind = {"speech_backbone": "small-32", "face_backbone": "small-16", "face_lstm": False}
-    encoder = {}
-    for count in (1, round(parts ** (0.5 if mode == "face" else 1))):
-        arch = arch_of(mode, **kind, **{setting: count})
-        encoder[count] = build_model(**arch).eval().encoders[mode]
-        for layer in encoder[count].backbone.modules():  # a point sees itself: no padding, no edge
-            if isinstance(layer, torch.nn.Conv2d):
-                layer.weight[..., [0, 2], :], layer.weight[..., [0, 2]] = 0, 0
-    one, many = encoder.values()
-    if mode == "speech":
-        view = torch.rand(1, 1, 128, 64)
-        view[:, :, :64] = 0
-        moved = torch.cat([view[:, :, 64:], view[:, :, :64]], dim=2)
-        inputs = [(each, torch.ones(1, 64, dtype=torch.bool)) for each in (view, moved)]
-        assert many.lstm.input_size == parts * one.lstm.input_size
-    else:
-        view = torch.rand(1, 2, 3, 48, 48)
-        view[..., :16, :] = 0
-        inputs = [(view,), (torch.cat([view[..., 16:, :], view[..., :16, :]], dim=3),)]
-        assert many.token_dim == parts * one.token_dim
-    same, other = ([each(*given)[0] for given in inputs] for each in (one, many))
-    rounding, change = ((a - b).abs().max() for a, b in (same, other))
-    assert rounding < 1e-5 and change > 100 * rounding
+    x = 3 * torch.randn(64, *shape) + 100 * torch.rand(6)
+    tokens, mask = encoder.train()(x)
+    assert tokens.shape == (64, 5 if 5 in shape else 1, 6) and mask.all()
+    assert tokens.square().sum(dim=2).mean() == pytest.approx(1, abs=0.01)
+    assert tokens.mean(dim=(0, 1)).abs().max() < 1e-4
+    assert encoder.pooling.out_dim == 6
+    learnt = sum(each.numel() for each in encoder.parameters())
+    assert learnt == 12 + 3 * (3 in shape), "scale and shift of each value, shares of the layers"
 
 
 # Padding of sound

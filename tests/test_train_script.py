@@ -168,7 +168,6 @@ def test_multimodal_starts_from_the_three_runs(runs):
     ("mode", "built", "anew"),
     [
         ("speech", {"pooling": "stats"}, "pooling"),
-        ("speech", {"bands": 2}, "lstm"),
         ("face", {"grid": 2, "pooling": "mean"}, "lstm, pooling"),
     ],
 )

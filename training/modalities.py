@@ -72,10 +72,8 @@ class Modality:
 
 def speech_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     backbone = config["speech_backbone"] or f"efficientnet-b{config['speech_coeff']}"
-    made = {"type": "AttnCNN", "backbone": backbone, "pooling": config["pooling"]}
-    if backbone.startswith("small-"):
-        made["hidden"] = 128
-    return made if config["speech_bands"] == 1 else made | {"bands": config["speech_bands"]}
+    size = {"hidden": 128} if backbone.startswith("small-") else {}
+    return {"type": "AttnCNN", "backbone": backbone, "pooling": config["pooling"], **size}
 
 
 def face_encoder(config: dict, shape: Shape) -> dict[str, Any]:
@@ -98,7 +96,8 @@ def custom_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     if len(shape) == 3:
         size["layers"] = shape[0]
     if len(shape) == 1 or config["feature_frames"] == 1 or shape[-2] == 1:
-        return {"type": "VectorEncoder", **size}
+        bare = {"hidden": 0} if config["feature_encoder"] == "none" else {}
+        return {"type": "VectorEncoder", **size, **bare}
     options = {"pooling": config["pooling"]}
     if config["feature_encoder"] != "lstm":
         options["body"] = config["feature_encoder"]
@@ -134,9 +133,6 @@ MODALITIES = {
         settings={
             "speech_coeff": Setting(4, COEFF, "EfficientNet-B0 to B7 for the log-mel", "model"),
             "speech_backbone": Setting(None, str, BACKBONE, "model"),
-            "speech_bands": Setting(
-                1, ranged(int, 1, 16), "parts of the frequencies that it tells apart", "model"
-            ),
             "speech_frames": Setting(
                 400, ranged(int, 32, 100_000), "columns of the log-mel, 62.5 a second", "data"
             ),

@@ -37,7 +37,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "fusion": FUSIONS,
     "pooling": POOLINGS,
 }
-ABOVE_BACKBONE = ("pooling", "grid", "bands")  # of an encoder; may be other than in its start
+ABOVE_BACKBONE = ("pooling", "grid")  # of an encoder; may be other than in its start
 Starts = dict[str, tuple[Path, Checkpoint]]  # modality -> the run that it starts from
 
 

@@ -57,7 +57,7 @@ DATA = {
 MODEL = {
     "fusion": ("concat", str, "concat (recipe), gated, attention, crossattention, late"),
     "pooling": ("attention", str, "of tokens: attention (recipe), relation, mean, stats"),
-    "feature_encoder": ("lstm", ("lstm", "linear"), "of custom features (T, D)"),
+    "feature_encoder": ("lstm", ("lstm", "linear", "none"), "of custom features"),
     "pretrained": ("none", str, "backbones: none, hub (ImageNet), FILE or FOLDER"),
     "freeze_backbone": (False, boolean, "True: the backbones stay as they are"),
 }
@@ -76,7 +76,7 @@ OPTIMIZATION = {
 OBJECTIVE = {
     "loss": ("cross_entropy", str, "by name, see training/losses.py"),
     "label_smoothing": (0.1, ranged(float, 0, 0.999), "probability spread over all classes"),
-    "class_weights": ("none", ("none", "sqrt", "balanced"), "balanced: classes count alike"),
+    "class_weights": ("none", ("none", "sqrt", "balanced"), "balanced: all count alike"),
     "lam": (0.0, NOT_NEGATIVE, "weight of the other heads' mean loss"),
 }
 AUGMENTATION = {

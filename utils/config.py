@@ -49,8 +49,10 @@ METAVARS = {"int": "N", "float": "X", "Path": "PATH", "boolean": "BOOL"}  # by t
 class Help(argparse.RawDescriptionHelpFormatter):
     """One line for each flag where there is room."""
 
+    WIDEST = 32  # of a flag and its values
+
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=36, width=100)
+        super().__init__(prog, max_help_position=self.WIDEST + 4, width=100)
 
 
 class Group:
@@ -64,6 +66,10 @@ class Group:
         default = options.get("default")
         if not any(default is nothing for nothing in (None, False, argparse.SUPPRESS)):
             help += f" ({default})"
+        choices = ",".join(map(str, options.get("choices", ())))
+        if len(f"{names[0]} {{{choices}}}") > Help.WIDEST:
+            options["metavar"] = "NAME"
+            help = f"{choices.replace(',', ', ')}: {help}"
         takes_value = "action" not in options and "choices" not in options
         if takes_value and names[0].startswith("-"):
             kind = getattr(options.get("type"), "__name__", "")
