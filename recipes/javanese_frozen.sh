@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The Javanese clips on top of the models that come along (starter/), which stay as they are: voice
-# and face become numbers, and a small model learns from both; folds by person. Once nothing is known
-# of the test person, once every number is read in units of that person's clips (no labels). With a
-# third word also beside Whisper's encoder. Its settings are those of javanese_whisper.sh.
+# and face become numbers, and one linear layer learns from both; folds by person. Once nothing is
+# known of the test person, once every number is read in units of that person's clips (no labels).
+# With a second word also beside Whisper's encoder.
 #     bash recipes/javanese_frozen.sh JAVANESE [openai/whisper-tiny.en]
 set -eu
 data=${1:?the folder of the clips} whisper=${2:-}
@@ -11,7 +11,7 @@ sets=(${SETS:-voice looks voice,looks})
 more=()
 if [ -n "$whisper" ]; then
   sets+=(voice,looks,whisper)
-  more=(--encoder "whisper=speech:hf:$whisper")
+  more=(--encoder "whisper=speech:hf:$whisper,pool=stats")
 fi
 python preprocess.py --corpus javanese --data_dir "$data" --features_dir "$features" \
   --face_size 48 --face_margin 0 \
@@ -21,8 +21,8 @@ for units in none speaker; do
   for inputs in "${sets[@]}"; do
     name="javanese-${inputs//,/-}-$units"
     for seed in ${SEEDS:-1 2 3 4 5}; do
-      python train.py --mode multimodal --inputs "$inputs" --feature_frames 1 --fold all --resume \
-        --standardize "$units" --optim adamw --learning_rate 1e-3 --weight_decay 0.05 \
+      python train.py --mode multimodal --inputs "$inputs" --feature_encoder none --fold all --resume \
+        --standardize "$units" --optim adamw --learning_rate 3e-3 --weight_decay 0.05 \
         --schedule cosine --batch_size 32 --n_epoch 40 --eval_step 40 --mixup_prob 1 \
         --num_workers 0 --features_dir "$features" --logs_dir "$logs" \
         --exp_name "$name-$seed" --seed "$seed"

@@ -42,7 +42,7 @@ FEATURES_DIR="$features/fer2013" bash recipes/fer2013.sh "$fer"
 python -m corpora.pool "$features/faces.clips" "javanese=$javanese" --classes "$classes"
 python preprocess.py --corpus csv --data_dir "$features/faces.clips" \
   --features_dir "$features/faces" --follow_links --face_size 48 --face_margin 0
-python -m evaluation.pack logs/face/fer2013 --features_dir "$features/fer2013" \
+python -m evaluation.pack logs/face/fer2013-parts --features_dir "$features/fer2013" \
   --out "$out/face.pth" --corpus FER2013 --language "pictures from the web" \
   --elsewhere "Javanese AV=$features/faces@train" --setting face_frames=8
 
