@@ -188,9 +188,8 @@ def test_help_is_quick(script):
 def test_the_flags_of_a_training_fit_four_screens():
     lines = run_script("train.py", "--help").stdout.splitlines()
     assert len(lines) <= 112 and max(map(len, lines)) <= 100
-    assert (
-        "optimization:" in lines and "  --time_masks N                    SpecAugment [4]" in lines
-    )
+    flags = [line.split() for line in lines]
+    assert "optimization:" in lines and "--time_masks N SpecAugment [4]".split() in flags
 
 
 def test_a_flag_of_another_name_gets_the_right_one():
