@@ -32,6 +32,8 @@ class CLSTM(nn.Module):
         grid: int = 1,
     ):
         super().__init__()
+        if grid < 1:
+            raise ValueError(f"a picture in {grid} x {grid} parts")
         self.backbone, self.grid = Backbone(backbone, in_channels=3), grid
         channels = self.backbone.out_channels
         self.lstm, self.token_dim = None, channels * grid**2

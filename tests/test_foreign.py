@@ -71,6 +71,7 @@ FORGED = {  # path within the checkpoint, value
     "a backbone of the internet": ("arch.encoders.speech.backbone", "timm:hf-hub:a/b"),
     "a backbone of this disc": ("arch.encoders.speech.backbone", "timm:local-dir:/etc"),
     "a backbone without maps": ("arch.encoders.speech.backbone", "timm:vit_tiny_patch16_224"),
+    "a face in fewer than no parts": ("arch.encoders.face.grid", -1),
     "an unknown encoder": ("arch.encoders.speech.type", "Evil"),
     "an argument that no encoder has": ("arch.encoders.text.evil", 1),
     "a width without end": ("arch.encoders.text.dim", 10**9),

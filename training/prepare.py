@@ -242,6 +242,7 @@ def transfer_weights(
             f"--{setting} {config[setting]}, it was trained with {checkpoint['config'][setting]}"
             for setting in own_settings(name, checkpoint)
             if config[setting] != checkpoint["config"][setting]
+            and setting.removeprefix(f"{name}_") not in ABOVE_BACKBONE
         ]
         differs = [f"{key} {now.get(key)}, it has {was.get(key)}" for key in wrong]
         raise IntegrityError(
