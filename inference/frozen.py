@@ -28,7 +28,8 @@ COLUMNS, CROPS = 1875, 64  # of a log-mel (30 s), of pictures: so many the netwo
 
 
 def open_run(settings: dict[str, str], device: str) -> Encoder:
-    """Its function: wave (N,) or crops (T, S, S, 3) of one clip -> tokens (T', D) float32.
+    """Its function: wave (N,) or crops (T, S, S, 3) of one clip -> tokens (T', D) float32, of crops
+    the mean with those of their mirror image.
 
     `settings["source"]`: a run folder or a .pth file. UsageError for several checkpoints, and for a
     run that does not read `settings["input"]`.
@@ -58,10 +59,15 @@ def open_run(settings: dict[str, str], device: str) -> Encoder:
         feature = feature_of(seen, made)
         axis, most = (1, COLUMNS) if seen.ndim == 1 else (0, CROPS)
         pieces = np.array_split(feature, -(-feature.shape[axis] // most), axis)
-        return np.concatenate([tokens_of(piece, piece.shape[axis]) for piece in pieces])
+        tokens = [tokens_of(piece, piece.shape[axis]) for piece in pieces]
+        if axis == 0:
+            mirrored = [tokens_of(piece[:, :, ::-1], len(piece)) for piece in pieces]
+            tokens = [(one + other) / 2 for one, other in zip(tokens, mirrored, strict=True)]
+        return np.concatenate(tokens)
 
     fixed = {key: value for key, value in config.items() if key not in row.lengths}
-    return Encoder(encode, "", weights_of(model.encoders[name], {"made": made, "settings": fixed}))
+    about = {"made": made, "settings": fixed, "mirrored": True}
+    return Encoder(encode, "", weights_of(model.encoders[name], about))
 
 
 def feature_of(seen: np.ndarray, made: dict[str, Any]) -> np.ndarray:

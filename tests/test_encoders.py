@@ -579,7 +579,8 @@ def own_runs(world):
 
 
 def test_a_run_of_ones_own_is_an_encoder(world, own_runs, tmp_path):
-    """Its tokens of the whole clip, however little of it the training read at once."""
+    """Its tokens of the whole clip, however little of it the training read at once; of faces the
+    mean with those of their mirror images."""
     flags = [
         *("--encoder", f"voice=speech:run:{own_runs['speech']},pool=frames"),
         *("--encoder", f"looks=face:run:{own_runs['face']},pool=stats"),
@@ -595,10 +596,12 @@ def test_a_run_of_ones_own_is_an_encoder(world, own_runs, tmp_path):
         row = Features.open(world["features"]).rows("train").to_dict("records")[0]
         config = member.config | {f"{mode}_frames": length}
         view = modality(mode).view(whole, row, config, np.random.default_rng(0), False)
-        inputs = {mode: [torch.from_numpy(each)[None] for each in view]}
+        tensors = [torch.from_numpy(each)[None] for each in view]
+        sides = [tensors] if mode == "speech" else [tensors, [tensors[0].flip(-1)]]
         with torch.inference_mode():
-            ((x, mask),) = member.model.eval().encode(to_device(inputs, "cpu")).values()
-        expected, found = x[mask].numpy(), feature(world, name)
+            encoded = [member.model.eval().encode(to_device({mode: side}, "cpu")) for side in sides]
+        tokens = [x[mask].numpy() for ((x, mask),) in (each.values() for each in encoded)]
+        expected, found = np.mean(tokens, axis=0), feature(world, name)
         if mode == "face":
             expected = np.r_[expected.mean(0), expected.std(0)]
         assert found.shape == expected.shape and found.dtype == np.float32
