@@ -60,13 +60,15 @@ def open_run(settings: dict[str, str], device: str) -> Encoder:
         axis, most = (1, COLUMNS) if seen.ndim == 1 else (0, CROPS)
         pieces = np.array_split(feature, -(-feature.shape[axis] // most), axis)
         tokens = [tokens_of(piece, piece.shape[axis]) for piece in pieces]
-        if axis == 0:
+        if "mirrored" in about:
             mirrored = [tokens_of(piece[:, :, ::-1], len(piece)) for piece in pieces]
             tokens = [(one + other) / 2 for one, other in zip(tokens, mirrored, strict=True)]
         return np.concatenate(tokens)
 
     fixed = {key: value for key, value in config.items() if key not in row.lengths}
-    about = {"made": made, "settings": fixed, "mirrored": True}
+    about = {"made": made, "settings": fixed}
+    if row.picture == "frames":
+        about["mirrored"] = True
     return Encoder(encode, "", weights_of(model.encoders[name], about))
 
 
