@@ -17,7 +17,7 @@ python preprocess.py --corpus javanese --data_dir "$data" --features_dir "$featu
   --face_size 48 --face_margin 0 \
   --encoder voice=speech:run:starter/voice.pth,pool=stats \
   --encoder looks=face:run:starter/face.pth,pool=stats "${more[@]}"
-for units in none speaker; do
+for units in ${UNITS:-none speaker}; do
   for inputs in "${sets[@]}"; do
     name="javanese-${inputs//,/-}-$units"
     for seed in ${SEEDS:-1 2 3 4 5}; do
