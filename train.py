@@ -147,7 +147,7 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
     if "amp" not in args.given:  # half precision takes 1.5 to 2 times as long on a CPU
         config["amp"] = device != "cpu" and half_pays(config)
     features = Features.open(args.features_dir)
-    config |= recipe_for(args, features, config["fold"])
+    config |= recipe_for(args, features, config)
     args.leaks = leak_stamp(args, config)
     if config["fold"] != "all":
         train_run(args, config, features, folder, device)
@@ -169,12 +169,13 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
         print(fold_line(results))
 
 
-def recipe_for(args: argparse.Namespace, features: Any, fold: str | None) -> dict[str, Any]:
+def recipe_for(args: argparse.Namespace, features: Any, config: dict) -> dict[str, Any]:
     """The settings that --recipe small changes; a hint where it would be the better one."""
     from training.small import hint, small_recipe, training_part
 
+    fold = config["fold"]
     if args.recipe == "small":
-        own = small_recipe(args.mode, features, fold)
+        own = small_recipe(args.mode, features, fold, config["inputs"])
         own = {name: value for name, value in own.items() if name not in args.given}
         print("small recipe:", *(f"{name}={value}" for name, value in own.items()))
         return own

@@ -21,10 +21,8 @@ for units in ${UNITS:-none speaker}; do
   for inputs in "${sets[@]}"; do
     name="javanese-${inputs//,/-}-$units"
     for seed in ${SEEDS:-1 2 3 4 5}; do
-      python train.py --mode multimodal --inputs "$inputs" --feature_encoder none --fold all --resume \
-        --standardize "$units" --optim adamw --learning_rate 3e-3 --weight_decay 0.05 \
-        --schedule cosine --batch_size 32 --n_epoch 40 --eval_step 40 --mixup_prob 1 \
-        --num_workers 0 --features_dir "$features" --logs_dir "$logs" \
+      python train.py --mode multimodal --inputs "$inputs" --recipe small --fold all --resume \
+        --standardize "$units" --num_workers 0 --features_dir "$features" --logs_dir "$logs" \
         --exp_name "$name-$seed" --seed "$seed"
     done
     python evaluate.py --features_dir "$features" --out "report/$name" \

@@ -3,7 +3,8 @@
     python train.py --mode speech --exp_name first --recipe small
 
 Small networks, inputs as long as the clips, as many epochs as make a few thousand steps, half of
-the batches mixed, mean weights. Flags go first. docs/experiments.md has the figures.
+the batches mixed, mean weights. On features of encoders alone (--inputs voice,looks) it is one
+linear layer. Flags go first. docs/experiments.md has the figures.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from training.features import Features
+from training.modalities import modality
 
 FEW = 5_000  # training clips below which a hint is due
 SEEN = 60_000  # clips that a run sees, each as often as there are epochs
@@ -54,10 +56,24 @@ MODES: dict[str, dict[str, Any]] = {
     ),
     "multimodal": dict(learning_rate=3e-4, batch_size=16, mixup_prob=0.5, ema=0.99),
 }
+FROZEN: dict[str, Any] = dict(
+    feature_encoder="none",
+    learning_rate=3e-3,
+    schedule="cosine",
+    warmup=0.0,
+    batch_size=32,
+    n_epoch=40,
+    eval_step=40,
+    mixup_prob=1.0,
+)
 
 
-def small_recipe(mode: str, features: Features, fold: str | None) -> dict[str, Any]:
-    """The settings for this mode and these clips."""
+def small_recipe(
+    mode: str, features: Features, fold: str | None, inputs: str | None = None
+) -> dict[str, Any]:
+    """The settings for this mode and these clips; `inputs` as --inputs has them."""
+    if inputs and not any(modality(name).made_by_preprocess for name in inputs.split(",")):
+        return ALL | FROZEN
     rows = training_part(features, fold)
     own = ALL | MODES.get(mode, {})
     own["n_epoch"] = int(np.clip(round(SEEN / max(1, len(rows))), 8, 100))
