@@ -656,13 +656,13 @@ def test_the_small_recipe_of_encoders_is_one_linear_layer(tmp_path):
     add_feature(folder, "looks", (9,))
     places = ["--features_dir", folder, "--logs_dir", tmp_path, "--num_workers", 0]
     command = ["train", "--mode", "multimodal", "--recipe", "small", *places]
-    run = run_main(*command, "--exp_name", "a", "--inputs", "voice,looks", "--n_epoch", 20)
-    assert run.code == 0, run.err
+    run = run_main(*command, "--exp_name", "a", "--inputs", "voice,looks", "--n_epoch", 100)
+    assert run.code == 0 and "eval_step=280" in run.out, run.err
     checkpoint = load_checkpoint(tmp_path / "multimodal" / "a" / "last.pth")
     encoders = checkpoint["arch"]["encoders"]
     assert [encoders[name]["hidden"] for name in ("voice", "looks")] == [0, 0]
     config = checkpoint["config"]
-    assert (config["schedule"], config["n_epoch"]) == ("cosine", 20), "flags go first"
+    assert (config["schedule"], config["n_epoch"]) == ("cosine", 100), "flags go first"
     assert checkpoint["val"]["accuracy"] > 0.5, run.out
     words = run_main(*command, "--exp_name", "b", "--inputs", "voice,text", "--dry_run")
     assert words.code == 0 and "feature_encoder=lstm" in words.out, words.err

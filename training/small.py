@@ -62,19 +62,19 @@ FROZEN: dict[str, Any] = dict(
     schedule="cosine",
     warmup=0.0,
     batch_size=32,
-    n_epoch=40,
-    eval_step=40,
     mixup_prob=1.0,
 )
+STEPS, LEAST = 280, 20  # that one layer learns in, and epochs where clips are many
 
 
 def small_recipe(
     mode: str, features: Features, fold: str | None, inputs: str | None = None
 ) -> dict[str, Any]:
     """The settings for this mode and these clips; `inputs` as --inputs has them."""
-    if inputs and not any(modality(name).made_by_preprocess for name in inputs.split(",")):
-        return ALL | FROZEN
     rows = training_part(features, fold)
+    if inputs and not any(modality(name).made_by_preprocess for name in inputs.split(",")):
+        n_epoch = max(LEAST, round(STEPS / max(1, len(rows) // FROZEN["batch_size"])))
+        return ALL | FROZEN | dict(n_epoch=n_epoch, eval_step=n_epoch)
     own = ALL | MODES.get(mode, {})
     own["n_epoch"] = int(np.clip(round(SEEN / max(1, len(rows))), 8, 100))
     own["eval_step"] = own["n_epoch"]  # few clips choose no epoch: only the last is measured
