@@ -23,11 +23,11 @@ As an encoder they are made by preprocess.py, and by predict.py for a clip of an
 from __future__ import annotations
 
 import argparse
-import fcntl
+import contextlib
 import os
 import tempfile
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -91,22 +91,24 @@ def check_speakers(clips: pd.DataFrame, features_dir: Path) -> None:
 
 def measure(media: list[Path]) -> list[list[Sound]]:
     """Every clip at every speed, on all cores."""
+    jobs = [delayed(views)(path) for path in media]
     work = Parallel(available_cores(), return_as="generator")
-    return list(tqdm(work(map(delayed(views), media)), "functionals", len(media), unit="clip"))
+    with own_compilations():
+        first = list(work(jobs[:1]))
+        rest = tqdm(work(jobs[1:]), "functionals", len(media), initial=1, unit="clip")
+        return first + list(rest)
 
 
-@cache
-def compile_librosa() -> None:
-    """Once in each process, one process at a time: half a minute where librosa is new, else it
-    reads what was compiled.
+@contextlib.contextmanager
+def own_compilations() -> Iterator[None]:
+    """What librosa compiles is kept for this run alone; its first clip must be done by itself.
 
-    That is kept for all processes of the environment, in files that belong together. Two that
-    compile at once can mix theirs, and from then on every call of pyin is a crash.
+    The usual place serves all processes of the environment, in files that belong together. Two that
+    compile at once can mix theirs, and from then on every call of pyin there is a crash.
     """
-    place = Path(tempfile.gettempdir()) / f"librosa-{os.getuid()}.lock"
-    with open(os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        describe(np.random.default_rng(0).normal(size=RATE // 2).astype(np.float32), 0.0)
+    with tempfile.TemporaryDirectory(prefix="librosa-") as folder:
+        os.environ["NUMBA_CACHE_DIR"] = folder
+        yield
 
 
 def of_clip(sounds: list[Sound]) -> np.ndarray:
@@ -159,7 +161,6 @@ def at_speeds(wave: np.ndarray, start: float) -> list[Sound]:
     """Speech (N,) that starts so many seconds after its clip, at every speed."""
     from scipy.signal import resample_poly
 
-    compile_librosa()
     wave = denoise(wave)
     return [describe(resample_poly(wave, new, old), start) for new, old in SPEEDS]
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import shutil
-import threading
 import wave
 from pathlib import Path
 
@@ -72,34 +69,18 @@ def part_of(spoken: Path, folder: Path, rows: slice, **columns: str) -> Path:
     return folder
 
 
-def test_functionals_are_by_speaker_and_speed(spoken):
+def test_functionals_are_by_speaker_and_speed(spoken, tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "of_all"))
     folder = spoken / "f"
     run = start_functionals(spoken, folder)
     assert run.code == 0 and "7 clips: 2144 numbers at 3 speeds each" in run.out, run.err
     assert "2 speakers have under 5 clips" in run.out
+    assert not (tmp_path / "of_all").exists(), "compiled where other processes do, too"
     values = features_of(folder, "functionals")
     assert values.shape == (7, 3, 2144) and values.dtype == np.float32
     for rows in (slice(0, 4), slice(4, 7)):
         np.testing.assert_allclose(values[rows].mean(axis=0), 0, atol=1e-3)
         assert values[rows].std(axis=0).max() < 1.001
-
-
-def test_one_process_at_a_time_compiles_librosa(tmp_path, monkeypatch):
-    """Another that does holds the lock: this one waits for it."""
-    monkeypatch.setattr(functionals.tempfile, "gettempdir", lambda: tmp_path)
-    described = []
-    monkeypatch.setattr(functionals, "describe", lambda *given: described.append(given))
-    functionals.compile_librosa.cache_clear()
-    with open(tmp_path / f"librosa-{os.getuid()}.lock", "w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        waiting = threading.Thread(target=functionals.compile_librosa, daemon=True)
-        waiting.start()
-        waiting.join(0.5)
-        assert waiting.is_alive() and not described
-    waiting.join(10)
-    functionals.compile_librosa()
-    assert len(described) == 1, "once in a process"
-    functionals.compile_librosa.cache_clear()
 
 
 def test_raw_functionals_know_the_clip_alone(spoken, tmp_path):
