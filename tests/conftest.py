@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -25,8 +27,15 @@ QUIET = {
     "PYTHONWARNINGS": "ignore",
 }
 os.environ.update(QUIET)  # before torch is imported
+if "PYTEST_XDIST_WORKER" in os.environ:  # what two processes compile at once can crash both
+    os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="numba-")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and what nohup starts ignores this
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shutil.rmtree(os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_xdist_auto_num_workers() -> int:
