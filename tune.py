@@ -136,6 +136,7 @@ def read_space(path: Path) -> dict[str, Any]:
 
 
 def check_flags(args: argparse.Namespace, space: dict[str, Any]) -> None:
+    """UsageError for a setting that is both searched and given."""
     for name in space:
         if any(flag.partition("=")[0] == f"--{name}" for flag in args.train_flags):
             raise UsageError(f"--{name} is in {args.space} too: leave one of them out")

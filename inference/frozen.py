@@ -46,6 +46,8 @@ def open_run(settings: dict[str, str], device: str) -> Encoder:
         key: checkpoint["config"].get(key, each.default) for key, each in row.settings.items()
     }
 
+    pictures = row.picture == "frames"
+
     @torch.inference_mode()
     def tokens_of(feature: np.ndarray, steps: int) -> np.ndarray:
         whole = dict.fromkeys(row.lengths, max(steps, row.shortest))
@@ -55,19 +57,19 @@ def open_run(settings: dict[str, str], device: str) -> Encoder:
         ((x, mask),) = model.encode(inputs).values()
         return x[mask].float().cpu().numpy()
 
+    def in_pieces(feature: np.ndarray) -> np.ndarray:
+        axis, most = (0, CROPS) if pictures else (1, COLUMNS)
+        pieces = np.array_split(feature, -(-feature.shape[axis] // most), axis)
+        return np.concatenate([tokens_of(piece, piece.shape[axis]) for piece in pieces])
+
     def encode(seen: np.ndarray) -> np.ndarray:
         feature = feature_of(seen, made)
-        axis, most = (1, COLUMNS) if seen.ndim == 1 else (0, CROPS)
-        pieces = np.array_split(feature, -(-feature.shape[axis] // most), axis)
-        tokens = [tokens_of(piece, piece.shape[axis]) for piece in pieces]
-        if "mirrored" in about:
-            mirrored = [tokens_of(piece[:, :, ::-1], len(piece)) for piece in pieces]
-            tokens = [(one + other) / 2 for one, other in zip(tokens, mirrored, strict=True)]
-        return np.concatenate(tokens)
+        tokens = in_pieces(feature)
+        return (tokens + in_pieces(feature[:, :, ::-1])) / 2 if pictures else tokens
 
     fixed = {key: value for key, value in config.items() if key not in row.lengths}
     about = {"made": made, "settings": fixed}
-    if row.picture == "frames":
+    if pictures:
         about["mirrored"] = True
     return Encoder(encode, "", weights_of(model.encoders[name], about))
 

@@ -250,17 +250,18 @@ def transfer_weights(
             f"{'; '.join(flags or differs)}"
             + (": leave the flag out, it follows the weights" if flags else "")
         )
-    own, start, encoder = model.state_dict(), checkpoint["weights"], f"encoders.{name}."
-    anew = set()
-    for key, value in own.items():
-        if key.startswith(encoder) and (key not in start or start[key].shape != value.shape):
-            anew.add(key.removeprefix(encoder).split(".")[0])
-    if "pooling" in changed:
-        anew.add("pooling")
-    kept = [encoder, *([f"heads.{name}."] if head and not anew else [])]
-    lost = tuple(f"{encoder}{part}." for part in anew)
-    wanted = [key for key in own if key.startswith(tuple(kept)) and not key.startswith(lost)]
-    model.load_state_dict({key: start[key] for key in wanted}, strict=False)
+    own, start, prefix = model.state_dict(), checkpoint["weights"], f"encoders.{name}."
+    part_of = {key: key.split(".")[2] for key in own if key.startswith(prefix)}
+    anew = {"pooling"} & {*changed}
+    anew |= {
+        part
+        for key, part in part_of.items()
+        if key not in start or start[key].shape != own[key].shape
+    }
+    kept = [key for key, part in part_of.items() if part not in anew]
+    if head and not anew:
+        kept += [key for key in own if key.startswith(f"heads.{name}.")]
+    model.load_state_dict({key: start[key] for key in kept}, strict=False)
     return sorted(anew)
 
 

@@ -76,7 +76,7 @@ OPTIMIZATION = {
 OBJECTIVE = {
     "loss": ("cross_entropy", str, "by name, see training/losses.py"),
     "label_smoothing": (0.1, ranged(float, 0, 0.999), "probability spread over all classes"),
-    "class_weights": ("none", ("none", "sqrt", "balanced"), "balanced: all count alike"),
+    "class_weights": ("none", ("none", "sqrt", "balanced"), "with balanced all count alike"),
     "lam": (0.0, NOT_NEGATIVE, "weight of the other heads' mean loss"),
 }
 AUGMENTATION = {
