@@ -50,10 +50,11 @@ class BatchNorm(nn.BatchNorm1d):
 
 class AsItIs(nn.Module):
     """Values of unit variance (..., D), all together of variance 1: so each input of a fusion has
-    the same weight, however many values it has."""
+    the same weight, however many values it has. None counts as more than four deviations: what
+    hardly varied in the training would say all, the first time that it does."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * x.shape[-1] ** -0.5
+        return x.clamp(-4, 4) * x.shape[-1] ** -0.5
 
 
 class VectorEncoder(nn.Module):

@@ -175,6 +175,16 @@ def test_features_as_they_are_weigh_the_same_whatever_their_number(encoder, shap
     assert learnt == 12 + 3 * (3 in shape), "scale and shift of each value, shares of the layers"
 
 
+@torch.no_grad()
+def test_a_value_that_never_varied_does_not_say_all():
+    """Such as what a part of the face shows in one person alone, who was in no training."""
+    encoder = VectorEncoder(6, hidden=0)
+    for _ in range(200):
+        encoder.train()(torch.randn(8, 6) * torch.tensor([0.0, 1, 1, 1, 1, 1]))
+    tokens, _ = encoder.eval()(torch.tensor([[0.5, 0, 0, 0, 0, 0]]))
+    assert tokens.abs().max() <= 4 / 6**0.5
+
+
 # Padding of sound
 
 
