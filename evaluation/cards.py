@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from training.card import of_people
 from training.checkpoint import Checkpoint, load_checkpoint
 from utils.config import Flags
 from utils.errors import UsageError, run_script
@@ -111,7 +112,7 @@ def counted(card: dict[str, Any], clips: str, people: str) -> str:
     """What stands under these two names of the card."""
     if clips not in card:
         return UNKNOWN
-    return f"{card[clips]:,} clips" + (f" of {card[people]} people" if card.get(people) else "")
+    return f"{card[clips]:,} clips" + of_people(card.get(people))
 
 
 def megabytes(path: Path) -> str:

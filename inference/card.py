@@ -10,6 +10,7 @@ from typing import Any
 
 from evaluation.ensemble import Member
 from evaluation.scores import wilson
+from training.card import of_people
 from training.checkpoint import Checkpoint
 from training.modalities import modality
 from training.tasks import task_of
@@ -75,7 +76,7 @@ def origin(card: Card) -> str:
     corpus = card["corpus"] or "a corpus that its checkpoint does not name"
     language = f" ({card['language']})" if card.get("language") else ""
     clips = f", {card['clips']} clips" if card.get("clips") else ""
-    people = f" of {card['people']} people" if card.get("people") else ""
+    people = of_people(card.get("people"))
     return f"trained on {corpus}{language}{clips}{people}"
 
 
@@ -83,7 +84,7 @@ def worth(card: Card) -> str:
     """How often it was right on clips that it was not trained on."""
     if "accuracy" not in card:
         return "never tested"
-    people = f" of {card['tested_people']} people" if card.get("tested_people") else ""
+    people = of_people(card.get("tested_people"))
     low, high = card["interval"]
     interval = f"{low:.0%} to {high:.0%}"
     if card["interval_over"] == "clips":

@@ -90,7 +90,7 @@ def panel(figure: Any, box: tuple, name: str, prediction: ClipPrediction) -> Any
     axis.spines[:].set_visible(False)
     axis.set_title(part_name(name), loc="left", fontsize=9, color=INK, weight="bold", pad=3)
     if not evidence(prediction, name):
-        why = prediction.missing.get(name)
+        why = prediction.missing.get(name) or prediction.unseen.get(name)
         axis.set_facecolor("#f4f4f4")
         reason = f"not used: {wording.reason(why)}" if why else "not read by this model"
         axis.text(0.02, 0.5, reason, transform=axis.transAxes, va="center", color=GREY, fontsize=9)

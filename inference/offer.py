@@ -12,6 +12,7 @@ from typing import Any
 from evaluation.report import joined
 from inference.card import Card, card_of
 from inference.wording import part_name, percent
+from training.card import of_people
 from training.checkpoint import Checkpoint
 
 TOY = "Trained on generated clips of one face: its answers mean nothing for real people."
@@ -34,14 +35,14 @@ def sentences(card: Card) -> list[str]:
     """What the model reads and learnt from, and how often it was right."""
     lines = [f"It reads {joined([part_name(each) for each in card['inputs']])}."]
     if card.get("clips"):
-        people = f" of {card['people']} people" if card.get("people") else ""
+        people = of_people(card.get("people"))
         source = f" of the corpus {card['corpus']}" if card["corpus"] else ""
         language = f" ({card['language']})" if card.get("language") else ""
         lines.append(f"It learnt from {card['clips']} clips{people}{source}{language}.")
     if "accuracy" not in card:
         return [*lines, "How often it is right was not measured."]
     low, high = card["interval"]
-    people = f" of {card['tested_people']} people" if card.get("tested_people") else ""
+    people = of_people(card.get("tested_people"))
     lines.append(
         f"It was right for {percent(card['accuracy'])} of {card['tested_clips']} clips{people} "
         f"that it had not learnt from (95 % interval over {card['interval_over']}: "

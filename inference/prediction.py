@@ -52,6 +52,7 @@ class ClipPrediction:
     seconds: dict[str, float] = field(default_factory=dict)
     encoded: dict[str, Seen] = field(default_factory=dict)  # what pretrained encoders saw of it
     encoders: dict[str, list[str]] = field(default_factory=dict)  # modality -> their names
+    unseen: dict[str, str] = field(default_factory=dict)  # modality -> why an encoder sees none
     cards: list[dict[str, Any]] = field(default_factory=list)  # of the models: inference/card.py
 
     @property

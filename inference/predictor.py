@@ -256,9 +256,11 @@ class Predictor:
         """What pretrained encoders saw of the clip, for its picture."""
         row = prediction.facts
         for name, made in self.encoders.items():
+            shown = made["input"]
+            if name in prediction.missing:
+                prediction.unseen.setdefault(shown, prediction.missing[name])
             if name in prediction.missing or name not in prediction.seen:
                 continue
-            shown = made["input"]
             prediction.encoders.setdefault(shown, []).append(name)
             if made["reads"] == "transcript" or shown in prediction.encoded:
                 continue

@@ -23,7 +23,7 @@ import app
 from evaluation.ensemble import load_members
 from examples import functionals
 from extract import encoders
-from inference import frozen, service
+from inference import frozen, service, wording
 from inference.figure import draw_prediction
 from inference.predictor import Predictor
 from models.features import LayerMix, SequenceEncoder, VectorEncoder
@@ -499,7 +499,9 @@ def test_predictions_make_the_same_features_byte_for_byte(world, tmp_path):
         assert made.read_bytes() == (world["features"] / "train" / name / "0.npy").read_bytes()
 
 
-def test_what_a_clip_lacks_costs_only_the_encoders_that_see_it(world, tmp_path, face_image):
+def test_what_a_clip_lacks_costs_only_the_encoders_that_see_it(
+    world, tmp_path, face_image, monkeypatch
+):
     silent = make_clip(tmp_path / "silent.mp4", np.stack([face_image] * 8), fps=8)
     predictor = Predictor(
         [world["run"]], device="cpu", encoders={"own": str(world["folder"] / "own.py")}
@@ -509,6 +511,12 @@ def test_what_a_clip_lacks_costs_only_the_encoders_that_see_it(world, tmp_path, 
     assert prediction.missing["wavlm"].startswith("E_NOAUDIO")
     assert prediction.missing["own"].startswith("E_NOAUDIO")
     assert prediction.missing["bert"].startswith("E_MISSING: no words")
+    assert prediction.unseen["speech"].startswith("E_NOAUDIO"), "the picture says why"
+    assert "face" not in prediction.unseen
+    said = []
+    monkeypatch.setattr(wording, "reason", lambda why: said.append(why) or why)
+    draw_prediction(prediction)
+    assert [why.partition(":")[0] for why in said] == ["E_NOAUDIO", "E_MISSING"]
     heard = predictor(world["clips"] / "1.mp4")
     assert heard.rests_on == ["wavlm", "clip", "own"]
 

@@ -64,3 +64,8 @@ def is_measured(val: dict[str, float]) -> bool:
     """Whether an accuracy can be told of so many clips, where there are any."""
     known = "accuracy" in val or not val.get("clips")
     return known and is_count(val.get("clips", 0)) and is_share(val.get("accuracy", 0))
+
+
+def of_people(count: int | None) -> str:
+    """Such as " of 8 people", behind a number of clips; nothing where they are not known."""
+    return f" of {count} {'person' if count == 1 else 'people'}" if count else ""
