@@ -39,6 +39,8 @@ JITTER = 0.04  # seconds, one picture: timestamps off by more say that samples a
 MEAN = -1  # in place of a channel's number
 CANCELLED = 0.1  # of the power of a mean of unrelated channels: below, they cancel out
 MAX_AMPLITUDE = 1e6  # of a sample: files of floats can hold more, sound cannot
+LOWEST = 1e-10  # power that is told from none: 100 dB below the loudest
+BLOCK = 4096  # columns of a spectrogram that are computed at once: 32 MB
 FULL_SCALE = 0.999  # of the largest sample that a file of integers can hold
 
 
@@ -100,10 +102,8 @@ def trim(wave: np.ndarray, settings: dict = SPEECH_SETTINGS) -> tuple[int, int]:
 
     The same samples as librosa.effects.trim, without the seconds that its imports take.
     """
-    import librosa
-
     hop = settings["hop_length"]
-    power = librosa.feature.rms(y=wave, frame_length=settings["n_fft"], hop_length=hop)[0] ** 2
+    power = np.square(frames_of(wave, settings)).mean(axis=0)
     loud = np.flatnonzero(power > power.max() * 10 ** (-settings["trim_db"] / 10))
     return int(loud[0]) * hop, min(len(wave), (int(loud[-1]) + 1) * hop)
 
@@ -295,15 +295,35 @@ def log_mel_spectrogram(wave: np.ndarray, settings: dict = SPEECH_SETTINGS) -> n
 
     with warnings.catch_warnings():  # 128 filters on 257 bins: the lowest can fall between two bins
         warnings.filterwarnings("ignore", message="Empty filters")
-        power = librosa.feature.melspectrogram(
-            y=wave,
-            sr=settings["sample_rate"],
-            n_fft=settings["n_fft"],
-            hop_length=settings["hop_length"],
-            n_mels=settings["n_mels"],
-            fmin=settings["fmin"],
-            fmax=settings["fmax"],
-        )
-    power /= max(power.max(), np.finfo(np.float32).tiny)  # before librosa's floor of 1e-10
-    decibel = librosa.power_to_db(power, ref=1.0, top_db=settings["range_db"])  # <= 0
+        sizes = {name: settings[name] for name in ("n_fft", "n_mels", "fmin", "fmax")}
+        filters = librosa.filters.mel(sr=settings["sample_rate"], **sizes)  # (F, bins)
+    mel = filters @ power_spectrogram(wave, settings)
+    mel /= max(mel.max(), np.finfo(np.float32).tiny)
+    decibel = 10 * np.log10(np.maximum(mel, LOWEST))  # <= 0
     return (1 + decibel / settings["range_db"]).clip(0, 1).astype(np.float32)
+
+
+def power_spectrogram(wave: np.ndarray, settings: dict) -> np.ndarray:
+    """(N,) -> (1 + n_fft // 2, T) float32, of windows (Hann) around every `hop_length`-th sample.
+
+    What librosa.stft computes. Its module has further functions compiled when it is loaded: half a
+    minute in a fresh environment, a second in each process from then on.
+    """
+    from scipy.signal import get_window
+
+    frames = frames_of(wave, settings)
+    window = get_window("hann", settings["n_fft"])[:, None]
+    power = np.empty((frames.shape[1], 1 + settings["n_fft"] // 2), np.float32).T
+    for first in range(0, frames.shape[1], BLOCK):
+        part = slice(first, first + BLOCK)
+        spectrum = np.fft.rfft(window * frames[:, part], axis=0).astype(np.complex64)
+        power[:, part] = np.abs(spectrum) ** 2
+    return power
+
+
+def frames_of(wave: np.ndarray, settings: dict) -> np.ndarray:
+    """(N,) -> (n_fft, T) the samples around every `hop_length`-th one, zeros beyond the ends."""
+    padded = np.pad(wave, settings["n_fft"] // 2)
+    return np.lib.stride_tricks.sliding_window_view(padded, settings["n_fft"])[
+        :: settings["hop_length"]
+    ].T

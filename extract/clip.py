@@ -177,7 +177,7 @@ def stage_named(name: str, job: Job) -> Stage:
     )
 
 
-SOUND = ("librosa.feature.spectral", "scipy.signal", "av")
+SOUND = ("librosa.filters", "scipy.signal", "av")
 PICTURE = ("torch", "facenet_pytorch", "cv2", "av")
 STAGES = {
     "speech": Stage(make_speech, lambda clip: clip.media, ".npy", libraries=SOUND),
@@ -452,10 +452,8 @@ def _limit_threads(threads: int, libraries: tuple[str, ...]) -> None:
 
 def warm_up(job: Job) -> None:
     """Load what the first clip would load, so that its times are those of any clip."""
-    import librosa
-
     noise = np.random.default_rng(0).normal(size=16_000).astype(np.float32)
-    librosa.effects.trim(audio.log_mel_spectrogram(audio.denoise(noise))[0])
+    audio.log_mel_spectrogram(audio.denoise(noise))
     if "video" in job.settings:
         detector.detector(job.device, job.settings["video"]["min_face"])
 

@@ -110,7 +110,7 @@ class Service:
         asked = self.asked[ticket] = Asked(folder)
         call = (answer_one, self.models[model], clip, text, folder)
         options = (self.word_vectors, self.device, self.seconds, self.encoders, self.transcribe)
-        limits = Limits(self.patience, RECORDING_MB, ("torch", "librosa", "av"))
+        limits = Limits(self.patience, RECORDING_MB, ("torch", "librosa.filters", "av"))
 
         def begin() -> dict[str, Any]:
             asked.begun = True

@@ -232,7 +232,7 @@ def run_changes(place: Path) -> dict[str, list[dict]]:
 OURS = (*PRODUCT, "inside")
 LIBRARIES = (
     *("torch", "timm", "torch_optimizer", "efficientnet_pytorch", "torch.utils.tensorboard"),
-    *("librosa.feature.spectral", "scipy.signal", "albumentations", "av", "pandas"),
+    *("librosa.filters", "scipy.signal", "albumentations", "av", "pandas"),
     *("sklearn.metrics", "matplotlib.pyplot", "jinja2", "onnxscript", "onnxruntime"),
 )
 
