@@ -61,8 +61,8 @@ def main() -> None:
     from inference.door import create_server, open_door
     from inference.offer import offer
     from inference.page import UPLOADS, create_page
-    from inference.predictor import encoder_places
     from inference.service import Service
+    from inference.settings import encoder_places
     from training.checkpoint import load_checkpoint
 
     models = find_models(args)
@@ -143,7 +143,7 @@ def find_models(args: argparse.Namespace) -> dict[str, tuple[Path, ...]]:
 
 def can_answer(name: str, files: list[Path], encoders: list[str]) -> bool:
     """Whether a clip alone gives what the model reads; a line says why not."""
-    from inference.predictor import check_files_named, encoder_places, settings_of
+    from inference.settings import check_files_named, encoder_places, settings_of
     from utils.errors import IntegrityError
 
     try:

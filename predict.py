@@ -136,7 +136,8 @@ def open_predictor(args: argparse.Namespace) -> Any:
     """The models; what they say about themselves is told."""
     with no_collection():
         from evaluation.ensemble import label_note
-        from inference.predictor import Predictor, encoder_places
+        from inference.predictor import Predictor
+        from inference.settings import encoder_places
 
     predictor = Predictor(
         args.checkpoints,

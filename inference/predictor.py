@@ -28,27 +28,18 @@ from evaluation.ensemble import (
     load_members,
     mean_over_views,
 )
-from extract import encoders, vectors, words
 from extract import transcribe as recogniser
-from extract.clip import (
-    SETTINGS,
-    Job,
-    facts_of,
-    limits_for,
-    manifest_row,
-    odd_settings,
-    process_clip,
-    warm_up,
-)
+from extract.clip import Job, facts_of, limits_for, manifest_row, process_clip, warm_up
 from extract.media import FORMATS
 from extract.transcribe import Cue
 from inference.annotate import annotate
 from inference.card import cards
+from inference.lookup import NO_WORDS, Lookup
 from inference.prediction import ENSEMBLE, FUSED, MEAN, ClipPrediction, Seen
+from inference.settings import found_again, settings_of, shown_to
 from inference.sources import SCRATCH, Source, find_sources
 from inference.windows import cut_long, has_voice
 from models.fusion import Tokens
-from training.checkpoint import load_checkpoint
 from training.data import ClipDataset, make_loader
 from training.features import Features
 from training.inference import infer
@@ -56,7 +47,7 @@ from training.modalities import MODALITIES, modality
 from training.standardize import FEW, Scales, scale_of
 from utils import stopwatch
 from utils.config import device_name
-from utils.errors import ClipError, IntegrityError, UsageError, listed
+from utils.errors import ClipError, UsageError
 from utils.guard import LOST, RECORDING_MB, guarded
 from utils.parallel import available_cores
 from utils.scratch import scratch_folder
@@ -85,7 +76,7 @@ class Predictor:
     """
 
     no_person = f"it is compared with other clips of the person: give {FEW} or more of one person"
-    no_words = "no words: give --text, or a .txt, .srt, .vtt or .npz beside the clip"
+    no_words = NO_WORDS
 
     def __init__(
         self,
@@ -109,7 +100,7 @@ class Predictor:
             folder = self.temporary.path
         folder, self.device = Path(folder), device_name(device)
         self.views, self.temperature = image_views(tta), temperature
-        self.word_vectors, self.longest = word_vectors, longest
+        self.longest = longest
         paths = [Path(path) for path in checkpoints]
         settings = settings_of(
             [file for files in group_checkpoints(paths).values() for file in files]
@@ -125,19 +116,18 @@ class Predictor:
             recogniser.load(self.recogniser, self.device)
         self.heard: dict[str, list[Cue]] = {}  # what was said in each file, by its name
         self.scales: Scales = {}  # of the person whose clips come, for --standardize speaker
-        self.origin: str | None = None  # of the word vectors that words are looked up in
-        self.unknown = ""  # why none of them can be
         self.wanted = {name: modality(name).folder for m in self.members for name in m.task.inputs}
         looked_up = {row.folder for row in MODALITIES.values() if row.source == "words"}
         # no model reads them, but encoders do; those of words do without the words' vectors
         self.helpers = set(settings["features"]) - {*self.wanted.values()} - looked_up
         self.words = [name for name in self.wanted if modality(name).source == "words"]
+        self.lookup = Lookup(word_vectors, self.words, settings["features"], self.members)
         self.sentences = [n for n, made in self.encoders.items() if made["reads"] == "transcript"]
         self.job = Job(
             features_dir=folder,
             modalities=tuple(settings["features"]),
             settings=settings["features"],
-            word_dim=word_width(self.members, self.words),
+            word_dim=self.lookup.width,
             device=self.device,
             threads=available_cores(),
             clip_seconds=clip_seconds,
@@ -187,6 +177,13 @@ class Predictor:
         self.look_up([part.clip.transcript for part in parts])
         return [self.predict(part) for part in parts]
 
+    def look_up(self, transcripts: list[str]) -> None:
+        """Find the vectors of all words that will come; before the clips that say them.
+
+        IntegrityError for other vectors than the training's, UsageError for another width.
+        """
+        self.lookup.find(transcripts, self.job.features_dir)
+
     def cut(self, source: Source) -> list[Source]:
         """The source itself, or the utterances of a long recording."""
         media, folder = source.clip.media, self.features.folder
@@ -230,7 +227,7 @@ class Predictor:
         """Put the features of the next clips there."""
         self.features = replace(self.features, folder=folder, seen={}, checked=set())
         self.job = replace(self.job, features_dir=folder)
-        self.origin, self.unknown = None, ""
+        self.lookup.forget()
 
     def predict(self, source: Source) -> ClipPrediction:
         """The prediction for one clip; it has no parts when nothing in the clip can be used."""
@@ -361,7 +358,7 @@ class Predictor:
         A stage that fails is left out and the others are made without it, as for a corpus that
         never had it: the face of a clip without sound is looked for in the whole of it.
         """
-        missing = self.why_no_words(clip, problem) if self.words else {}
+        missing = self.lookup.why_not(clip, problem, self.no_words)
         if not clip.transcript:
             why = problem or f"E_MISSING: {self.no_words}"
             missing |= dict.fromkeys(self.sentences, why)
@@ -401,63 +398,11 @@ class Predictor:
         except ClipError:  # the stage of the sound says why
             return False
 
-    def word_settings(self) -> dict[str, Any]:
-        """The extraction settings of the modality that is made of words; empty without one."""
-        folders = [modality(name).folder for name in self.words]
-        return self.job.settings[folders[0]] if folders else {}
-
-    def look_up(self, transcripts: list[str]) -> None:
-        """Find the vectors of all words that will come; before the clips that say them.
-
-        IntegrityError for other vectors than the training's, UsageError for another width.
-        """
-        said = [text for text in transcripts if text]
-        settings = self.word_settings()
-        if not (self.word_vectors and said and settings):
-            return
-        try:
-            self.origin = vectors.gather(self.word_vectors, said, self.job.features_dir)
-        except vectors.NoneKnown as error:  # costs the words alone
-            self.unknown = f"E_SHORT: {error}"
-            return
-        if "vectors" not in settings:
-            print(
-                "the checkpoint was trained on vectors from .npz files: nothing tells whether "
-                f"{self.word_vectors} is where these are from",
-                file=sys.stderr,
-            )
-        if settings.get("vectors", self.origin) != self.origin:
-            raise IntegrityError(
-                f"{self.word_vectors} ({self.origin}) is not the file of word vectors that the "
-                f"checkpoint was trained with ({settings['vectors']})"
-            )
-        width = len(next(iter(vectors.open_store(self.job.features_dir).values())))
-        if width != self.job.word_dim:
-            wide = f"its vectors have {width} values, the checkpoint reads {self.job.word_dim}"
-            raise UsageError(f"--word_vectors {self.word_vectors}: {wide}")
-
     def job_of(self, clip: Clip, missing: dict[str, str], helpers: set[str]) -> Job:
         stages = tuple(stage for name, stage in self.wanted.items() if name not in missing)
         stages += tuple(helpers)
-        settings = dict(self.job.settings)
-        for name in self.words:
-            if name not in missing and not clip.words:
-                looked_up = {"vectors": self.origin, "rule": words.RULE}
-                settings[modality(name).folder] = self.word_settings() | looked_up
+        settings = self.job.settings | self.lookup.made_of(clip)
         return replace(self.job, modalities=stages, settings=settings)
-
-    def why_no_words(self, clip: Clip, problem: str) -> dict[str, str]:
-        """{modality: reason} where the words of a clip cannot be used."""
-        by_file = "vectors" not in self.word_settings()  # else they are looked up, always
-        if problem or (clip.transcript and self.unknown):
-            why = problem or self.unknown
-        elif (clip.words and by_file) or (clip.transcript and self.origin):
-            return {}
-        elif clip.transcript:
-            why = "E_MISSING: the words need --word_vectors FILE to be looked up in"
-        else:
-            why = f"E_MISSING: {self.no_words}"
-        return dict.fromkeys(self.words, why)
 
 
 def attention_weights(model: Any, tokens: dict[str, Tokens]) -> dict[str, np.ndarray]:
@@ -477,89 +422,3 @@ def chosen_classes(wanted: list[str] | None, classes: list[str]) -> list[int]:
         given = ",".join(names)
         raise UsageError(f"--classes {given}: expected two or more of {','.join(classes)}")
     return [classes.index(name) for name in names]
-
-
-def word_width(members: list[Member], words: list[str]) -> int | None:
-    """Values of the vector of a word; None where no member reads `words`."""
-    arches = [member.checkpoint["arch"]["encoders"] for member in members]
-    widths = [arch[name]["dim"] for arch in arches for name in words if name in arch]
-    return max(widths, default=None)
-
-
-def encoder_places(given: list[str]) -> dict[str, str]:
-    """NAME=PLACE of each --encoder -> {name: place}."""
-    pairs = [text.partition("=") for text in given]
-    for text, (name, _, place) in zip(given, pairs, strict=True):
-        if not (name and place):
-            raise UsageError(f"--encoder {text}: expected NAME=PLACE, a folder, file or hub name")
-    return {name: place for name, _, place in pairs}
-
-
-def shown_to(settings: dict[str, str]) -> set[str]:
-    """The stages that make what an encoder sees: none for words, whose vectors it does not read."""
-    by_words = settings["reads"] == "transcript"
-    return set() if by_words else {modality(settings["input"]).folder, settings["reads"]}
-
-
-def check_files_named(features: dict[str, dict], places: dict[str, str]) -> dict[str, dict]:
-    """The settings of the encoders; UsageError for a Python file that `places` does not name."""
-    by_name = {name: settings for name, settings in features.items() if "library" in settings}
-    for name, settings in by_name.items():
-        if settings["library"] == "file" and name not in places:
-            file = settings["source"]
-            what = f"{name} is made by the Python file {file}, which is run only if you say so"
-            raise UsageError(f"{what}: --encoder {name}={file}")
-    return by_name
-
-
-def found_again(features: dict[str, dict], places: dict[str, str], device: str) -> dict[str, dict]:
-    """The settings of the encoders among these, loaded, each from where it is now.
-
-    A Python file is run only where `places` names it: a checkpoint alone runs no code.
-    UsageError for one that cannot be loaded; IntegrityError for other weights than the training's.
-    """
-    by_name = check_files_named(features, places)
-    if unknown := set(places) - set(by_name):
-        have = ", ".join(by_name) or "none"
-        raise UsageError(f"--encoder {sorted(unknown)[0]}: the encoders of this model are: {have}")
-    for name, settings in by_name.items():
-        settings = settings | {"source": places.get(name) or encoders.pinned(settings)}
-        if encoders.load(encoders.given(settings), device).weights != settings["weights"]:
-            what = f"the encoder {name} from {settings['source']} has other weights than"
-            elsewhere = f"where these are now: --encoder {name}=PLACE"
-            raise IntegrityError(
-                f"{what} the one that the checkpoint was trained with; {elsewhere}"
-            )
-        by_name[name] = features[name] = settings
-    return by_name
-
-
-def settings_of(paths: list[Path]) -> dict[str, Any]:
-    """Classes and extraction settings of checkpoints, as preprocess.py writes them.
-
-    UsageError for inputs that no clip can give; IntegrityError for settings of another version.
-    """
-    features: dict[str, dict] = {}
-    for path in paths:
-        checkpoint = load_checkpoint(path)
-        made = checkpoint["features_config"]
-        own = set(checkpoint["arch"]["encoders"]) - set(MODALITIES)
-        if own := {name for name in own if "library" not in (made.get(name) or {})}:
-            what = f"{path} reads custom features, {', '.join(own)}, which nothing makes of a clip"
-            raise UsageError(f"{what}: train on an encoder of your own instead (docs/encoders.md)")
-        features = made | features
-        for stage, settings in made.items():
-            if encoders.is_whole(settings):
-                continue
-            if stage not in SETTINGS or not settings or not isinstance(settings, dict):
-                raise IntegrityError(f"{path} reads {stage}, of which no settings are known")
-            unknown = set(SETTINGS[stage]) - set(settings)
-            if unknown:
-                what = f"{stage} without {', '.join(sorted(unknown))}"
-                raise IntegrityError(f"{path} was trained on features of another version: {what}")
-            if odd := odd_settings(stage, settings):
-                what = f"{stage} with {listed(odd, 3)}"
-                raise IntegrityError(
-                    f"{path} reads features that preprocess.py makes none of: {what}"
-                )
-    return {"classes": checkpoint["classes"], "modalities": list(features), "features": features}
