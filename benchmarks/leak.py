@@ -77,11 +77,11 @@ def draw(path: Path, found: dict[str, list[float]], corpus: str) -> None:
         axis.text(0.01, place, f"{KINDS[kind]}: {means[kind]:.3f}", color="white", va="center")
     axis.set(xlim=(0, 1), xlabel="accuracy; a dot is a fold", yticks=[])
     gain = 100 * (means["random"] - means["speakers"])
-    said = f"{corpus}: folds drawn at random promise {gain:.0f} points too much"
+    said = f"Folds drawn at random promise {gain:.0f} points too much"
     if gain < 0.5:
-        said = f"{corpus}: folds drawn at random promise no more than folds by speaker"
+        said = "Folds drawn at random promise no more than folds by speaker"
     figure.suptitle(said, x=0.01, ha="left", fontsize=12, weight="bold", color=INK)
-    same = "the same clips, model and settings; only who is in the training differs"
+    same = f"{corpus}: the same clips, model and settings; only who is in the training differs"
     axis.set_title(same, loc="left", fontsize=9, color=GREY)
     axis.invert_yaxis()
     axis.spines[["top", "right", "left"]].set_visible(False)
