@@ -178,7 +178,7 @@ def stage_named(name: str, job: Job) -> Stage:
 
 
 SOUND = ("librosa.filters", "scipy.signal", "av")
-PICTURE = ("torch", "facenet_pytorch", "cv2", "av")
+PICTURE = ("torch", "extract.networks", "cv2", "av")
 STAGES = {
     "speech": Stage(make_speech, lambda clip: clip.media, ".npy", libraries=SOUND),
     "wave": Stage(make_wave, lambda clip: clip.media, ".npy", ("speech",), libraries=SOUND),

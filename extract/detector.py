@@ -148,7 +148,8 @@ def last_network(frames: list, boxes: np.ndarray, settings: dict, device: str) -
 def detector(device: str, min_face: int) -> Any:
     """MTCNN (arXiv 1604.02878); its weights are part of the facenet-pytorch package."""
     import torch
-    from facenet_pytorch import MTCNN
+
+    from extract.networks import MTCNN
 
     network = MTCNN(keep_all=True, min_face_size=min_face, factor=0.6, device=device)
     return network.to(memory_format=torch.channels_last)  # its pooling is twice as fast that way

@@ -150,8 +150,7 @@ def embedder(device: str, weights_sha256: str | None = None) -> Any:
 
     IntegrityError for other weights than those of that sha256.
     """
-    from facenet_pytorch import InceptionResnetV1
-    from facenet_pytorch.models.inception_resnet_v1 import get_torch_home
+    from extract.networks import InceptionResnetV1, get_torch_home
 
     weights = EMBEDDING_SETTINGS["weights"]
     try:
@@ -173,6 +172,6 @@ def embedder(device: str, weights_sha256: str | None = None) -> Any:
 def embedding_weights() -> str:
     """The sha256 of the file of weights. Nobody publishes it: the first use is trusted, and
     settings.json and checkpoints hold later ones to it."""
-    from facenet_pytorch.models.inception_resnet_v1 import get_torch_home
+    from extract.networks import get_torch_home
 
     return sha256(Path(get_torch_home(), "checkpoints", WEIGHTS_FILE))

@@ -47,6 +47,7 @@ def test_the_parent_of_preprocess_loads_tables_alone(tmp_path):
 def test_the_processes_that_read_clips_load_what_these_need():
     code = "from extract.clip import libraries_of\n"
     code += "for name in libraries_of({}): __import__(name)"
+    code += "\nassert 'torch._dynamo' not in sys.modules, 'the compiler takes seconds'"
     assert loaded_by(code.format("('speech', 'wave', 'text')")) == {"librosa", "scipy", "joblib"}
     pictures = {"torch", "torchvision", "facenet_pytorch", "cv2"}
     assert loaded_by(code.format("('video',)")) == pictures
@@ -55,3 +56,19 @@ def test_the_processes_that_read_clips_load_what_these_need():
 def test_a_prediction_begins_with_what_its_model_needs():
     assert loaded_by("import predict") == set()
     assert loaded_by("import inference.predictor") == {"torch", "pandas", "scipy"}
+
+
+COMPILED = """
+import torch
+from extract import networks
+networks.sys.modules.update({name: networks.Later(name) for name in networks.COMPILER})
+from torch._dynamo.utils import is_compile_supported, counters
+assert type(counters).__name__ == "defaultdict", "what else is asked is answered at once"
+assert networks.importlib.import_module("torchvision.ops").roi_align.__globals__[
+    "is_compile_supported"]("cpu") == is_compile_supported("cpu") == True
+assert torch.compile(torch.nn.Linear(8, 2), backend="eager")(torch.rand(3, 8)).shape == (3, 2)
+"""
+
+
+def test_the_compiler_is_loaded_when_it_is_needed():
+    assert "torchvision" in loaded_by(COMPILED)
