@@ -1,12 +1,11 @@
 # `make demo` shows the whole pipeline, `make test` runs the tests, `make app` opens the web page,
 # `make docs` builds the documentation as a site.
-# All make .venv first. Needs Python 3.11 or newer; uses uv where it is installed, else pip. Python
-# compiles what is imported when it is; to compile all packages would take a minute more.
+# All make .venv first. Needs Python 3.11 or newer; uses uv where it is installed, else pip.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(shell command -v uv >/dev/null && echo uv pip install --python $(BIN)/python \
-  || echo $(BIN)/python -m pip install --no-compile --disable-pip-version-check)
+  || echo $(BIN)/python -m pip install --disable-pip-version-check)
 
 .PHONY: demo test audit app docs clean
 demo: $(VENV)/ready
