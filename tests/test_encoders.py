@@ -21,7 +21,6 @@ from inside import run_main
 
 import app
 from evaluation.ensemble import load_members
-from examples import functionals
 from extract import encoders
 from inference import frozen, service, wording
 from inference.figure import draw_prediction
@@ -806,23 +805,3 @@ def test_the_page_offers_what_it_can_answer_and_answers(world, tmp_path, capsys)
         *("cpu", 20, (("own", own),), None),
     )
     assert path == "multimodal/first" and "%" in answer["head"] and not answer["remarks"]
-
-
-# The examples
-
-
-def test_the_examples_are_encoders():
-    for file, shape, options in (
-        ("my_encoder.py", (5,), ",dtype=float32"),
-        ("functionals.py", (3, 2144), ",pool=frames,dtype=float32"),
-    ):
-        _, settings = encoders.parse(f"x=speech:file:{ROOT / 'examples' / file}{options}")
-        numbers = encoders.encode(settings, "cpu", voice(1.2))
-        assert numbers.shape == shape and np.isfinite(numbers).all()
-
-
-def test_functionals_as_an_encoder_are_those_of_the_script():
-    wave = voice(1.2).astype("f2").astype("f4")
-    _, settings = encoders.parse(f"x=speech:file:{ROOT / 'examples/functionals.py'},pool=frames")
-    made = encoders.encode(settings | {"dtype": "float32"}, "cpu", wave)
-    np.testing.assert_allclose(made, functionals.of_clip(functionals.at_speeds(wave, 0.0)))

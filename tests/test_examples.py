@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import wave
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, tone, write_features
+from conftest import ROOT, tone, voice, write_features
 from inside import run_main
 
 from examples import functionals
@@ -19,6 +21,8 @@ from inference.predictor import Predictor
 from inference.sources import find_sources
 from utils.errors import UsageError
 from utils.files import keep_as_it_is
+
+OWN_COMPILATIONS = functionals.own_compilations
 
 
 def features_of(folder: Path, name: str) -> np.ndarray:
@@ -39,6 +43,12 @@ def write_wave(path: Path, samples: np.ndarray) -> None:
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 16_000, 0, "NONE", ""))
         file.writeframes((32_000 * samples).astype("<i2").tobytes())
+
+
+@pytest.fixture(autouse=True)
+def compile_once(monkeypatch):
+    """What librosa compiles, half a minute long, is kept for all tests of this process."""
+    monkeypatch.setattr(functionals, "own_compilations", contextlib.nullcontext)
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +79,42 @@ def part_of(spoken: Path, folder: Path, rows: slice, **columns: str) -> Path:
     return folder
 
 
-def test_functionals_are_by_speaker_and_speed(spoken, tmp_path, monkeypatch):
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "of_all"))
+def test_a_run_compiles_where_no_other_process_does(monkeypatch):
+    for _ in range(2):
+        monkeypatch.setenv("NUMBA_CACHE_DIR", "of all")
+        with OWN_COMPILATIONS():
+            folder = Path(os.environ["NUMBA_CACHE_DIR"])
+            assert folder.is_dir() and not list(folder.iterdir())
+        assert not folder.exists()
+
+
+def test_functionals_are_by_speaker_and_speed(spoken):
     folder = spoken / "f"
     run = start_functionals(spoken, folder)
     assert run.code == 0 and "7 clips: 2144 numbers at 3 speeds each" in run.out, run.err
     assert "2 speakers have under 5 clips" in run.out
-    assert not (tmp_path / "of_all").exists(), "compiled where other processes do, too"
     values = features_of(folder, "functionals")
     assert values.shape == (7, 3, 2144) and values.dtype == np.float32
     for rows in (slice(0, 4), slice(4, 7)):
         np.testing.assert_allclose(values[rows].mean(axis=0), 0, atol=1e-3)
         assert values[rows].std(axis=0).max() < 1.001
+
+
+def test_the_examples_are_encoders():
+    for file, shape, options in (
+        ("my_encoder.py", (5,), ",dtype=float32"),
+        ("functionals.py", (3, 2144), ",pool=frames,dtype=float32"),
+    ):
+        _, settings = encoders.parse(f"x=speech:file:{ROOT / 'examples' / file}{options}")
+        numbers = encoders.encode(settings, "cpu", voice(1.2))
+        assert numbers.shape == shape and np.isfinite(numbers).all()
+
+
+def test_functionals_as_an_encoder_are_those_of_the_script():
+    wave = voice(1.2).astype("f2").astype("f4")
+    _, settings = encoders.parse(f"x=speech:file:{ROOT / 'examples/functionals.py'},pool=frames")
+    made = encoders.encode(settings | {"dtype": "float32"}, "cpu", wave)
+    np.testing.assert_allclose(made, functionals.of_clip(functionals.at_speeds(wave, 0.0)))
 
 
 def test_raw_functionals_know_the_clip_alone(spoken, tmp_path):
