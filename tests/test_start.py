@@ -72,3 +72,20 @@ assert torch.compile(torch.nn.Linear(8, 2), backend="eager")(torch.rand(3, 8)).s
 
 def test_the_compiler_is_loaded_when_it_is_needed():
     assert "torchvision" in loaded_by(COMPILED)
+
+
+OPTIMIZED = """
+import torch
+from training.ranger import Ranger
+layer = torch.nn.Linear(8, 2)
+optimizer = Ranger(layer.parameters(), lr=0.1)
+layer(torch.ones(3, 8)).sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())
+assert "torch._dynamo" not in sys.modules
+"""
+
+
+def test_a_training_loads_no_compiler():
+    assert "torch" in loaded_by(OPTIMIZED)
