@@ -306,14 +306,15 @@ def log_mel_spectrogram(wave: np.ndarray, settings: dict = SPEECH_SETTINGS) -> n
 def power_spectrogram(wave: np.ndarray, settings: dict) -> np.ndarray:
     """(N,) -> (1 + n_fft // 2, T) float32, of windows (Hann) around every `hop_length`-th sample.
 
-    What librosa.stft computes. Its module has further functions compiled when it is loaded: half a
-    minute in a fresh environment, a second in each process from then on.
+    What librosa.stft computes. Its module and those of librosa.feature have functions compiled when
+    they are loaded, which takes seconds in a fresh environment and some of each start.
     """
     from scipy.signal import get_window
 
     frames = frames_of(wave, settings)
     window = get_window("hann", settings["n_fft"])[:, None]
-    power = np.empty((frames.shape[1], 1 + settings["n_fft"] // 2), np.float32).T
+    # column after column in memory, as librosa's: so the mel filters give the same bits
+    power = np.empty((1 + settings["n_fft"] // 2, frames.shape[1]), np.float32, order="F")
     for first in range(0, frames.shape[1], BLOCK):
         part = slice(first, first + BLOCK)
         spectrum = np.fft.rfft(window * frames[:, part], axis=0).astype(np.complex64)
@@ -324,6 +325,5 @@ def power_spectrogram(wave: np.ndarray, settings: dict) -> np.ndarray:
 def frames_of(wave: np.ndarray, settings: dict) -> np.ndarray:
     """(N,) -> (n_fft, T) the samples around every `hop_length`-th one, zeros beyond the ends."""
     padded = np.pad(wave, settings["n_fft"] // 2)
-    return np.lib.stride_tricks.sliding_window_view(padded, settings["n_fft"])[
-        :: settings["hop_length"]
-    ].T
+    every = np.lib.stride_tricks.sliding_window_view(padded, settings["n_fft"])
+    return every[:: settings["hop_length"]].T

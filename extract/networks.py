@@ -1,7 +1,7 @@
-"""The networks of facenet-pytorch, in a fifth of the time that their package takes to load.
+"""The networks of facenet-pytorch, without the compiler that their package loads.
 
 It needs torchvision, where one module asks torch's compiler whether it may be used, and so loads
-all of the compiler: two seconds of each start. Here that is loaded when the answer is needed.
+all of it: the most of what the package takes to load. Here that waits until the answer is needed.
 """
 
 from __future__ import annotations

@@ -12,8 +12,6 @@ from extract import vectors, words
 from training.modalities import modality
 from utils.errors import IntegrityError, UsageError
 
-NO_WORDS = "no words: give --text, or a .txt, .srt, .vtt or .npz beside the clip"
-
 
 class Lookup:
     """Words are looked up in `file`, as in the training, for the inputs `names` of the models.

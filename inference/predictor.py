@@ -34,7 +34,7 @@ from extract.media import FORMATS
 from extract.transcribe import Cue
 from inference.annotate import annotate
 from inference.card import cards
-from inference.lookup import NO_WORDS, Lookup
+from inference.lookup import Lookup
 from inference.prediction import ENSEMBLE, FUSED, MEAN, ClipPrediction, Seen
 from inference.settings import found_again, settings_of, shown_to
 from inference.sources import SCRATCH, Source, find_sources
@@ -76,7 +76,7 @@ class Predictor:
     """
 
     no_person = f"it is compared with other clips of the person: give {FEW} or more of one person"
-    no_words = NO_WORDS
+    no_words = "no words: give --text, or a .txt, .srt, .vtt or .npz beside the clip"
 
     def __init__(
         self,
