@@ -119,9 +119,9 @@ def find_models(args: argparse.Namespace) -> dict[str, tuple[Path, ...]]:
     their word vectors."""
     from evaluation.ensemble import group_checkpoints
     from inference.starter import WORDS, starter_models
-    from training.checkpoint import best_checkpoint
+    from training.checkpoint import is_trained
 
-    runs = args.checkpoints or [run for run in args.logs_dir.glob("*/*") if best_checkpoint(run)]
+    runs = args.checkpoints or [run for run in args.logs_dir.glob("*/*") if is_trained(run)]
     if not runs:
         print(f"no runs in {args.logs_dir}: the models that come along answer", file=sys.stderr)
         args.word_vectors = args.word_vectors or WORDS

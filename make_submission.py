@@ -180,14 +180,14 @@ def tell_oddities(sheets: list, found: list, features: Any) -> None:
 def members_of(args: argparse.Namespace, features: Any) -> list:
     """The runs of --checkpoints, else every run of logs/multimodal that has a best checkpoint."""
     from evaluation.ensemble import label_note, load_members
-    from training.checkpoint import best_checkpoint
+    from training.checkpoint import is_trained
 
     folder = args.logs_dir / "multimodal"
     runs = [run for run in sorted(folder.glob("*")) if run.is_dir()]
-    ready = [run for run in runs if best_checkpoint(run) or any(run.glob("fold_*"))]
+    ready = [run for run in runs if is_trained(run)]
     given = args.checkpoints or ready
-    for run in () if args.checkpoints else runs:
-        if run not in ready:
+    if not args.checkpoints:
+        for run in sorted({*runs} - {*ready}):
             print(f"left out: {run} has no best checkpoint", file=sys.stderr)
     if not given:
         raise UsageError(f"no runs in {folder}: train one, or give --checkpoints")

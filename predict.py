@@ -54,12 +54,6 @@ def parse_args() -> argparse.Namespace:
     add("--classes", help="answer among these only: hap,sad,neu")
     add("--out", default=Path("predictions"), type=Path, help="folder of tables and pictures")
     add("--tta", default=1, type=int, choices=(12, 6, 1), help="views of the face per clip")
-    add(
-        "--temperature",
-        default=1.0,
-        type=ranged(float, 1e-6),
-        help="power on each view's probabilities (submissions: 0.1)",
-    )
     add("--longest", default=15.0, type=ranged(float, 1), help="seconds until a clip is cut")
     add("--no_pictures", action="store_true", help="tables only")
     add("--annotate", action="store_true", help="also the video with the answer drawn in")
@@ -84,8 +78,8 @@ def main() -> int:
 
     from inference.sources import FORMATS, SCRATCH, find_sources, left_out
 
-    for path in args.checkpoints if not args.clips else ():
-        if path.suffix.lower() in FORMATS:
+    for path in args.checkpoints:
+        if not args.clips and path.suffix.lower() in FORMATS:
             raise UsageError(f"{path} stands behind --checkpoints: put the clips before it")
     # temporary files, faces among them, are deleted also then; what was killed left its own
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -143,7 +137,6 @@ def open_predictor(args: argparse.Namespace) -> Any:
         args.checkpoints,
         device=args.device,
         tta=args.tta,
-        temperature=args.temperature,
         word_vectors=args.word_vectors,
         longest=args.longest,
         warm=args.times,
@@ -155,9 +148,6 @@ def open_predictor(args: argparse.Namespace) -> Any:
     )
     if args.chosen and (note := label_note(predictor.members)):
         print(note, file=sys.stderr)
-    if args.temperature != 1:
-        what = "the numbers rank the classes and are no probabilities"
-        print(f"--temperature {args.temperature:g}: {what}", file=sys.stderr)
     return predictor
 
 
@@ -273,7 +263,6 @@ def write_tables(args: argparse.Namespace, predictions: list) -> None:
         "checkpoints": [str(path) for path in args.checkpoints],
         "models": predictions[0].cards,
         "tta": args.tta,
-        "temperature": args.temperature,
     }
     clips = [prediction.as_dict() for prediction in predictions]
     write_json(args.out / "predictions.json", {**about, "clips": clips})

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from corpora import CORPORA, list_corpus
-from corpora.manifest import LABELLED_SPLITS, Listing, keep_classes
+from corpora.manifest import Listing, keep_classes
 from extract import RANGES
 from utils.config import Flags, device_name, ranged
 from utils.errors import (
@@ -40,7 +40,6 @@ from utils.files import digest, lock_folder, read_known, write_bytes, write_csv,
 from utils.guard import CLIP_MB
 from utils.parallel import BACKENDS, available_cores, connect, parallel_map
 
-TRAINING_NAMES = ("train", "training", "val", "valid", "validation", "dev")  # what others call them
 SAMPLE = 200  # readable .npz files: the width that most of all have shows in them
 SHOWN = 20  # rejected clips that are named
 FACE_FLAGS = ("face_fps", "face_size", "face_align")
@@ -223,10 +222,6 @@ def describe(args: argparse.Namespace, listing: Listing) -> list[str]:
     used = ["text" in args.modalities, *(e["input"] == "text" for e in args.encoder.values())]
     if not any(used) and any(clip.transcript for clip in listing.clips):
         lines.append("transcripts are not used: --word_vectors FILE makes text of them")
-    odd = {name for name in splits if name.lower() in TRAINING_NAMES} - {*LABELLED_SPLITS}
-    if odd:
-        names = ", ".join(sorted(odd))
-        lines.append(f"warning: train.py takes the splits train and val, not {names}")
     return lines + colliding_names(listing.clips)
 
 

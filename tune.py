@@ -52,10 +52,11 @@ def parse_args() -> argparse.Namespace:
     add("--seed", default=42, type=int, help="of the search; each training has it too")
     args, others = flags.parse_known_args()
     args.train_flags = others
+    given = {flag.partition("=")[0] for flag in args.train_flags}
     for flag in ("--resume", "--overwrite", "--config"):
-        if flag in args.train_flags:
+        if flag in given:
             flags.error(f"{flag} is no flag of a search")
-    if "--fold" in args.train_flags and "--val_fold" not in args.train_flags:
+    if "--fold" in given and "--val_fold" not in given:
         flags.error("--fold holds out test people: choose on others with --val_fold next")
     return args
 
@@ -152,8 +153,8 @@ def check_training(args: argparse.Namespace, folder: Path) -> None:
 
 def training(args: argparse.Namespace) -> list[str]:
     script = str(Path(__file__).with_name("train.py"))
-    seed = [] if "--seed" in args.train_flags else ["--seed", str(args.seed)]
-    return [sys.executable, script, "--mode", args.mode, *seed, *args.train_flags]
+    own = ["--mode", args.mode, "--seed", str(args.seed)]
+    return [sys.executable, script, *own, *args.train_flags]
 
 
 def check_same_search(args: argparse.Namespace, space: dict[str, Any], folder: Path) -> None:

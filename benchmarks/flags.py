@@ -27,6 +27,9 @@ COMMANDS = {  # module -> how it is called
     "tune": "python tune.py",
     "demo": "python demo.py",
     "corpora.audit": "python -m corpora.audit",
+    "corpora.pool": "python -m corpora.pool",
+    "evaluation.pack": "python -m evaluation.pack",
+    "evaluation.cards": "python -m evaluation.cards",
 }
 BY_MACHINE = {"--workers": "one per core", "--num_workers": "one per core, at most 8"}
 DEFAULT = re.compile(r" [(\[]([^()\[\]]*)[)\]]$")  # as utils/config.py and train.py write it
@@ -100,7 +103,9 @@ def row(action: argparse.Action, recipe: Callable[[str], str]) -> str:
     default = BY_MACHINE.get(flag, default)
     if action.required and action.nargs != "*":
         default = "none, must be given"
-    name = f"{flag} {action.metavar or ''}".strip() if action.nargs != 0 else flag
+    name = flag or action.metavar or action.dest
+    if flag and action.metavar and action.nargs != 0:
+        name = f"{flag} {action.metavar}"
     if action.choices:
         meaning += ": " + ", ".join(f"`{choice}`" for choice in action.choices)
     cells = [cell.replace("|", "\\|") for cell in (f"`{name}`", default, as_text(meaning))]

@@ -168,7 +168,8 @@ def quality(clips: list[Path], rounds: int) -> None:
 
 def boxes_of(path: Path, settings: dict) -> np.ndarray:
     speech = audio.extract_speech(path)
-    return faces.extract_faces(path, speech.start, speech.end, settings).boxes
+    stream = faces.face_stream(path, speech.start, speech.end, settings)
+    return np.stack([box for _, box in stream])
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -100,11 +101,13 @@ def load_audit(features_dir: Path, data_dir: Path | None = None) -> Audit:
     rows, modalities = open_features(features_dir)
     path, key = features_dir / "audit.json", content_key(features_dir, rows)
     saved = read_known(path)
-    if saved.pop("key", None) == key and not data_dir:
+    seal = saved.pop("seal", None)
+    if seal == digest([key, saved]) and not data_dir:
         return Audit(**saved)
     audit = compare(features_dir, rows, modalities, data_dir)
+    found = json.loads(json.dumps(asdict(audit)))  # as it is read again
     with contextlib.suppress(UsageError):  # features may be read-only: then each time anew
-        write_json(path, {"key": key, **asdict(audit)})
+        write_json(path, {"seal": digest([key, found]), **found})
     return audit
 
 

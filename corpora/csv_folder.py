@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from corpora.manifest import OTHER_MACHINE, Clip, Failure, Listing, check_listing
+from corpora.manifest import OTHER_MACHINE, SPLITS, Clip, Failure, Listing, check_listing
 from corpora.merc2020 import CLASSES
 from corpora.splits import assign_folds
 from utils.errors import UsageError
@@ -30,7 +30,6 @@ from utils.sheet import SEPARATOR_LINE
 NEEDED = ("media", "split", "emotion")
 OPTIONAL = ("speaker", "transcript", "fold", "dialogue", "utterance")
 UNKNOWN = {"nan", "none", "null", "n/a", "na", "<na>"}  # what programs write for an empty field
-SPLITS = {"training": "train", **dict.fromkeys(("valid", "validation", "dev"), "val")}
 OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # a path that begins at a disc or a server
 
 

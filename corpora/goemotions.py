@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from corpora.images import LABELS
 from corpora.manifest import Clip, Listing, check_listing
 from corpora.merc2020 import CLASSES
 from utils.errors import UsageError
@@ -40,7 +39,7 @@ def list_clips(data_dir: Path) -> Listing:
             if len(labels) > 1:
                 several += 1
                 continue
-            label = LABELS.get(names[labels[0]], names[labels[0]])
+            label = names[labels[0]]
             media = data_dir / f"{comment}.txt"  # there is no such file: words need none
             clips.append(Clip(comment, split, media, label, label, label, transcript=text))
     held_out = {said(clip) for clip in clips if clip.split != "train"}

@@ -22,24 +22,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from corpora.manifest import Clip, Listing, check_listing
+from corpora.manifest import SPLITS, Clip, Listing, check_listing
 from corpora.merc2020 import CLASSES
 from utils.errors import UsageError
 from utils.files import sha256
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-WORDS = {
-    "hap": ("happy", "happiness", "joy", "joyful"),
-    "ang": ("angry", "anger"),
-    "dis": ("disgust", "disgusted"),
-    "fea": ("fear", "fearful", "afraid", "scared"),
-    "sad": ("sad", "sadness"),
-    "neu": ("neutral", "neutrality"),
-    "sur": ("surprise", "surprised"),
-}
-LABELS = {word: label for label, words in WORDS.items() for word in (label, *words)}
-SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
 FOLDS = 5
 
 
@@ -81,5 +69,5 @@ def clip_of(path: Path, data_dir: Path) -> Clip | None:
     named = [name for name in folders if name.lower() not in SPLITS]
     if not named:
         return None
-    label = LABELS.get(named[-1].lower(), named[-1])
-    return Clip(f"{named[-1]}-{path.stem}", split, path, label, label, label)
+    label = named[-1]
+    return Clip(f"{label}-{path.stem}", split, path, label, label, label)

@@ -16,17 +16,22 @@ from utils.errors import ClipError, UsageError, listed
 
 DEVICES = {"con", "prn", "aux", "nul"}  # what Windows takes for something else than a file
 DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)}
+SPLITS = {  # what people call them
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 LABELS = ("emotion", "speech_emotion", "face_emotion")  # columns, as in Clip
 LABELLED_SPLITS = ("train", "val")  # a clip here must carry its labels
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_]{1,40}")
 # Codes of the classes that several corpora share, with the words that people write for them.
 WORDS = {
-    "hap": ("happy", "happiness"),
+    "hap": ("happy", "happiness", "joy", "joyful"),
     "ang": ("angry", "anger"),
     "dis": ("disgust", "disgusted"),
     "fea": ("fear", "fearful", "afraid", "scared"),
     "sad": ("sad", "sadness"),
-    "neu": ("neutral",),
+    "neu": ("neutral", "neutrality"),
     "sur": ("surprise", "surprised"),
     "cal": ("calm",),
     "con": ("contempt",),
@@ -218,7 +223,10 @@ def keep_classes(listing: Listing, wanted: str) -> Listing:
 
     Clips with another label are left out, and a note says how many of which class.
     """
-    groups = [[name.strip() for name in item.split("+")] for item in wanted.split(",")]
+    groups = [
+        [as_class(name.strip(), listing.classes) for name in item.split("+")]
+        for item in wanted.split(",")
+    ]
     names = [name for group in groups for name in group]
     if set(names) - set(listing.classes) or len(set(names)) < len(names) or len(groups) < 2:
         known = " ".join(listing.classes)

@@ -29,15 +29,6 @@ PLACES = {  # split -> its table, the folder of its clips
     "val": ("dev_sent_emo.csv", "dev_splits_complete"),
     "test": ("test_sent_emo.csv", "output_repeated_splits_test"),
 }
-EMOTIONS = {
-    "joy": "hap",
-    "anger": "ang",
-    "disgust": "dis",
-    "fear": "fea",
-    "sadness": "sad",
-    "neutral": "neu",
-    "surprise": "sur",
-}
 COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
 
 
@@ -71,7 +62,7 @@ def clip_from_row(row: dict[str, str], split: str, media_dir: Path) -> Clip:
     """Clip of one row. Dialogues are numbered anew in each table, so their names get the split."""
     dialogue, utterance = row["Dialogue_ID"], row["Utterance_ID"]
     name = f"dia{dialogue}_utt{utterance}"
-    label = EMOTIONS.get(row["Emotion"], row["Emotion"])
+    label = row["Emotion"]
     return Clip(
         name,
         split,

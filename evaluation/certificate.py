@@ -192,7 +192,9 @@ def compare(published: dict[str, Any], now: dict[str, Any]) -> list[str]:
     same_models = sorted(published["checkpoints"].values()) == sorted(now["checkpoints"].values())
     files = [difference(split, published["features"], now["features"]) for split in now["features"]]
     files = [f"features of split {text}" for text in files if text]
-    lines += files + ["checkpoints: other ones than the published"] * (not same_models)
+    lines += files
+    if not same_models:
+        lines.append("checkpoints: other ones than the published")
     wrong |= same_models and bool(files)
     measure, mean, band = (published[name] for name in ("measure", "mean", "band"))
     gap = abs(now["mean"] - mean)

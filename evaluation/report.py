@@ -9,7 +9,8 @@ from typing import Any
 
 from evaluation.corruptions import CORRUPTIONS
 from training.metrics import commonest
-from training.modalities import MODALITIES, modality
+from training.modalities import MODALITIES, modality, titles
+from utils.errors import joined
 from utils.files import write_bytes, write_csv, write_json, write_text
 from utils.plots import (
     MEASURED,
@@ -65,16 +66,6 @@ def title_of(report: dict[str, Any]) -> str:
     return f"Which recognises emotions best: {', '.join(names[:-1])} or {names[-1]}?"
 
 
-def titles(inputs: list[str]) -> str:
-    """voice, face and words."""
-    return joined([modality(name).title for name in inputs])
-
-
-def joined(names: list[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
-
-
 def short(name: str) -> str:
     """The last two folders of a run: multimodal/first."""
     return "/".join(Path(name).parts[-2:])
@@ -99,9 +90,8 @@ def draw(folder: Path, main: dict[str, Any], classes: list[str]) -> None:
     }
     plot_calibration(folder / "calibration.png", curves, title)
     if len(main["conditions"]) > 1:
-        rows = [(together(level), *share) for level, *share in conditions(main)["inputs"]]
         title = f"accuracy from these inputs alone, by the label {main['label']}"
-        plot_bars(folder / "inputs.png", rows, title, chance)
+        plot_bars(folder / "inputs.png", conditions(main)["inputs"], title, chance)
     if curves := corrupted(main):
         write_bytes(folder / "robustness.png", corruption_png(curves, chance))
 
@@ -127,7 +117,12 @@ def conditions(main: dict[str, Any]) -> dict[str, list[tuple]]:
     rows: dict[str, list] = {}
     for each in filter(lambda each: each["clips"], main["conditions"]):
         share = each["measures"]["accuracy"], each["intervals"]["accuracy"]
-        rows.setdefault(each["input"], []).append((str(each["level"]), *share))
+        level = str(each["level"])
+        if each["input"] == "inputs":
+            level = together(level)
+            if each["clips"] < main["clips"]:  # the others have none of these inputs
+                level += f" ({each['clips']} clips)"
+        rows.setdefault(each["input"], []).append((level, *share))
     return rows
 
 

@@ -301,7 +301,7 @@ def corrupted_predictions(
     found: Predictions = {}
     for name in member.task.inputs:
         corruption = CORRUPTIONS.get(modality(name).corruption)
-        if corruption is None:
+        if corruption is None or name not in kept[0]:
             continue
         task = replace(member.task, inputs=(name,))
         for level in corruption.levels:
@@ -328,8 +328,9 @@ def run_batches(member: Member, dataset: ClipDataset, options: Any, read: Any) -
 def classify(
     member: Member, tokens: dict[str, Tokens], names: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    """{head: logits} from these inputs alone."""
-    return member.model.classify({name: tokens[name] for name in names}).logits
+    """{head: logits} from these inputs alone; nothing where no clip has any of them."""
+    given = {name: tokens[name] for name in names if name in tokens}
+    return member.model.classify(given).logits if given else {}
 
 
 def prediction_of(
@@ -384,15 +385,17 @@ def labels_of(run: Evaluated, classes: list[str]) -> np.ndarray:
 
 
 def own_labels(run: Evaluated, condition: Condition, classes: list[str]) -> np.ndarray:
-    """(N,) the same in the column that the deciding head has learnt; -1 also for a clip that lacks
-    all of the condition's inputs."""
-    labels = numbers_of(run.clips[run.under(condition).column], classes)
+    """(N,) the same in the column that the deciding head has learnt."""
+    return numbers_of(run.clips[run.under(condition).column], classes)
+
+
+def is_asked(run: Evaluated, condition: Condition) -> np.ndarray:
+    """(N,) which clips have any of the condition's inputs: others tell nothing about it."""
     kind, names = condition
-    if kind == "inputs" and condition != ALL:  # what a clip lacks tells nothing about it
-        inputs = names.split("+")
-        rows = run.clips.to_dict("records")
-        labels = np.where([all(lacks(row, name) for name in inputs) for row in rows], -1, labels)
-    return labels
+    if kind != "inputs" or condition == ALL:
+        return np.ones(len(run.clips), bool)
+    inputs, rows = names.split("+"), run.clips.to_dict("records")
+    return np.array([not all(lacks(row, name) for name in inputs) for row in rows], bool)
 
 
 def numbers_of(labels: pd.Series, classes: list[str]) -> np.ndarray:

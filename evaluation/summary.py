@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import calibration, scores
-from evaluation.runs import ALL, Evaluated, labels_of, own_labels
+from evaluation.runs import ALL, Evaluated, is_asked, labels_of, own_labels
 
 
 def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:
@@ -37,7 +37,8 @@ def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:
 def scores_of(
     run: Evaluated, key: tuple[str, Any], classes: list[str], among: Any = True
 ) -> dict[str, Any]:
-    """`full_scores` under a condition, of the clips that have the label; none: {"clips": 0}.
+    """`full_scores` under a condition, of the clips that have the label and any of the inputs;
+    none: {"clips": 0}.
 
     All conditions are judged by the label of the run, so that they can be compared; a head that
     learnt another one, as that of the voice, has its accuracy by it in `own`.
@@ -46,6 +47,7 @@ def scores_of(
     if found is None:
         return {"clips": 0}
     labels = labels_of(run, classes)
+    among = among & is_asked(run, key)
     known = (labels >= 0) & among
     if not known.any():
         return {"clips": 0}

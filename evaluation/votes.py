@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 
 from evaluation.ensemble import Member, check_finite, mean_over_views
 from models.classifier import Inputs
-from training.data import ClipDataset, collate, make_loader, to_device
+from training.data import ClipDataset, collate, make_loader
 from training.features import Features
-from training.inference import Views, encode_views, progress
+from training.inference import Views, encode_views, inputs_of, progress
 from training.modalities import modality
 
 COMMON = ("feature_frames", "standardize")  # settings of all custom features
@@ -74,9 +74,8 @@ class Parts(Dataset):
 
 
 def seen_by(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The settings that can change what a run sees of one input of a clip; none of those that
-    change training clips alone."""
-    own = [key for key, each in modality(name).settings.items() if each.group != "augmentation"]
+    """The settings that can change what a run sees of one input of a clip."""
+    own = [key for key, each in modality(name).settings.items() if each.group == "data"]
     return {key: config.get(key) for key in (*own, *COMMON)}
 
 
@@ -104,7 +103,7 @@ def votes(
     loader.collate_fn = collate_parts
     found: list[list[list[np.ndarray]]] = [[[] for _ in temperatures] for _ in members]
     for batch in progress(loader, desc="predicting", unit="batch", disable=len(loader) < 2):
-        here = [part and on_device(part, device) for part in batch]
+        here = [part and inputs_of(part, device) for part in batch]
         for own, member, part_of in zip(found, members, parts.of, strict=True):
             if logits := logits_of(member, part_of, here, views):
                 for scores, temperature in zip(own, temperatures, strict=True):
@@ -113,11 +112,6 @@ def votes(
     for member, own in zip(members, joined, strict=True):
         check_finite(member, own)
     return joined
-
-
-def on_device(part: dict[str, Any], device: str) -> Part:
-    absent = {name: each.to(device) for name, each in part.get("absent", {}).items()}
-    return to_device(part["inputs"], device), absent
 
 
 def logits_of(member: Member, part_of: dict[str, int], batch: Batch, views: Views) -> list[Tensor]:

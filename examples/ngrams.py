@@ -87,8 +87,8 @@ def main() -> None:
         models = [learn(column, clips[train]) for column in reads]
         values = np.concatenate([answers(each, clips, train) for each in models], axis=1)
     except ValueError as error:  # one class, a handful of dialogues, no word twice
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{args.features_dir}: nothing to learn from, {reason}") from error
+        what = f"{args.features_dir}: nothing to learn from, {in_short(error)}"
+        raise UsageError(what) from error
     with lock_folder(args.features_dir):
         save(args.features_dir / f"{name}.npz", models)
         about = {"learnt_without_fold": args.fold, "encoder": as_encoder(args.features_dir, name)}

@@ -17,6 +17,7 @@ import onnxruntime
 
 from training.features import Features
 from training.modalities import modality
+from training.standardize import Scales, speaker_scales
 from utils.errors import run_script
 
 
@@ -31,17 +32,25 @@ def main() -> None:
     metadata = session.get_modelmeta().custom_metadata_map
     about = {name: json.loads(value) for name, value in metadata.items()}
     wanted = {each.name for each in session.get_inputs()}
-    for row in features.rows(args.split).to_dict("records"):
-        probabilities = session.run(None, feed(row, features, about, wanted))[0][0]
+    rows, scales = features.rows(args.split), {}
+    if about["standardize"] == "speaker":
+        scales = speaker_scales(features, rows, about["inputs"])
+    for row in rows.to_dict("records"):
+        probabilities = session.run(None, feed(row, features, about, wanted, scales))[0][0]
         # the first head decides
         print(row["clip_id"], about["classes"][probabilities.argmax()], *probabilities.round(6))
 
 
-def feed(row: dict, features: Features, about: dict, wanted: set[str]) -> dict[str, Any]:
+def feed(
+    row: dict, features: Features, about: dict, wanted: set[str], scales: Scales
+) -> dict[str, Any]:
     """One clip's inputs as a batch of one."""
     arrays = {}
     for name in about["inputs"]:
-        view = modality(name).view(features.load(row, name), row, about, None, False)
+        feature = features.load(row, name)
+        if name in scales:
+            feature = scales[name][row["speaker"]].apply(feature)
+        view = modality(name).view(feature, row, about, None, False)
         for key, array in zip((name, f"{name}_mask"), view, strict=False):
             arrays[key] = array[np.newaxis]
             if array.dtype == np.uint8:  # pictures: the model sees values from 0 to 1

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.errors import ClipError, IntegrityError, UsageError
+from utils.errors import ClipError, IntegrityError, UsageError, in_short
 from utils.files import digest, sha256
 
 INPUTS = {"speech": "wave", "face": "video", "text": "transcript"}  # what it sees -> what it reads
@@ -143,7 +143,7 @@ def try_out(encoder: Encoder, settings: dict[str, str]) -> None:
     except UsageError:
         raise
     except Exception as error:
-        said = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        said = in_short(f"{type(error).__name__} {error}")
         raise UsageError(f"{what}: {said}; {others}") from error
     if np.abs(first - second).max() > 1e-3 * np.abs(first).max():  # a GPU differs by less
         raise UsageError(f"{what}: of the same input it makes other numbers each time; {others}")
@@ -190,7 +190,7 @@ def encode(settings: dict[str, str], device: str, seen: Any) -> np.ndarray:
     except Exception as error:  # memory of a GPU, a bug in a file of the user's
         if settings["library"] == "file":
             traceback.print_exc(file=sys.stderr)
-        said = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        said = in_short(f"{type(error).__name__} {error}")
         raise ClipError("E_ENCODER", f"the encoder {settings['source']} failed: {said}") from error
     pooled = pool(values, settings["pool"])
     with np.errstate(over="ignore"):
@@ -239,7 +239,7 @@ def load(settings: str, device: str) -> Encoder:
     except (UsageError, IntegrityError):
         raise
     except Exception as error:  # no internet, no such name, no weights, foreign bytes, no memory
-        reason = " ".join((str(error) or type(error).__name__).split())[:300]
+        reason = in_short(error, 300)
         raise UsageError(f"cannot load the encoder {library}:{source}: {reason}{HELP}") from error
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from extract.detector import Track, aligned, find_faces, landmarks, square
 from extract.media import frames_at
-from utils.errors import ClipError, IntegrityError, UsageError
+from utils.errors import ClipError, IntegrityError, UsageError, in_short
 from utils.files import sha256
 from utils.stopwatch import timed, timed_items
 
@@ -34,23 +34,6 @@ WEIGHTS_FILE = "20180402-114759-vggface2.pt"  # as facenet-pytorch names it
 MOST_BYTES = 8 * 10**9  # of the crops of a clip: a file may claim days, or be asked for too much
 BLOCK = 32  # frames held at once, and
 BLOCK_BYTES = 128 << 20  # at most this much of them: the memory does not grow with the clip
-
-
-class Faces(NamedTuple):
-    """`crops` (T, S, S, 3) uint8 RGB; `valid` (T,) bool; `boxes` (T, 4) x1 y1 x2 y2 in pixels.
-
-    Where no face was found the crop is black, the box is NaN and `valid` is False.
-    """
-
-    crops: np.ndarray
-    valid: np.ndarray
-    boxes: np.ndarray
-
-
-def extract_faces(path: Path, start: float, end: float, settings: dict = FACE_SETTINGS) -> Faces:
-    """All faces of `face_stream` at once."""
-    crops, boxes = map(np.stack, zip(*face_stream(path, start, end, settings), strict=True))
-    return Faces(crops, np.isfinite(boxes[:, 0]), boxes)
 
 
 def face_stream(
@@ -156,10 +139,10 @@ def embedder(device: str, weights_sha256: str | None = None) -> Any:
     try:
         network = InceptionResnetV1(pretrained=weights, device=device).eval()
     except Exception as error:  # no internet, or foreign bytes in the cache
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
             f"--video_embedding needs the {weights} weights of facenet-pytorch; they are neither "
-            f"readable in {get_torch_home()}/checkpoints nor could they be downloaded: {reason}"
+            f"readable in {get_torch_home()}/checkpoints nor could they be downloaded: "
+            f"{in_short(error)}"
         ) from error
     if weights_sha256 and embedding_weights() != weights_sha256:
         raise IntegrityError(

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from extract.audio import SPEECH_SETTINGS, check_wave, read_mono
-from utils.errors import ClipError, UsageError
+from utils.errors import ClipError, UsageError, in_short
 from utils.files import digest, has_sha256, read_known, sha256, write_bytes, write_json
 
 LIBRARY = "faster-whisper"
@@ -85,8 +85,8 @@ def load(model: str, device: str) -> Recogniser:
         )
         return Recogniser(whisper, sha256(Path(folder) / "model.bin"))
     except Exception as error:  # no internet, no such name, no weights
-        reason = " ".join((str(error) or type(error).__name__).split())[:300]
-        raise UsageError(f"cannot load the recogniser {LIBRARY}:{model}: {reason}") from error
+        what = f"cannot load the recogniser {LIBRARY}:{model}: {in_short(error, 300)}"
+        raise UsageError(what) from error
 
 
 def hear(media: Path) -> tuple[np.ndarray, float]:

@@ -67,14 +67,14 @@ def example_view(member: Member, name: str, options: dict, steps: int) -> tuple[
     feature = rng.random([sizes.get(size, size) for size in shape], np.float32)
     if kind.picture == "frames":
         feature = (255 * feature).astype(np.uint8)
-    lengths = dict.fromkeys(length_settings(name), steps)
+    lengths = dict.fromkeys([*kind.lengths, "feature_frames"], steps)
     return kind.view(feature, row, member.config | lengths, rng, False)
 
 
-def length_settings(name: str) -> list[str]:
-    """The settings that say how long an input of this modality is."""
-    own = [key for key, setting in modality(name).settings.items() if setting.group == "data"]
-    return own or ["feature_frames"]
+def view_settings(member: Member) -> list[str]:
+    """The settings that say what the model sees of a clip."""
+    own = [modality(name).settings.items() for name in member.task.inputs]
+    return [key for items in own for key, setting in items if setting.group == "data"]
 
 
 def open_sizes(
@@ -120,8 +120,8 @@ def to_onnx(member: Member) -> bytes:
             verbose=False,
         )
     torch.backends.mha.set_fastpath_enabled(quick)
-    lengths = {key for name in member.task.inputs for key in length_settings(name)}
-    about = {name: member.config[name] for name in sorted(lengths)}
+    seen = ("feature_frames", "standardize", *view_settings(member))
+    about = {name: member.config[name] for name in seen}
     about |= {"classes": member.checkpoint["classes"], "inputs": list(member.task.inputs)}
     about["features_config"] = member.checkpoint["features_config"]
     program.model.metadata_props.update({name: json.dumps(value) for name, value in about.items()})

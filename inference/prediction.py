@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from inference.card import card_lines
 from inference.sources import Source
-from training.modalities import modality
+from training.modalities import modality, titles
 
 # The parts of a prediction that are not one modality's: the fused head of a run, the mean of its
 # heads where that cannot answer, and several runs together.
@@ -124,11 +123,6 @@ class ClipPrediction:
             "words": self.source.clip.transcript,
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
         }
-
-
-def titles(names: Iterable[str]) -> str:
-    """Modalities by their names for people."""
-    return " and ".join(modality(name).title for name in names)
 
 
 def absence(name: str, why: str) -> str:

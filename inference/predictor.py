@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from corpora.manifest import Clip
+from corpora.manifest import Clip, as_class
 from evaluation.ensemble import (
     Member,
     check_finite,
@@ -60,7 +60,6 @@ class Predictor:
 
     * `device`: auto, cpu, cuda.
     * `tta`: views of the face per clip, 1, 6 or 12.
-    * `temperature`: power on each view's probabilities; only with 1 the results are probabilities.
     * `word_vectors`: the file that words are looked up in, as in the training.
     * `folder`: where the features of the clips go; without one they are gone with the predictor.
     * `warm`: load now what else the first clip would load, so that its times are those of any clip.
@@ -85,7 +84,6 @@ class Predictor:
         folder: Path | None = None,
         device: str = "auto",
         tta: int = 1,
-        temperature: float = 1.0,
         word_vectors: Path | None = None,
         warm: bool = False,
         longest: float = 15.0,
@@ -99,7 +97,7 @@ class Predictor:
             self.temporary = scratch_folder(SCRATCH)  # deleted with the predictor
             folder = self.temporary.path
         folder, self.device = Path(folder), device_name(device)
-        self.views, self.temperature = image_views(tta), temperature
+        self.views = image_views(tta)
         self.longest = longest
         paths = [Path(path) for path in checkpoints]
         settings = settings_of(
@@ -262,32 +260,34 @@ class Predictor:
             if made["reads"] == "transcript" or shown in prediction.encoded:
                 continue
             feature = self.features.load(row, shown)
-            whole = dict.fromkeys(modality(shown).settings, max(feature.shape[:2]))
-            rng = np.random.default_rng(0)
-            (view, *_) = modality(shown).view(feature, row, whole, rng, False)
+            kind, rng = modality(shown), np.random.default_rng(0)
+            whole = {name: each.default for name, each in kind.settings.items()}
+            whole |= dict.fromkeys(kind.lengths, max(feature.shape[:2]))
+            (view, *_) = kind.view(feature, row, whole, rng, False)
             prediction.encoded[shown] = Seen(view, None)
 
     def vote(self, prediction: ClipPrediction) -> None:
         """Fill in the parts: what each run says from the inputs that are there, and together."""
-        voters, votes, names, rests_on = [], [], [], []
-        alone: dict[str, list[np.ndarray]] = {}
+        votes, names, rests_on = [], [], []
+        alone: dict[str, list[tuple[Member, np.ndarray]]] = {}
         for member in self.members:
             vote, parts = self.ask(member, prediction)
             for name, p in parts.items():
-                alone.setdefault(name, []).append(p)
+                alone.setdefault(name, []).append((member, p))
             if vote is None:
                 continue
             name, p, inputs = vote
-            voters.append(member)
-            votes.append((pd.Index(["clip"]), p[np.newaxis]))
+            votes.append((member, p))
             names.append(name)
             rests_on += inputs
         if not votes:
             return
-        _, (together,) = combine_runs(voters, votes)
         first = names[0] if len({*names}) == 1 else ENSEMBLE
-        others = {name: np.mean(alone[name], axis=0) for name in self.wanted if name in alone}
-        prediction.parts = {first: together} | {k: v for k, v in others.items() if k != first}
+        parts = {first: combined(votes)}
+        for name in self.wanted:
+            if name in alone:
+                parts.setdefault(name, combined(alone[name]))
+        prediction.parts = parts
         prediction.rests_on = [name for name in self.wanted if name in rests_on]
 
     def ask(
@@ -342,7 +342,7 @@ class Predictor:
             prediction.seen.setdefault(name, Seen(tensors[0].numpy(), weights.get(name)))
 
         def mean(logits: list[Tensor]) -> np.ndarray:
-            p = mean_over_views(logits, self.temperature)[0].cpu().numpy()
+            p = mean_over_views(logits)[0].cpu().numpy()
             check_finite(member, [p])
             return p[self.chosen] / p[self.chosen].sum()
 
@@ -405,6 +405,13 @@ class Predictor:
         return replace(self.job, modalities=stages, settings=settings)
 
 
+def combined(votes: list[tuple[Member, np.ndarray]]) -> np.ndarray:
+    """Votes (K,) about one clip -> (K,), as those of an ensemble."""
+    members = [member for member, _ in votes]
+    _, (p,) = combine_runs(members, [(pd.Index(["clip"]), each[np.newaxis]) for _, each in votes])
+    return p
+
+
 def attention_weights(model: Any, tokens: dict[str, Tokens]) -> dict[str, np.ndarray]:
     """{modality: weights (T,)} of the first clip, where its pooling weighs the tokens."""
     by_name = {}
@@ -417,7 +424,7 @@ def attention_weights(model: Any, tokens: dict[str, Tokens]) -> dict[str, np.nda
 
 def chosen_classes(wanted: list[str] | None, classes: list[str]) -> list[int]:
     """The numbers of the classes that an answer is chosen from."""
-    names = list(dict.fromkeys(wanted or classes))
+    names = list(dict.fromkeys(as_class(name, tuple(classes)) for name in wanted or classes))
     if len(names) < 2 or set(names) - set(classes):
         given = ",".join(names)
         raise UsageError(f"--classes {given}: expected two or more of {','.join(classes)}")

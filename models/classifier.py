@@ -62,7 +62,7 @@ class EmotionClassifier(nn.Module):
         """Tokens of each modality that is given; of clips that lack it (`absent` {modality: (B,)
         bool}) the learnt token."""
         tokens = {name: Tokens(*self.encoders[name](*given)) for name, given in inputs.items()}
-        if absent and self.missing:
+        if tokens and absent and self.missing:
             filled = self.stand_in(tokens, absent)
             tokens = {name: filled[name] for name in tokens}
         return tokens

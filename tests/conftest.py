@@ -12,6 +12,7 @@ import sys
 import tempfile
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -52,6 +53,17 @@ def run_script(name: str, *args: object, env: dict | None = None, timeout: float
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
     )
+
+
+def extract_faces(
+    clip: Path, start: float, end: float, settings: dict | None = None
+) -> SimpleNamespace:
+    """All crops (T, S, S, 3) of a clip, their boxes (T, 4), and which are of a face (T,)."""
+    from extract import faces
+
+    stream = faces.face_stream(clip, start, end, settings or faces.FACE_SETTINGS)
+    crops, boxes = map(np.stack, zip(*stream, strict=True))
+    return SimpleNamespace(crops=crops, boxes=boxes, valid=np.isfinite(boxes[:, 0]))
 
 
 def digests(folder: Path) -> dict[str, str]:

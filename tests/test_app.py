@@ -295,6 +295,9 @@ def test_folds_are_one_model_and_models_of_one_name_are_two(place, tmp_path):
         "speech/all": 2,
         "speech/all (2)": 1,
     }
+    (tmp_path / "one" / "speech" / "begun" / "fold_0").mkdir(parents=True)
+    args = SimpleNamespace(checkpoints=None, encoder=[], logs_dir=tmp_path / "one")
+    assert {name: len(files) for name, files in app.find_models(args).items()} == {"speech/all": 2}
 
 
 def test_a_busy_port_is_one_line(place):

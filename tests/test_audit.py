@@ -391,3 +391,22 @@ def test_the_benchmark_of_the_audit_runs(folder):
     assert done.returncode == 0, done.stderr
     assert "50 clips: " in done.stdout and "mp3 24, softer, cut" in done.stdout
     assert "file cut " in done.stdout and done.stdout.count("1/1") >= 5, done.stdout
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda saved: saved["findings"][0].update(kind="speakes"),
+        lambda saved: saved.update(findings=[]),
+        lambda saved: saved.update(clips=3),
+        lambda saved: saved.pop("compared"),
+    ],
+)
+def test_an_audit_that_was_changed_is_made_anew(folder, change):
+    folder.rows = [{**row, "speaker": "anna"} for row in folder.rows]
+    path = folder.save()
+    expected = leaks(load_audit(path).findings, folds=False)
+    saved = json.loads((path / "audit.json").read_text())
+    change(saved)
+    (path / "audit.json").write_text(json.dumps(saved))
+    assert leaks(load_audit(path).findings, folds=False) == expected != []

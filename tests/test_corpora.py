@@ -53,7 +53,7 @@ def test_merc2020_folders_become_splits(tmp_path):
             "1-x-hap-ang-neu.mp4",
             "2-x-HAPP-ang-neu.mp4",
             "3.mp4",
-            "4-x-hap-joy-neu.mp4",
+            "4-x-hap-jolly-neu.mp4",
         ],
         "qia2020/val": ["1-x-sad-sad-sad.mp4", "5-x-sad-sad-sad.mp4", "5-y-sad-sad-sad.mp4"],
         "qia2020/test": ["6.mp4"],
@@ -157,7 +157,7 @@ def test_further_columns_are_read_as_text(tmp_path):
         ("/etc/x.mp4,train,hap", {"x": "E_ID"}),
         ("a/../../x.mp4,train,hap", {"x": "E_ID"}),
         ("a/x.mp4,train,hap\nb/x.mp4,train,sad", {"x": "E_DUP"}),
-        ("x.mp4,train,joy", {"x": "E_LABELS"}),
+        ("x.mp4,train,jolly", {"x": "E_LABELS"}),
         ("x.mp4,train,", {"x": "E_LABELS"}),
         ("x.mp4,train", {"x": "E_LABELS"}),
         ("x.mp4,,hap", {"x": "E_ID"}),
@@ -293,3 +293,13 @@ def test_reasons_name_the_remedy(tmp_path):
     reasons = {failure.clip_id: failure.reason for failure in listing.failures}
     assert "column clip_id" in reasons["x"] and "is not one of hap ang" in reasons["y"]
     assert "listed 2 times" in reasons["z"]
+
+
+@pytest.mark.parametrize(
+    ("said", "split"),
+    [("Train", "train"), ("TRAINING", "train"), ("Val", "val"), ("Dev", "val"), ("Test", "test")],
+)
+def test_splits_may_be_written_as_people_do(tmp_path, said, split):
+    (tmp_path / "manifest.csv").write_text(f"media,split,emotion\na.mp4,{said},Joy\n")
+    (clip,) = list_corpus("csv", tmp_path).clips
+    assert (clip.split, clip.emotion) == (split, "hap")

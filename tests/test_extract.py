@@ -20,7 +20,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import flat, make_clip, moving_picture, tone
+from conftest import extract_faces, flat, make_clip, moving_picture, tone
 from scipy.io import wavfile
 
 from corpora.manifest import Clip
@@ -28,7 +28,7 @@ from extract import audio, detector, faces
 from extract.audio import denoise, extract_speech, log_mel_spectrogram, read_mono
 from extract.clip import SETTINGS, Job, process_clip
 from extract.detector import Track, detect, overlap, square
-from extract.faces import extract_faces, sample_times
+from extract.faces import sample_times
 from extract.media import frames_at, open_media, scan_pictures
 from extract.words import read_words
 from utils import guard

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import extract_faces
 from PIL import Image
 from test_corpora import codes
 
@@ -13,7 +14,7 @@ import preprocess
 from corpora import list_corpus
 from corpora.manifest import Clip
 from extract.audio import extract_speech
-from extract.faces import extract_faces, face_stream
+from extract.faces import face_stream
 from extract.media import read_picture
 from training.features import Features
 from utils.errors import ClipError, UsageError

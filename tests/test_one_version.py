@@ -21,6 +21,7 @@ from training.checkpoint import load_checkpoint
 from utils.errors import LockedError, UsageError
 from utils.files import keep_as_it_is, lock_folder
 
+FOLDS = ("--fold", "all")
 HOLDER = """
 import sys, time
 from utils import files
@@ -138,10 +139,11 @@ def test_a_feature_that_changes_ends_the_run(features, tmp_path, monkeypatch):
     assert run.code == 4 and f"{path} was changed meanwhile" in run.err, run.err
 
 
-def test_a_run_folder_that_is_removed_is_not_made_anew(train, tmp_path, monkeypatch):
-    folder = tmp_path / "logs" / "text" / "a"
+@pytest.mark.parametrize(("flags", "place"), [((), ""), (FOLDS, ""), (FOLDS, "fold_0")])
+def test_a_run_folder_that_is_removed_is_not_made_anew(train, tmp_path, monkeypatch, flags, place):
+    folder = tmp_path / "logs" / "text" / "a" / place
     behind_step(monkeypatch, 4, lambda: shutil.rmtree(folder))
-    run = train()
+    run = train(*flags)
     assert run.code == 4 and f"{folder} was removed" in run.err, run.err
     assert not folder.exists()
 
@@ -159,10 +161,16 @@ def test_a_damaged_note_about_labels_is_no_free_pass(features, tmp_path, text):
     assert "Traceback" not in run.err
 
 
-@pytest.mark.parametrize("clip_id", ["../../outside", "/tmp/outside", "a/b", "a\0b"])
-def test_ids_cannot_leave_the_tree(features, train, clip_id):
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        *(("00003", other) for other in ("../../outside", "/tmp/outside", "a/b", "a\0b", "..")),
+        *(("train", other) for other in ("..", ".", "a/b", "/tmp")),
+    ],
+)
+def test_ids_cannot_leave_the_tree(features, train, name, other):
     path = features / "manifest.csv"
-    path.write_text(path.read_text().replace("00003", clip_id))
+    path.write_text(path.read_text().replace(name, other))
     run = train()
     assert run.code in (2, 4) and "manifest.csv" in run.err and "Traceback" not in run.err, run.err
 

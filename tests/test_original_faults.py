@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_clip, moving_picture, tone
+from conftest import extract_faces, make_clip, moving_picture, tone
 
 import make_submission
 from corpora.manifest import Clip
@@ -52,7 +52,7 @@ def test_every_detected_face_appended(monkeypatch):
     shown = [([index], picture) for index in range(12)]
     monkeypatch.setattr(faces, "frames_at", lambda *_: iter(shown))
     monkeypatch.setattr(faces, "find_faces", lambda frames, *_: [three for _ in frames])
-    found = faces.extract_faces(Path("two.mp4"), 0.0, 1.2)
+    found = extract_faces(Path("two.mp4"), 0.0, 1.2)
     assert len(found.crops) == len(found.valid) == 12
     np.testing.assert_array_equal(found.boxes, three[:1].repeat(12, axis=0))
 

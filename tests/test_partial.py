@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -212,3 +213,45 @@ def test_every_tool_says_over_how_many_clips(features, tmp_path):
     assert done.code == 4 and "6 of 28 clips have no features" in done.err
     done = run_main(*submit, "--checkpoints", speech, "--missing", "neu")
     assert done.code == 0 and "6 of them filled with neu" in done.out
+
+
+def relabelled(folder: Path, missing: Callable[[pd.DataFrame], np.ndarray]) -> Path:
+    """Whole features, of which the manifest says that something is missing."""
+    write_features(folder, 4)
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    table["missing"] = missing(table)
+    table.to_csv(folder / "manifest.csv", index=False)
+    return folder
+
+
+def test_an_input_that_no_clip_of_a_split_has(tmp_path):
+    """Models with modality dropout answer from the others, in every tool."""
+    folder = relabelled(
+        tmp_path / "features", lambda table: np.where(table["split"] == "train", "", "text")
+    )
+    save_untrained(tmp_path / "m.pth", folder, modality_dropout=0.3)
+    place = ("--checkpoints", tmp_path / "m.pth", "--features_dir", folder, "--num_workers", 0)
+    out = tmp_path / "report"
+    flags = ("--allow_training_clips", "--robustness", "--out", out)
+    run = run_main("evaluate", *place, *flags)
+    assert run.code == 0, run.err
+    (system,) = json.loads((out / "metrics.json").read_text())["systems"]
+    clips = {each["level"]: each["clips"] for each in system["conditions"]}
+    assert clips["text"] == 0 and clips["all"] == clips["speech+text"] == clips["speech"]
+    run = run_main("make_submission", *place, "--tta", 1, "--out", tmp_path)
+    assert run.code == 0, run.err
+
+
+def test_words_alone_are_judged_where_there_are_words(tmp_path):
+    """The learnt token gives all clips without words one answer, which says nothing of words."""
+    folder = relabelled(
+        tmp_path / "features", lambda table: np.where(np.arange(len(table)) % 2, "text", "")
+    )
+    save_untrained(tmp_path / "m.pth", folder, modality_dropout=0.3)
+    place = ("--checkpoints", tmp_path / "m.pth", "--features_dir", folder, "--num_workers", 0)
+    run = run_main("evaluate", *place, "--allow_training_clips", "--out", tmp_path / "report")
+    assert run.code == 0, run.err
+    (system,) = json.loads((tmp_path / "report" / "metrics.json").read_text())["systems"]
+    clips = {each["level"]: each["clips"] for each in system["conditions"]}
+    assert (clips["all"], clips["text"], clips["speech+text"]) == (28, 14, 28)
+    assert "<small>14 clips</small>" in (tmp_path / "report" / "index.html").read_text()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,11 +110,9 @@ def test_a_face_alone_needs_no_sound(ask, tmp_path, face_image):
 
 def test_views_and_ensemble_are_those_of_a_submission(place, ask, tmp_path):
     both = ["any.pth", "plain.pth"]
-    done = ask(
-        *(place / "clips", "--tta", 6, "--temperature", 0.1, "--no_pictures"), checkpoints=both
-    )
+    done = ask(*(place / "clips", "--tta", 6, "--no_pictures"), checkpoints=both)
     (tmp_path / "sheet.csv").write_text("FileID\nanna\nben\n")
-    flags = ("--tta", 6, "--face_frames", 2, "--num_workers", 0, "--device", "cpu")
+    flags = ("--tta", 6, "--temperature", 1, "--face_frames", 2, "--num_workers", 0)
     submitted = run_main(
         *("make_submission", "--checkpoints", *(place / name for name in both), *flags),
         *("--sheets", tmp_path / "sheet.csv", "--out", tmp_path, "--split", "clips"),
@@ -122,8 +121,6 @@ def test_views_and_ensemble_are_those_of_a_submission(place, ask, tmp_path):
     assert submitted.code == 0, submitted.err
     with np.load(tmp_path / "sheet_submission.npz", allow_pickle=False) as archive:
         expected = archive["scores"]
-    assert "--temperature 0.1: the numbers rank the classes and are no probabilities" in done.err
-    assert json.loads((done.folder / "predictions.json").read_text())["temperature"] == 0.1
     fused = done.table[done.table["part"] == "fused"]
     assert fused[list(CLASSES)].to_numpy(float) == pytest.approx(expected, abs=1e-6)
 
@@ -654,3 +651,21 @@ def test_what_a_killed_call_left_is_swept(place, ask, tmp_path, monkeypatch):
     assert killed.returncode == -9 and list(tmp_path.glob("predict-*/files/a.npy"))
     ask("--text", "good", checkpoints=["plain.pth"], code=3)
     assert not list(tmp_path.glob("predict-*"))
+
+
+def test_what_an_input_says_alone_counts_as_in_the_ensemble():
+    """Five folds of one run share their vote there, too."""
+    predictor = Predictor.__new__(Predictor)
+    shares = [("a", 0.9)] * 5 + [("b", 0.1)]
+    members = [SimpleNamespace(run=Path(run), p=np.array([p, 1 - p])) for run, p in shares]
+    predictor.members, predictor.wanted = members, {"speech": "speech"}
+
+    def ask(member, prediction):
+        name = "fused" if member.run == Path("a") else "speech"
+        return (name, member.p, ["speech"]), {"speech": member.p}
+
+    predictor.ask = ask
+    prediction = ClipPrediction(None, ["x", "y"], {}, {})
+    predictor.vote(prediction)
+    for part in ("ensemble", "speech"):
+        np.testing.assert_allclose(prediction.parts[part], [0.5, 0.5])

@@ -894,3 +894,19 @@ def test_folds_are_checked_before_the_first_and_can_be_started_anew(features, st
 @pytest.mark.parametrize("flag", ["--lam", "--clip_norm", "--warmup", "--mixup_alpha"])
 def test_endless_numbers_are_refused(start, flag):
     assert start("multimodal" if flag == "--lam" else "text", flag, "inf").code == 2
+
+
+def test_the_words_of_a_fused_run_have_no_last_layer(features, tmp_path):
+    """They have none of their own there: the network starts from it, its last layer anew."""
+    places = ["--features_dir", features, "--logs_dir", tmp_path, *TINY, "--n_epoch", 1]
+    fused = ["--mode", "multimodal", "--inputs", "text", "--exp_name", "a", *places]
+    assert run_main("train", *fused).code == 0
+    start = ["--text_load_weights", tmp_path / "multimodal" / "a"]
+    run = run_main("train", "--mode", "text", "--exp_name", "b", *places, *start)
+    assert run.code == 0, run.err
+    assert "all but the last layer: it has none for this input alone" in run.out
+
+
+def test_a_hint_is_about_what_failed(start):
+    run = start("text", "--lr", 1e-3, "--resume", "--overwrite")
+    assert run.code == 2 and "did you mean" not in run.err, run.err

@@ -22,10 +22,13 @@ import torch
 from conftest import ROOT, write_features
 from torch.utils.data import default_collate
 
+from evaluation.votes import seen_by
+from models import build_model
 from models.attn_cnn import AttnCNN
 from models.backbone import set_batchnorm_momentum
 from models.classifier import Prediction
 from train import start_config
+from training import accelerate
 from training.augment import (
     AUGMENTATIONS,
     FACE_STRENGTHS,
@@ -34,17 +37,20 @@ from training.augment import (
     draw_warp,
     time_warp,
 )
+from training.checkpoint import keep_best
 from training.data import ClipDataset, EpochBatches, collate, make_loader, to_device, training_rows
 from training.features import Features
 from training.loop import fit
 from training.losses import cross_entropy, smooth_one_hot, soft_cross_entropy
 from training.metrics import Metrics
 from training.mixing import Mixer, cutmix, draw_box, draw_left_out, mixup
+from training.modalities import modality
 from training.optim import batchnorm_momentum, lr_factor, make_optimizer
 from training.randomness import PURPOSES, generator, torch_seed
 from training.ranger import Centralizer
 from training.run import Run
-from training.tasks import ALL_SETTINGS, TASKS, recipe
+from training.small import small_recipe
+from training.tasks import ALL_SETTINGS, TASKS, model_arch, recipe, task_of
 from training.views import (
     choose_frames,
     custom_view,
@@ -1054,3 +1060,51 @@ def test_another_microphone_and_room_leave_the_voice():
     assert min(tilts) < -0.1 and max(tilts) > 0.1
     weak = [np.median(other_channel(spoken, 0.1, np.random.default_rng(s))) for s in range(50)]
     assert max(weak) < 0.1 < np.median(floors)
+
+
+def test_rows_of_a_feature_are_rows_where_the_first_clip_has_one():
+    """Still pictures have one vector of a face; only layers of an encoder are pooled so."""
+    config = recipe("multimodal")
+    encoder = modality("mine").encoder
+    assert encoder(config, (1, 12)) == encoder(config, (9, 12))
+    assert encoder(config, (1, 12))["type"] == "SequenceEncoder"
+    assert encoder(config, (4, 1, 12))["type"] == "VectorEncoder"
+
+
+def test_the_small_recipe_of_a_fusion_builds_small_networks(features):
+    own = recipe("multimodal") | small_recipe("multimodal", features, None)
+    shapes = {"speech": (128, None), "face": (None, None, None, 3), "text": (3, 16)}
+    model = build_model(**model_arch(task_of(own), own, len(features.classes), shapes))
+    assert sum(weight.numel() for weight in model.parameters()) < 2e6
+    for mode in ("speech", "face", "text"):
+        alone = small_recipe(mode, features, None)
+        kept = [name for name in modality(mode).settings if name in alone]
+        assert kept and [own[name] for name in kept] == [alone[name] for name in kept]
+
+
+def test_files_of_the_user_stay_beside_the_best_checkpoint(tmp_path):
+    for name in ("3_best_1.0000.pth", "2_best_1.5000.pth", "my_best_model.pth"):
+        (tmp_path / name).touch()
+    keep_best(tmp_path, {"epoch": 3, "loss": 1.0})
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["3_best_1.0000.pth", "my_best_model.pth"]
+
+
+@pytest.mark.parametrize("name", ["speech_frames", "speech_norm", "standardize"])
+def test_no_setting_is_none_but_where_that_is_its_default(name):
+    assert not ALL_SETTINGS[name].allows(None)
+    assert ALL_SETTINGS["speech_backbone"].allows(None)
+
+
+def test_a_compiler_that_fails_without_a_word_costs_no_run(monkeypatch):
+    def fail(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(torch, "compile", fail)
+    assert accelerate.why_not("cpu") == "AssertionError"
+
+
+def test_inputs_are_read_once_for_runs_that_see_them_alike():
+    small, large = (recipe("speech") | {"speech_coeff": number} for number in (0, 4))
+    assert seen_by(small, "speech") == seen_by(large, "speech")
+    assert seen_by(small, "speech") != seen_by(small | {"speech_norm": "clip"}, "speech")

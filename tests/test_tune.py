@@ -14,6 +14,8 @@ from conftest import ROOT, write_features
 from extras import need
 from inside import run_main
 
+import tune
+
 need("optuna")
 SPACE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "optim": ["adamw", "sgd"]}
 TINY = ["--text_layers", 1, "--text_heads", 2, "--n_epoch", 1, "--num_workers", 0]
@@ -156,3 +158,23 @@ def test_a_search_in_which_nothing_works_ends(command, monkeypatch):
     assert "trial-0002" in done.out and "trial-0003" not in done.out
     assert "failed: train.py: unrecognized arguments" in done.out
     assert done.code == 2 and "the first three trials failed" in done.err, done.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_right"),
+    [
+        (["--fold", "0"], False),
+        (["--fold=0"], False),
+        (["--fold", "0", "--val_fold=next"], True),
+        (["--config=x.json"], False),
+        (["--resume"], False),
+    ],
+)
+def test_a_search_never_chooses_on_test_people(monkeypatch, flags, is_right):
+    own = ["--mode", "text", "--exp_name", "s", "--space", "s.json"]
+    monkeypatch.setattr(sys, "argv", ["tune.py", *own, *flags])
+    if is_right:
+        assert tune.parse_args().train_flags == flags
+    else:
+        with pytest.raises(SystemExit):
+            tune.parse_args()

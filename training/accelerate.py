@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.backbone import Backbone
-from utils.errors import UsageError
+from utils.errors import UsageError, in_short
 
 # Compiling takes one to three minutes and saves 10 to 50 ms a step (docs/speed.md); the search for
 # the quickest convolution takes 20 s for each size of a batch.
@@ -45,5 +45,5 @@ def why_not(device: str) -> str:
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(2, device=device))
     except Exception as error:  # of the compiler, the driver, a library that is missing
-        return str(error).strip().splitlines()[0]
+        return in_short(error)
     return ""

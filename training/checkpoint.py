@@ -93,16 +93,25 @@ def keep_best(folder: Path, best: dict[str, Any] | None) -> None:
     that goes on from an older one may need the best of then."""
     if best is None or not (folder / best_name(best["epoch"], best["loss"])).is_file():
         return
-    for path in folder.glob("*_best_*.pth"):
+    for path in best_checkpoints(folder):
         if path.name != best_name(best["epoch"], best["loss"]):
             path.unlink()
 
 
-def best_checkpoint(folder: Path) -> Path | None:
-    """The best checkpoint of a run folder: lowest validation loss in its name; None without one."""
+def best_checkpoints(folder: Path) -> list[Path]:
+    """Those in a run folder that a training named so, lowest validation loss first."""
     found = [(BEST.fullmatch(path.name), path) for path in Path(folder).glob("*_best_*.pth")]
-    best = sorted((float(match[2]), path) for match, path in found if match)
-    return best[0][1] if best else None
+    return [path for _, path in sorted((float(match[2]), path) for match, path in found if match)]
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The best checkpoint of a run folder; None without one."""
+    return next(iter(best_checkpoints(folder)), None)
+
+
+def is_trained(run: Path) -> bool:
+    """Whether a run has a best checkpoint, in each of its folds where it has some."""
+    return all(best_checkpoint(place) for place in [*run.glob("fold_*")] or [run])
 
 
 def find_checkpoints(paths: list[Path]) -> list[Path]:

@@ -82,6 +82,7 @@ class ClipDataset(Dataset):
 
     Where some clips lack an input also which ones do (`absent`). Another clip's stands there, so
     that batch norm sees real features, and the clip has no label for heads that see nothing else.
+    An input that no clip has is in no item.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
-        row, names = self.rows[index], self.task.inputs
+        row, names = self.rows[index], [name for name, rows in self.donors.items() if rows]
         rng = generator(self.config["seed"], "clip", epoch, clip_number(row))
         try:
             arrays = {name: self.view(self.donor(index, name), name, rng) for name in names}
@@ -136,7 +137,11 @@ class ClipDataset(Dataset):
         if self.is_partial:
             absent = {name: lacks(row, name) for name in names}
             seen = {head: inputs for head, (inputs, _) in self.task.heads.items()}
-            blind = [head for head, inputs in seen.items() if all(absent[name] for name in inputs)]
+            blind = [
+                head
+                for head, inputs in seen.items()
+                if all(absent.get(name, True) for name in inputs)
+            ]
             item |= {"absent": absent, "labels": item["labels"] | dict.fromkeys(blind, -1)}
         return item
 

@@ -71,7 +71,7 @@ class Features:
             reason = f"lacks {', '.join(lacking)}" if lacking else "lists a clip twice"
             raise UsageError(f"{manifest} {reason}: run preprocess.py again")
         for name in {*table["split"], *table["clip_id"]}:
-            if Path(name).name != name or "\0" in name:  # would lead to another folder
+            if Path(name).name != name or name in ("", "..") or "\0" in name:  # of another folder
                 raise IntegrityError(f"{manifest} is damaged, or not ours: it has the id {name!r}")
         if "speaker" not in table:
             table["speaker"] = ""  # nobody knows

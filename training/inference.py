@@ -41,10 +41,15 @@ def infer(
     few = len(loader) < 2
     for batch in progress(loader, desc=title, unit="batch", disable=few):
         with around():
-            inputs = to_device(batch["inputs"], device)
-            absent = {name: each.to(device) for name, each in batch.get("absent", {}).items()}
+            inputs, absent = inputs_of(batch, device)
             result = read(encode_views(model, inputs, views, absent))
         yield batch, result
+
+
+def inputs_of(batch: dict[str, Any], device: str) -> tuple[Inputs, dict[str, Tensor]]:
+    """What a model sees of a batch, and which clips lack it, {modality: (B,) bool}."""
+    absent = {name: each.to(device) for name, each in batch.get("absent", {}).items()}
+    return to_device(batch["inputs"], device), absent
 
 
 def encode_views(

@@ -1,19 +1,20 @@
 """One row per modality: its files, what a model sees of it, its encoder, settings and recipe.
 
-Everything that trains, evaluates, predicts or draws reads these rows; no other file of the product
-names a modality, but corpora/ and extract/ (which make the files) and the views and encoders that
-the rows point to. docs/extending.md adds one.
+Everything that trains, evaluates, predicts or draws reads these rows. Other files name a modality
+only in corpora/ and extract/ (which make the files), in the views and encoders that the rows point
+to, and where tests/test_modalities.py says why. docs/extending.md adds one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from training import augment, views
 from training.settings import Setting
 from utils.config import boolean, ranged
+from utils.errors import joined
 
 Shape = tuple[int | None, ...]  # None: any size
 SAME = -1  # in a layout: as in the first clip
@@ -95,7 +96,8 @@ def custom_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     size = {"dim": shape[-1]}
     if len(shape) == 3:
         size["layers"] = shape[0]
-    if len(shape) == 1 or config["feature_frames"] == 1 or shape[-2] == 1:
+    one_row = len(shape) == 1 or (len(shape) == 3 and shape[-2] == 1)
+    if one_row or config["feature_frames"] == 1:
         bare = {"hidden": 0} if config["feature_encoder"] == "none" else {}
         return {"type": "VectorEncoder", **size, **bare}
     options = {"pooling": config["pooling"]}
@@ -223,3 +225,8 @@ def modality(name: str) -> Modality:
     if name in MODALITIES:
         return MODALITIES[name]
     return Modality(name, ".npy", name, views.custom_view, custom_encoder)
+
+
+def titles(names: Iterable[str]) -> str:
+    """By their names for people: voice, face and words."""
+    return joined([modality(name).title for name in names])

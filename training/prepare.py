@@ -27,7 +27,7 @@ from training.optim import OPTIMIZERS, SCHEDULES
 from training.tasks import Task, learns_missing
 from training.views import face_flags
 from utils.distributed import SingleProcess
-from utils.errors import IntegrityError, UsageError, one_of
+from utils.errors import IntegrityError, UsageError, in_short, one_of
 from utils.files import digest
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -112,6 +112,8 @@ def check_data(train_set: ClipDataset, val_set: ClipDataset, dist: SingleProcess
             for name in dataset.task.inputs:
                 if modality(name).picture == "frames" and not lacks(row, name):
                     face_flags(row)
+    if train_set.config["standardize"] == "speaker" and not train_set.scales:
+        raise UsageError("--standardize speaker is for custom features and encoders, here are none")
     check_learnt(train_set)
     if len(train_set) < 2:
         folder = train_set.features.folder
@@ -200,8 +202,13 @@ def create_model(
             fill_backbone(module, config["pretrained"])
     for name, (path, checkpoint) in starts.items():
         same = checkpoint["classes"] == list(classes)
+        has_head = any(key.startswith(f"heads.{name}.") for key in checkpoint["weights"])
         but = "" if same else f", all but the last layer: its classes are {checkpoint['classes']}"
-        if anew := transfer_weights(model, arch, config, name, path, checkpoint, head=same):
+        if same and f"heads.{name}" in dict(model.named_modules()) and not has_head:
+            but = ", all but the last layer: it has none for this input alone"
+        if anew := transfer_weights(
+            model, arch, config, name, path, checkpoint, head=same and has_head
+        ):
             but = f", all but {', '.join(anew)} and the last layer, which are built in another way"
         print(f"{name}: weights from {path}{but}")
     return model
@@ -211,7 +218,7 @@ def fill_backbone(backbone: Backbone, source: str) -> None:
     try:
         place = load_pretrained(backbone, source)
     except Exception as error:  # no internet, no file, or foreign bytes in it
-        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        reason = in_short(f"{type(error).__name__} {error}")
         raise UsageError(
             f"--pretrained {source}: no weights for {backbone.name}: {reason} "
             "(hub looks in TORCH_HOME and HF_HOME first; a folder of .pth files works too)"
@@ -278,9 +285,9 @@ def check_starts(
         if "clips" not in checkpoint:
             raise IntegrityError(f"{path} does not say which clips it has seen: train it anew")
         of_these = any(known(own, each.numpy()).any() for each in checkpoint["clips"].values())
-        for name in ("fold", "val_fold") if of_these else ():
+        for name in ("fold", "val_fold"):
             was, now = checkpoint["config"][name], config[name]
-            if was != now:
+            if of_these and was != now:
                 raise IntegrityError(f"{path} was trained with --{name} {was}, this run has {now}")
         held_out, seen_there = clips["validation"], checkpoint["clips"]["training"].numpy()
         # a recording that this run has on both sides is a leak of its own, told elsewhere
@@ -329,7 +336,7 @@ def describe(run: Any) -> str:
 
 
 def counted(number: int, name: str) -> str:
-    return f"{number} {name}{'s' * (number != 1)}"
+    return f"1 {name}" if number == 1 else f"{number} {name}s"
 
 
 def shown_settings(config: dict[str, Any], task: Task) -> dict[str, Any]:

@@ -12,12 +12,15 @@ from torch_optimizer import Ranger as LoopOverParameters
 
 STATE = ("exp_avg", "exp_avg_sq", "slow_buffer")
 
-# torch wraps some methods of every optimizer so that its compiler leaves them alone, and loads the
-# compiler for that at the first call: over a second of each start. No run compiles its optimizer,
-# so here the wrapper is told that it has nothing to do; one that does not ask goes on as before.
-for method in vars(torch.optim.Optimizer).values():
-    if wrapped := getattr(method, "__wrapped__", None):
-        wrapped.__dict__.setdefault("__dynamo_disable", wrapped)
+
+def spare_the_compiler() -> None:
+    """torch wraps some methods of every optimizer so that its compiler leaves them alone, and loads
+    the compiler for that at the first call: over a second of each start. No run compiles its
+    optimizer, so the wrapper is told that it has nothing to do; one that does not ask goes on as
+    before."""
+    for method in vars(torch.optim.Optimizer).values():
+        if wrapped := getattr(method, "__wrapped__", None):
+            wrapped.__dict__.setdefault("__dynamo_disable", wrapped)
 
 
 class Ranger(LoopOverParameters):
@@ -29,6 +32,7 @@ class Ranger(LoopOverParameters):
     """
 
     def __init__(self, params: Any, **settings: Any):
+        spare_the_compiler()
         super().__init__(params, **settings)
         self.centralizers: list[Centralizer] = []
 

@@ -13,7 +13,15 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from training.checkpoint import LAST, PREVIOUS, best_checkpoint, keep_best, save_best, save_last
+from training.checkpoint import (
+    LAST,
+    PREVIOUS,
+    best_checkpoint,
+    best_checkpoints,
+    keep_best,
+    save_best,
+    save_last,
+)
 from training.data import ClipDataset
 from training.metrics import commonest
 from training.run import Run
@@ -41,8 +49,15 @@ def started(run: Run) -> Iterator[tuple[Record, StopSignal]]:
             yield record, stop
         finally:  # whatever ended it, the curves say how far it came
             with contextlib.suppress(IntegrityError, UsageError):
-                check_held(run.folder)
+                check_folder(run.folder)
                 record.draw_curves()
+
+
+def check_folder(folder: Path) -> None:
+    """IntegrityError where a run's folder is not the one any more that it has begun in."""
+    check_held(folder)
+    if not (folder / "config.json").is_file():  # of a fold, whose folder has no lock of its own
+        raise IntegrityError(f"{folder} was removed meanwhile: nothing is written there")
 
 
 class NoRecord(Silent):
@@ -60,7 +75,7 @@ class Record(RunLog):
         if run.options.overwrite:
             empty_folder(folder)
         if run.resumed is None:
-            for stale in folder.glob("*_best_*.pth"):
+            for stale in best_checkpoints(folder):
                 stale.unlink()  # of a run that was killed before it saved anything else
         self.last_is_sound = run.resumed is None or run.resumed[0].name == LAST
         self.saved_at = time.monotonic()
@@ -87,7 +102,7 @@ class Record(RunLog):
         """IntegrityError before anything is saved that was learnt from two versions of the
         features, or into a folder that is not this run's any more."""
         self.run.features.check_unchanged()
-        check_held(self.folder)
+        check_folder(self.folder)
 
     def save_best(self, confusion: Any, epoch: int) -> None:
         self.check_ground()

@@ -19,7 +19,7 @@ class Setting(NamedTuple):
 
     def allows(self, value: Any) -> bool:
         """Whether this can be its value in a run: as a flag gives it, or its default."""
-        if value is None or value == self.default:
+        if value == self.default:
             return True
         if isinstance(self.kind, tuple):
             return value in self.kind
@@ -56,7 +56,11 @@ DATA = {
 }
 MODEL = {
     "fusion": ("concat", str, "concat (recipe), gated, attention, crossattention, late"),
-    "pooling": ("attention", str, "of tokens: attention (recipe), relation, mean, stats"),
+    "pooling": (
+        "attention",
+        str,
+        "of tokens, not of words: attention, relation, mean, stats",
+    ),
     "feature_encoder": ("lstm", ("lstm", "linear", "none"), "of custom features"),
     "pretrained": ("none", str, "backbones: none, hub (ImageNet), FILE or FOLDER"),
     "freeze_backbone": (False, boolean, "True: the backbones stay as they are"),

@@ -16,6 +16,7 @@ import pandas as pd
 
 from training.features import Features
 from training.modalities import modality
+from training.tasks import task_of
 
 FEW = 5_000  # training clips below which a hint is due
 SEEN = 60_000  # clips that a run sees, each as often as there are epochs
@@ -78,9 +79,17 @@ def small_recipe(
     own = ALL | MODES.get(mode, {})
     own["n_epoch"] = int(np.clip(round(SEEN / max(1, len(rows))), 8, 100))
     own["eval_step"] = own["n_epoch"]  # few clips choose no epoch: only the last is measured
-    if mode == "speech" and "speech_frames" in rows:
+    for name in task_of({"mode": mode, "inputs": inputs}).inputs:
+        own |= network(name, features, rows)
+    return own
+
+
+def network(name: str, features: Features, rows: pd.DataFrame) -> dict[str, Any]:
+    """An input's own settings: its network, what that reads, how training changes it."""
+    own = {key: MODES[name][key] for key in modality(name).settings if key in MODES.get(name, {})}
+    if name == "speech" and "speech_frames" in rows:
         own["speech_frames"] = columns_of(rows)
-    if mode == "face":
+    if name == "face":
         size = features.settings["features"].get("video", {}).get("face_size", 160)
         own["face_backbone"] = "small-16" if size < 96 else "small-32"
     return own

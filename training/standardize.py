@@ -56,30 +56,31 @@ def scale_of(features: Iterable[np.ndarray]) -> Scale:
 
 
 def speaker_scales(features: Features, rows: pd.DataFrame, names: Iterable[str]) -> Scales:
-    """Of the custom features among `names`, for the speakers of `rows`.
+    """Of the custom features among `names`, for the speakers of `rows` who have such clips.
 
-    UsageError where a clip's speaker is not known, or has fewer than FEW clips.
+    UsageError where a clip's speaker is not known, or has the feature in fewer than FEW clips.
     """
     custom = [name for name in names if name not in MODALITIES]
-    table = features.manifest
-    if not custom:
-        raise UsageError("--standardize speaker is for custom features and encoders, here are none")
-    if unknown := int((rows["speaker"] == "").sum()):
+    if custom and (unknown := int((rows["speaker"] == "").sum())):
         what = f"{unknown} of {len(rows)} clips have no speaker in the manifest"
         raise UsageError(f"--standardize speaker: {what}")
+    table = features.manifest[features.manifest["speaker"].isin(rows["speaker"])]
     by_speaker = {name: group.to_dict("records") for name, group in table.groupby("speaker")}
-    speakers = sorted(set(rows["speaker"]))
-    if few := [name for name in speakers if len(by_speaker[name]) < FEW]:
-        raise UsageError(
-            f"--standardize speaker: speaker {few[0]} has {len(by_speaker[few[0]])} clips, "
-            f"at least {FEW} are needed to know a person's usual"
-        )
+    having: dict[tuple[str, str], list[dict[str, Any]]] = {
+        (name, speaker): [row for row in clips if not lacks(row, name)]
+        for name in custom
+        for speaker, clips in by_speaker.items()
+    }
+    for (name, speaker), clips in having.items():
+        if 0 < len(clips) < FEW:
+            raise UsageError(
+                f"--standardize speaker: speaker {speaker} has {len(clips)} clips with {name}, "
+                f"at least {FEW} are needed to know a person's usual"
+            )
     scales: Scales = {name: {} for name in custom}
-    work = [(name, speaker) for name in custom for speaker in speakers]
-    bar = tqdm(work, "speakers", file=sys.stderr, leave=False, delay=2)
-    for name, speaker in bar:
-        clips: list[dict[str, Any]] = by_speaker[speaker]
-        scales[name][speaker] = scale_of(
-            features.load(row, name) for row in clips if not lacks(row, name)
-        )
+    for (name, speaker), clips in tqdm(
+        having.items(), "speakers", file=sys.stderr, leave=False, delay=2
+    ):
+        if clips:
+            scales[name][speaker] = scale_of(features.load(row, name) for row in clips)
     return scales

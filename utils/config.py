@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from utils.errors import UsageError
+from utils.errors import UsageError, in_short
 from utils.parallel import available_cores
 
 
@@ -99,7 +99,8 @@ class Flags(argparse.ArgumentParser):
         group.add("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
     def error(self, message: str) -> NoReturn:
-        for argument in sys.argv[1:]:
+        misspelt = ("unrecognized arguments", "arguments are required")
+        for argument in sys.argv[1:] if any(what in message for what in misspelt) else ():
             flag = argument.partition("=")[0]
             if flag.startswith("--") and flag not in self._option_string_actions:
                 message += self._hint(flag)
@@ -126,6 +127,5 @@ def device_name(wanted: str) -> str:
         if torch.device(wanted).index is not None:
             torch.cuda.set_device(wanted)  # what helps with copies works there, too
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {wanted} cannot be used here: {reason}") from error
+        raise UsageError(f"--device {wanted} cannot be used here: {in_short(error)}") from error
     return wanted

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 
@@ -146,6 +146,12 @@ def without_controls(text: str) -> str:
     """A text from elsewhere, for a terminal: it could move the cursor, take the screen, turn the
     direction of what follows, or be no UTF-8. Line ends stay."""
     return CONTROLS.sub("?", text)
+
+
+def joined(names: Sequence[str]) -> str:
+    """a, b and c."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:

@@ -311,14 +311,15 @@ def _sign(file: Any, what: str) -> None:
 
 
 def check_held(folder: Path) -> None:
-    """IntegrityError where a folder that this process holds was removed, or is another one now."""
-    file = held_locks.get(Path(folder))
-    if file is None:
-        return
-    with contextlib.suppress(OSError):
-        if os.path.samestat(os.fstat(file.fileno()), (Path(folder) / ".lock").stat()):
-            return
-    raise IntegrityError(f"{folder} was removed or replaced meanwhile: nothing is written there")
+    """IntegrityError where a folder that this process holds, or one above it, was removed or is
+    another one now."""
+    for held in (Path(folder), *Path(folder).parents):
+        if held not in held_locks:
+            continue
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(held_locks[held].fileno()), (held / ".lock").stat()):
+                return
+        raise IntegrityError(f"{held} was removed or replaced meanwhile: nothing is written there")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any, Protocol
 
-from utils.errors import UsageError
+from utils.errors import UsageError, in_short
 from utils.files import read_known, write_json
 
 PROJECT = "multimodal-emotion-recognition"
@@ -114,7 +114,6 @@ def start_tracker(name: str, folder: Path, config: dict[str, Any]) -> Tracker:
     try:
         tracker = TRACKERS[name](folder, config, id)
     except Exception as error:  # of any library and network
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UsageError(f"--tracker {name} does not start: {reason}") from error
+        raise UsageError(f"--tracker {name} does not start: {in_short(error, 300)}") from error
     write_json(note, {"tracker": name, "id": tracker.id})
     return tracker
