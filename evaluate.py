@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import Flags, device_name, ranged
-from utils.errors import UsageError, run_script
+from utils.errors import UsageError, listed, run_script
 from utils.files import check_place, keep_as_it_is, write_json
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "timm", "efficientnet-pytorch")
@@ -52,6 +52,9 @@ def main() -> int:
     check_place(args.out)
     if args.certificate:
         check_place(args.certificate.parent)
+        if args.certify and args.certify.resolve() == args.certificate.resolve():
+            what = f"--certificate {args.certificate} is the one of --certify"
+            raise UsageError(f"{what}: choose another")
     for name in ("label", "setting"):
         if getattr(args, name) and (args.certificate or args.certify):
             raise UsageError(f"a certificate is about the runs as they are: leave out --{name}")
@@ -64,12 +67,25 @@ def main() -> int:
     args.device = device_name(args.device)
     published = read_certificate(args.certify) if args.certify else {}
     args.checkpoints = args.checkpoints or list(map(Path, published["given"]))
+    if others := without_run(args.checkpoints):
+        print(f"passed over, for no run is there: {listed(others)}", file=sys.stderr)
+        args.checkpoints = [path for path in args.checkpoints if path not in others]
     if args.certificate:
         check_seeds(group_checkpoints(args.checkpoints))
     args.split = args.split or published.get("split")
     args.features_dir = args.features_dir or Path(published.get("features_dir", "features"))
     with keep_as_it_is(args.features_dir):
         return evaluate(args, published)
+
+
+def without_run(paths: list[Path]) -> list[Path]:
+    """The folders without any checkpoint among several, as logs/*/* has them; not all of them."""
+    others = [
+        path
+        for path in paths
+        if path.is_dir() and not any(path.glob("*.pth")) and not any(path.glob("fold_*"))
+    ]
+    return others if len(others) < len(paths) else []
 
 
 def evaluate(args: argparse.Namespace, published: dict[str, Any]) -> int:

@@ -3,16 +3,17 @@
     python make_submission.py                     # every run of logs/multimodal, all sheets
     python make_submission.py --checkpoints logs/multimodal/a logs/multimodal/b --sheets test1.csv
 
-Each model sees each clip in 12 views of its face (two flips, three brightnesses). The softmax of
-every view is raised to the power --temperature and made to sum to 1 again; these are averaged over
-the views, and then over the runs, each with one vote (evaluation/ensemble.py). With 0.1 the means
-come close to geometric ones: they rank the classes, and the .npz beside the CSV calls them scores.
-Its probabilities are the means without that power.
+Each model sees each clip in 12 views of its face (with and without two flips, three brightnesses).
+The softmax of every view is raised to the power --temperature and made to sum to 1 again; these are
+averaged over the views, and then over the runs, each with one vote (evaluation/ensemble.py). With
+0.1 the means come close to geometric ones: they rank the classes, and the .npz beside the CSV calls
+them scores. Its probabilities are the means without that power.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -65,6 +66,11 @@ def submit(args: argparse.Namespace) -> None:
     device = device_name(args.device)
     features = Features.open(args.features_dir)
     sheets = [Sheet(path) for path in sheet_paths(args)]
+    given = {sheet.path.resolve() for sheet in sheets}
+    if lost := [path for path in given if answer_place(args, path).resolve() in given]:
+        answer = answer_place(args, lost[0])
+        what = f"{answer}, the answer to {lost[0].name}, is a sheet that was given"
+        raise UsageError(f"{what}: choose another --out")
     found = [find_rows(sheet, features, args.split) for sheet in sheets]
     check_missing(args, sheets, found, features)
     tell_oddities(sheets, found, features)
@@ -92,6 +98,10 @@ def submit(args: argparse.Namespace) -> None:
         write_submission(args, sheet, list(each), arrays, features.classes)
     if len(members) > 1:
         print(f"ensemble of {len(members)}: {accuracy(None, labels, scores, features)}")
+
+
+def answer_place(args: argparse.Namespace, sheet: Path) -> Path:
+    return args.out / f"{sheet.stem}_submission.csv"
 
 
 def sheet_paths(args: argparse.Namespace) -> list[Path]:
@@ -133,13 +143,15 @@ def find_rows(sheet: Sheet, features: Any, split: str | None) -> dict[str, dict]
 
 def spellings(clip_id: str) -> list[str]:
     """What an id of a sheet may stand for, best first: itself, itself without the ending of a file
-    (a.mp4) or the fraction that tables give to numbers (7.0), and each as a number (7: 00007)."""
+    (a.mp4) or the fraction that tables give to numbers (7.0), the file of a path (test/a), and each
+    as a number (7: 00007)."""
     from extract.media import FORMATS
 
     stem, _, ending = clip_id.rpartition(".")
     names = [clip_id]
     if f".{ending.lower()}" in FORMATS or (stem.isdigit() and not ending.strip("0")):
         names.append(stem)
+    names += [file for name in names if (file := re.split(r"[/\\]", name)[-1]) != name]
     return [*names, *map(number, names)]
 
 
@@ -154,6 +166,8 @@ def check_missing(args: argparse.Namespace, sheets: list, found: list, features:
         missing = [clip_id for clip_id in sheet.ids if clip_id not in each]
         if missing and args.missing == "error":
             reason = f"{len(missing)} of {len(sheet.ids)} clips have no features: {listed(missing)}"
+            if not each and len(features.manifest):
+                reason += f"; ids of features are such as {features.manifest['clip_id'].iloc[0]}"
             elsewhere = features.manifest[features.manifest["clip_id"].isin(missing)]
             for row in elsewhere.head(1).itertuples():
                 reason += f"; {row.clip_id} is in {row.split}: see --split"
@@ -265,7 +279,7 @@ def write_submission(
     predicted = {clip_id: classes[k] for clip_id, k in zip(ids, best, strict=True)}
     filled = [clip_id for clip_id in sheet.ids if clip_id not in predicted]
     predicted |= dict.fromkeys(filled, args.missing)
-    out = args.out / f"{sheet.path.stem}_submission.csv"
+    out = answer_place(args, sheet.path)
     about = {"FileID": np.array(ids, str), "classes": classes, "filled": np.array(filled, str)}
     about["temperature"] = args.temperature
     write_atomic(out.with_suffix(".npz"), lambda file: np.savez(file, **about, **arrays))

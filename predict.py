@@ -37,10 +37,16 @@ REJECTED = 3  # exit code: finished, but some clips have no answer
 def parse_args() -> argparse.Namespace:
     flags = Flags(__doc__)
     add = flags.add
-    add("clips", nargs="*", type=Path, metavar="CLIP", help="video, sound, .npz, or a folder")
+    add(
+        "clips",
+        nargs="*",
+        type=Path,
+        metavar="CLIP",
+        help="video, sound, picture, words, or a folder",
+    )
     models = ".pth files or run folders (default: those that come along, starter/)"
     add("--checkpoints", nargs="+", type=Path, help=models)
-    add("--text", help="the words of the one clip, or alone")
+    add("--text", type=as_text, help="the words of the one clip, or alone")
     add("--word_vectors", type=Path, help="file that words are looked up in, as in the training")
     add(
         "--encoder",
@@ -67,6 +73,11 @@ def parse_args() -> argparse.Namespace:
     return flags.parse_args()
 
 
+def as_text(given: str) -> str:
+    """Words of a command line, where bytes may stand that are no UTF-8."""
+    return given.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def main() -> int:
     args = parse_args()
     check_place(args.out)
@@ -74,7 +85,10 @@ def main() -> int:
     if not args.checkpoints:
         from inference.starter import WORDS, starter_models
 
-        args.checkpoints, args.word_vectors = starter_models(), args.word_vectors or WORDS
+        if args.word_vectors:
+            what = "the models that come along bring their own word vectors"
+            raise UsageError(f"--word_vectors: {what}: leave it out, or give --checkpoints")
+        args.checkpoints, args.word_vectors = starter_models(), WORDS
 
     from inference.sources import FORMATS, SCRATCH, find_sources, left_out
 
@@ -82,13 +96,15 @@ def main() -> int:
         if not args.clips and path.suffix.lower() in FORMATS:
             raise UsageError(f"{path} stands behind --checkpoints: put the clips before it")
     # temporary files, faces among them, are deleted also then; what was killed left its own
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(stop) != signal.SIG_IGN:  # as nohup starts it
+            signal.signal(stop, lambda number, _: sys.exit(128 + number))
     sweep(SCRATCH)
     sources = find_sources(args.clips, args.text)
     check_out(args, sources)
     if others := left_out(args.clips):
-        what = f"{len(others)} files of other kinds left out"
-        print(f"{what}: {listed([each.name for each in others], 3)}", file=sys.stderr)
+        names = listed([each.name for each in others], 3)
+        print(f"left out, of other kinds or of no clip: {names}", file=sys.stderr)
     load_ahead(args, sources)
     predictor = open_predictor(args)
     predictions = predict_all(args, predictor, sources)
@@ -165,10 +181,14 @@ def predict_all(args: argparse.Namespace, predictor: Any, sources: list) -> list
         print(f"{compared}: compared over all clips given, as those of one person", file=sys.stderr)
         predictor.get_to_know(parts)
     print(without_controls(header(predictor.classes)), flush=True)
-    predictions = []
-    for part in tqdm(parts, unit="clip", desc="predicting", disable=len(parts) < 2, leave=False):
-        predictions.append(predictor.predict(part))
-        tqdm.write(without_controls(lines(predictions[-1])))
+    predictions, said = [], set()
+    alone = len(parts) < 2 or None  # None: a bar on a terminal alone
+    for part in tqdm(parts, unit="clip", desc="predicting", disable=alone, leave=False):
+        found = predictor.predict(part)
+        predictions.append(found)
+        remarks = [text for text in found.remarks if (part.name, text) not in said]
+        said |= {(part.name, text) for text in remarks}  # once for all parts of a recording
+        tqdm.write(without_controls(lines(found, remarks)))
         if args.times:
             seconds = predictions[-1].seconds.items()
             tqdm.write(" " * 28 + ", ".join(f"{name} {value:.2f} s" for name, value in seconds))
@@ -228,8 +248,8 @@ def column_widths(classes: list[str]) -> list[int]:
     return [max(8, *map(columns, classes))] + [max(7, columns(name) + 2) for name in classes]
 
 
-def lines(prediction: Any) -> str:
-    """The rows of one clip: what decides first, its parts, a doubt, and what is missing."""
+def lines(prediction: Any, remarks: list[str] | None = None) -> str:
+    """The rows of one clip: what decides first, its parts, a doubt, and what there is to say."""
     from inference.wording import PARTS, doubt, part_name, percent
 
     name = prediction.title
@@ -240,15 +260,16 @@ def lines(prediction: Any) -> str:
         label = padded(prediction.classes[int(probabilities.argmax())], first)
         pairs = zip(probabilities, widths, strict=True)
         numbers = "".join(f"{value:>{width}.3f}" for value, width in pairs)
-        said = shortened(part if part in PARTS else part_name(part), PART - 1)
-        start = padded(name, 28, left=True) + padded(said, PART, left=True)
+        shown = shortened(part if part in PARTS else part_name(part), PART - 1)
+        start = padded(name, 28, left=True) + padded(shown, PART, left=True)
         rows.append(f"{start}{label}  {numbers}")
         name = ""
     if not rows:
         rows = [f"{name:<28}no answer"]
     elif why := doubt(prediction.probabilities, prediction.classes):
         rows.append(f"{'':<28}{prediction.label}, {percent(prediction.probabilities.max())}; {why}")
-    rows += [f"{'':<28}{text}" for text in prediction.remarks]
+    said = prediction.remarks if remarks is None else remarks
+    rows += [f"{'':<28}{text}" for text in said]
     return "\n".join(rows)
 
 

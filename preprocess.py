@@ -32,17 +32,27 @@ from utils.errors import (
     ClipError,
     IntegrityError,
     UsageError,
+    counted,
     listed,
     run_script,
     without_controls,
 )
-from utils.files import digest, lock_folder, read_known, write_bytes, write_csv, write_json
+from utils.files import (
+    digest,
+    files_below,
+    lock_folder,
+    read_known,
+    write_bytes,
+    write_csv,
+    write_json,
+)
 from utils.guard import CLIP_MB
 from utils.parallel import BACKENDS, available_cores, connect, parallel_map
 
 SAMPLE = 200  # readable .npz files: the width that most of all have shows in them
 SHOWN = 20  # rejected clips that are named
 FACE_FLAGS = ("face_fps", "face_size", "face_align")
+CALLED = {"voice": "speech", "audio": "speech", "face": "video", "words": "text"}  # by people
 REJECTED = 3  # exit code: finished, but some clips were rejected
 
 
@@ -100,8 +110,13 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    if args.data_dir.is_file():
+        raise UsageError(f"--data_dir {args.data_dir} is a file: give the folder it lies in")
     if args.features_dir.resolve() == args.data_dir.resolve():
         raise UsageError(f"--features_dir {args.features_dir} is the folder of the clips itself")
+    if args.word_vectors and args.word_vectors.resolve().parent == args.features_dir.resolve():
+        what = "lies in the features, where the words of the corpus are kept"
+        raise UsageError(f"--word_vectors {args.word_vectors} {what}: put the file elsewhere")
     manifest = args.features_dir / "manifest.csv"
     if manifest.exists() and not (args.features_dir / "settings.json").exists():
         raise UsageError(f"{manifest} would be written over, and is none of preprocess.py")
@@ -169,7 +184,8 @@ def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, 
     args.encoder = encoders.parse_all(args.encoder, reserved)
     wanted = [*listing.modalities]
     if args.modalities:
-        wanted = [name.strip() for name in args.modalities.split(",")]
+        given = [name.strip().lower() for name in args.modalities.split(",")]
+        wanted = [CALLED.get(name, name) for name in given]
     elif args.word_vectors and "text" not in wanted:
         wanted.append("text")
     if not (args.word_vectors or any(clip.words for clip in listing.clips)):
@@ -215,14 +231,39 @@ def describe(args: argparse.Namespace, listing: Listing) -> list[str]:
     counts = ", ".join(f"{split} {count}" for split, count in sorted(splits.items()))
     total = len(listing.clips) + len(listing.failures)
     made = ", ".join([*args.modalities, *args.encoder])
-    where = f"in {args.features_dir}, {args.workers} workers"
-    lines = [f"{args.corpus}: {total} clips ({counts}) -> {made} {where}"]
-    lines += [f"left out: {note}" for note in listing.notes]
+    where = f"in {args.features_dir}, {counted(args.workers, 'worker')}"
+    lines = [f"{args.corpus}: {counted(total, 'clip')} ({counts}) -> {made} {where}"]
+    lines += [f"left out: {note}" for note in [*listing.notes, *not_listed(args, listing)]]
     lines += [f"warning: {each}" for each in listing.warnings]
     used = ["text" in args.modalities, *(e["input"] == "text" for e in args.encoder.values())]
     if not any(used) and any(clip.transcript for clip in listing.clips):
         lines.append("transcripts are not used: --word_vectors FILE makes text of them")
-    return lines + colliding_names(listing.clips)
+    return lines + colliding_names(listing.clips) + similar_speakers(listing.clips)
+
+
+def not_listed(args: argparse.Namespace, listing: Listing) -> list[str]:
+    """How many clips of a folder with a table no row of the table names."""
+    from extract.media import FORMATS
+
+    if args.corpus != "csv":
+        return []
+    named = {clip.media.absolute() for clip in listing.clips}
+    named |= {failure.media.absolute() for failure in listing.failures}
+    here = (file for file in files_below(args.data_dir) if file.suffix.lower() in FORMATS)
+    others = [file for file in here if file.absolute() not in named]
+    return [f"in no row of manifest.csv: {listed(others, 2)}"] if others else []
+
+
+def similar_speakers(clips: list) -> list[str]:
+    """A warning for people of nearly one name: as two they can stand on both sides of a split."""
+    groups = defaultdict(set)
+    for name in {clip.speaker for clip in clips}:
+        groups[unicodedata.normalize("NFKC", name).casefold().strip()].add(name)
+    return [
+        f"warning: the speakers {' and '.join(map(ascii, sorted(group)))} count as different people"
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
 def colliding_names(clips: list) -> list[str]:

@@ -5,13 +5,13 @@
 One line per epoch on stdout, progress on stderr. The folder then holds <epoch>_best_<loss>.pth,
 last.pth (for --resume), config.json, metrics.csv, curves.png, confusion.png and TensorBoard events.
 With --fold all there is one such folder per fold, and folds.json with mean and deviation.
+To begin with: --mode, --exp_name, --features_dir, --batch_size, --n_epoch, --recipe small.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import re
 import statistics
 import sys
@@ -22,34 +22,23 @@ from typing import Any
 from training.modalities import MODES
 from training.settings import GROUPS
 from training.tasks import ALL_SETTINGS, TASKS, half_pays, recipe
-from utils.config import Flags, device_name, ranged, run_name
+from utils.config import Flags, device_name, ranged, run_name, suggestion
 from utils.distributed import hold_run_folder, is_main_process
-from utils.errors import IntegrityError, UsageError, run_script
+from utils.errors import IntegrityError, UsageError, joined, run_script
 from utils.files import check_place, keep_as_it_is, read_json, write_json
 from utils.parallel import set_memory, use_tensor_cores
 from utils.trackers import check_tracker
 
 STARTS = {name: f"{name}_load_weights" for name in MODES}  # modality -> the flag's name
 SHORT = {"--lr": "--learning_rate"}  # what everybody calls it
-ALSO_KNOWN_AS = SHORT | {
-    "--epochs": "--n_epoch",
-    "--n_epochs": "--n_epoch",
-    "--optimizer": "--optim",
-    "--name": "--exp_name",
-    "--wd": "--weight_decay",
-    "--workers": "--num_workers",
-    "--dropout": "--modality_dropout",
-    "--load_weights": "--speech_load_weights",
-}
 
 
 def parse_args() -> argparse.Namespace:
     flags = Flags(
         __doc__,
         usage="%(prog)s --mode MODE --exp_name NAME [FLAGS]",
-        epilog="In [brackets]: the published recipe, by mode where it differs; see --dry_run.",
+        epilog="In [brackets]: the published recipe, then the modes with another; see --dry_run.",
         argument_default=argparse.SUPPRESS,
-        also_known_as=ALSO_KNOWN_AS,
     )
     run = flags.group("run")
     run.add("--mode", required=True, choices=TASKS, help="what to train")
@@ -64,10 +53,8 @@ def parse_args() -> argparse.Namespace:
     run.add("--recipe", default="published", choices=("published", "small"), help=few)
     groups = {title: flags.group(title) for title in GROUPS}
     for name, setting in ALL_SETTINGS.items():
-        values = dict.fromkeys(str(recipe(mode)[name]) for mode in TASKS)
         kind = "choices" if isinstance(setting.kind, tuple) else "type"
-        shown = "" if list(values) == ["None"] else f" [{'/'.join(values)}]"
-        described = setting.help + shown
+        described = setting.help + published(name)
         groups[setting.group].add(f"--{name}", help=described, **{kind: setting.kind})
     for name, flag in STARTS.items():
         help_text = f"start {name} from this run, built as it was there"
@@ -100,6 +87,17 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def published(name: str) -> str:
+    """A setting's value in the recipes, for the help: " [256; face 32]", 256 for the others."""
+    modes: dict[str, list[str]] = {}
+    for mode in TASKS:
+        modes.setdefault(str(recipe(mode)[name]), []).append(mode)
+    first, *others = modes
+    if not others and first == "None":
+        return ""
+    return f" [{'; '.join([first, *(f'{joined(modes[each])} {each}' for each in others)])}]"
+
+
 def written_out(argument: str) -> str:
     name, equals, value = argument.partition("=")
     return f"{SHORT.get(name, name)}{equals}{value}"
@@ -111,8 +109,8 @@ def flags_of_file(path: Path, mode: str) -> list[str]:
     if not isinstance(config, dict):
         raise UsageError(f"{path}: expected settings by name, as config.json of a run has them")
     for name in (name for name in config if name not in known):
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = suggestion(f"--{name}", [f"--{each}" for each in known]).removeprefix("--")
+        hint = f"; did you mean {near}?" if near else ""
         raise UsageError(f"{path}: unknown setting {name!r}{hint}")
     if config.get("mode", mode) != mode:
         raise UsageError(f"{path} is of mode {config['mode']}, not {mode}")
@@ -158,7 +156,8 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
         raise UsageError("--fold all holds out each fold once: --val_fold can only be next")
     results, folds = {}, features.folds()
     if not folds:
-        raise UsageError(f"--fold all: {args.features_dir / 'manifest.csv'} names no folds")
+        what = "names no folds: preprocess.py makes them where each clip has a speaker"
+        raise UsageError(f"--fold all: {args.features_dir / 'manifest.csv'} {what}")
     check_starts_of_folds(config, folder, folds)
     for fold in folds:
         print(f"fold {fold}", flush=True)
@@ -190,11 +189,13 @@ def train_run(
 ) -> dict[str, Any]:
     """What the best epoch of this run reached; nothing after a dry run."""
     from training.loop import fit
-    from training.prepare import describe
+    from training.prepare import describe, unread_settings
     from training.record import started
     from training.run import Run
 
     run = Run(config, features, folder, device, args)
+    if idle := sorted(unread_settings(config, run.task) & args.given):
+        print(f"without effect here: {', '.join(f'--{name}' for name in idle)}", file=sys.stderr)
     print(describe(run), flush=True)
     if args.dry_run:
         print("dry run: everything is in place, nothing was trained")
@@ -229,9 +230,10 @@ def leak_stamp(args: argparse.Namespace, config: dict[str, Any]) -> str:
     kinds = Counter(one["kind"] for one in found)
     stamp = ", ".join(f"{kind}s in two {across}: {count}" for kind, count in kinds.items())
     if not args.allow_leaks:
+        found_all = f"`python -m corpora.audit --features_dir {args.features_dir}` lists all"
         raise IntegrityError(
-            f"{args.features_dir} leaks, {stamp}; first {describe(found[0])}. `python -m "
-            "corpora.audit` lists all; --allow_leaks trains, and marks the checkpoint and reports"
+            f"{args.features_dir} leaks, {stamp}; first {describe(found[0])}. {found_all}; "
+            "--allow_leaks trains, and marks the checkpoint and reports"
         )
     print(f"LEAKS allowed: {stamp}")
     return stamp

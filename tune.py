@@ -13,7 +13,6 @@ after any stop, and adds trials when it is given more; several at once share the
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shlex
 import signal
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from training.tasks import ALL_SETTINGS, TASKS
-from utils.config import Flags, ranged, run_name
+from utils.config import Flags, ranged, run_name, suggestion
 from utils.errors import IntegrityError, UsageError, in_short, run_script
 from utils.files import check_place, read_json, write_bytes, write_csv, write_json, write_text
 from utils.parallel import signal_at_parents_end
@@ -118,8 +117,8 @@ def read_space(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: expected settings by name, each a list or a range")
     for name, values in space.items():
         if name not in ALL_SETTINGS:
-            near = difflib.get_close_matches(name, ALL_SETTINGS, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = suggestion(f"--{name}", [f"--{each}" for each in ALL_SETTINGS])
+            hint = f"; did you mean {near.removeprefix('--')}?" if near else ""
             raise UsageError(f"{path}: unknown setting {name!r}{hint}")
         if isinstance(values, dict):
             ends = [values.get("low"), values.get("high")]

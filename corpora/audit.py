@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from stat import S_ISREG
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ import pandas as pd
 from corpora.manifest import LABELLED_SPLITS
 from corpora.same_sound import same_sound
 from utils.config import Flags
-from utils.errors import IntegrityError, UsageError, in_short, listed, run_script
+from utils.errors import IntegrityError, UsageError, counted, in_short, listed, run_script
 from utils.files import digest, read_csv, read_json, read_known, read_stages, sha256, write_json
 
 VERSION = 3  # raise it when the findings change
@@ -63,10 +64,10 @@ class Audit:
         counts = []
         if len(self.clips) > 1:
             across = len(leaks(self.findings, folds=False))
-            counts.append(f"{across} leaks across {len(self.clips)} splits")
+            counts.append(f"{counted(across, 'leak')} across {len(self.clips)} splits")
         if self.folds > 1:
             across = len(leaks(self.findings, folds=True))
-            counts.append(f"{across} leaks across {self.folds} folds")
+            counts.append(f"{counted(across, 'leak')} across {self.folds} folds")
         if not counts:
             counts = ["one split without folds, so nothing can leak"]
         return "; ".join([", ".join(counts), f"compared: {', '.join(used)}", *gaps])
@@ -160,6 +161,8 @@ def content_key(features_dir: Path, rows: pd.DataFrame) -> str:
     records = files_of(features_dir, rows, "records", ".json")
     for record, speech in zip(records, files_of(features_dir, rows, "speech", ".npy"), strict=True):
         try:
+            if not S_ISREG(Path(record).stat().st_mode):  # opening a pipe would wait for ever
+                raise IntegrityError(f"{record} is no regular file")
             with open(record, "rb", buffering=0) as file:
                 contents.update(file.read())
         except OSError:
@@ -196,14 +199,14 @@ def compare(
     }
     common = [each for kind in ("speaker", "dialogue", "sentence") for each in shared(rows, kind)]
     return Audit(
-        clips=counted(rows["split"]),
+        clips=counts_of(rows["split"]),
         folds=len({*rows["fold"]} - {""}),
-        compared={name: counted(known["split"]) for name, known in compared.items()},
+        compared={name: counts_of(known["split"]) for name, known in compared.items()},
         findings=common + duplicates(rows, links),
     )
 
 
-def counted(names: pd.Series) -> dict[str, int]:
+def counts_of(names: pd.Series) -> dict[str, int]:
     return names.value_counts().sort_index().to_dict()
 
 
@@ -247,7 +250,7 @@ def crossing(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
         "fold": rows["fold"][in_fold],
         "test": rows["split"].mask(in_fold, "folds")[in_fold | ~labelled],
     }
-    counts = {kind: counted(names) for kind, names in sides.items()}
+    counts = {kind: counts_of(names) for kind, names in sides.items()}
     return {kind: count for kind, count in counts.items() if len(count) > 1}
 
 

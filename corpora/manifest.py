@@ -152,7 +152,10 @@ def without_copies(listing: Listing) -> list[Clip]:
     corpus twice); a note says how many are left out."""
     files: dict[Clip, list[Path]] = defaultdict(list)
     kept, copies = [], []
-    for clip in listing.clips:
+    rows = list(dict.fromkeys(listing.clips))
+    if twice := len(listing.clips) - len(rows):
+        listing.notes.append(f"rows that stand there twice: {twice}")
+    for clip in rows:
         known = files[replace(clip, media=Path(), words=None)]
         if any(_is_copy(clip.media, file) for file in known):
             copies.append(clip.media)
@@ -160,7 +163,7 @@ def without_copies(listing: Listing) -> list[Clip]:
             kept.append(clip)
             known.append(clip.media)
     if copies:
-        listing.notes.append(f"{len(copies)} copies of other files, such as {copies[0]}")
+        listing.notes.append(f"copies of other files: {len(copies)}, such as {copies[0]}")
     return kept
 
 
@@ -183,6 +186,8 @@ def _check_clip(clip: Clip, classes: tuple[str, ...], same_id: list[Clip]) -> No
         raise ClipError("E_ID", f"{str(clip.media)!r} cannot be the name of a file")
     if len(name.encode()) > MAX_ID_BYTES:
         raise ClipError("E_ID", f"clip id is longer than {MAX_ID_BYTES} bytes; shorten it")
+    if not clip.split:
+        raise ClipError("E_ID", "no split: write train, val or test")
     if not SPLIT_NAME.fullmatch(clip.split):
         raise ClipError("E_ID", f"split {clip.split!r} must be letters, digits and _")
     if len(same_id) > 1:

@@ -102,7 +102,7 @@ def votes(
     loader = make_loader(parts, batch_size, num_workers, device)
     loader.collate_fn = collate_parts
     found: list[list[list[np.ndarray]]] = [[[] for _ in temperatures] for _ in members]
-    for batch in progress(loader, desc="predicting", unit="batch", disable=len(loader) < 2):
+    for batch in progress(loader, desc="predicting", unit="batch", disable=len(loader) < 2 or None):
         here = [part and inputs_of(part, device) for part in batch]
         for own, member, part_of in zip(found, members, parts.of, strict=True):
             if logits := logits_of(member, part_of, here, views):

@@ -266,7 +266,8 @@ def check_wave(wave: np.ndarray, path: Path, settings: dict) -> None:
         raise ClipError("E_NONFINITE", reason)
     peak = np.abs(wave).max()
     if peak < settings["silent_below"]:
-        reason = f"the sound track of {path.name} is silent (peak {peak:.1e} of full scale)"
+        loudest = f" (peak {peak:.1e} of full scale)" if peak else ""
+        reason = f"the sound track of {path.name} is silent{loudest}"
         raise ClipError("E_SILENT", reason)
 
 

@@ -121,11 +121,16 @@ def check_file(path: Path) -> None:
         raise unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):
         raise ClipError("E_OPEN", f"{path.name} is not a regular file")
-    if path.suffix.lower() not in {*FORMATS, *PICTURES}:
-        known = " ".join([*FORMATS, *PICTURES])
-        raise ClipError("E_OPEN", f"{path.name}: known endings are {known}")
     if not status.st_size:
         raise ClipError("E_OPEN", f"{path.name} is empty (0 bytes)")
+    if path.suffix.lower() not in {*FORMATS, *PICTURES}:
+        with open(path, "rb") as file:
+            if kind := kind_of(file.read(512)):
+                endings = ENDINGS[kind].replace(" ", " or ")
+                what = f"{path.name} is {NAMES[kind]}, but has no ending that says so"
+                raise ClipError("E_OPEN", f"{what}: rename it, with the ending {endings}")
+        known = " ".join([*FORMATS, *PICTURES])
+        raise ClipError("E_OPEN", f"{path.name}: known endings are {known}")
 
 
 def broken(code: str, path: Path, error: Exception) -> ClipError:

@@ -74,6 +74,7 @@ def card_lines(cards: Sequence[Card]) -> list[str]:
 def origin(card: Card) -> str:
     """What it was trained on."""
     corpus = card["corpus"] or "a corpus that its checkpoint does not name"
+    corpus = "clips of one's own" if corpus == "csv" else corpus
     language = f" ({card['language']})" if card.get("language") else ""
     clips = f", {card['clips']} clips" if card.get("clips") else ""
     people = of_people(card.get("people"))

@@ -9,6 +9,7 @@ from typing import Any
 from corpora.manifest import Clip
 from evaluation.ensemble import Member
 from extract import vectors, words
+from inference.starter import WORDS
 from training.modalities import modality
 from utils.errors import IntegrityError, UsageError
 
@@ -48,6 +49,8 @@ class Lookup:
             self.origin = vectors.gather(self.file, said, folder)
         except vectors.NoneKnown as error:  # costs the words alone
             self.unknown = f"E_SHORT: {error}"
+            if self.file == WORDS:  # of the models that come along
+                self.unknown = "E_SHORT: none of the words is English that the models know"
             return
         if "vectors" not in self.settings:
             print(

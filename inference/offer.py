@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.report import joined
 from inference.card import Card, card_of
 from inference.wording import part_name, percent
 from training.card import of_people
 from training.checkpoint import Checkpoint
+from utils.errors import joined
 
 TOY = "Trained on generated clips of one face: its answers mean nothing for real people."
 
@@ -36,7 +36,8 @@ def sentences(card: Card) -> list[str]:
     lines = [f"It reads {joined([part_name(each) for each in card['inputs']])}."]
     if card.get("clips"):
         people = of_people(card.get("people"))
-        source = f" of the corpus {card['corpus']}" if card["corpus"] else ""
+        is_named = card["corpus"] not in ("", "csv")  # csv: clips of one's own
+        source = f" of the corpus {card['corpus']}" if is_named else ""
         language = f" ({card['language']})" if card.get("language") else ""
         lines.append(f"It learnt from {card['clips']} clips{people}{source}{language}.")
     if "accuracy" not in card:

@@ -94,7 +94,8 @@ class ClipPrediction:
     def rows(self) -> list[dict[str, Any]]:
         """One row of predictions.csv per part; one without numbers where there is no answer."""
         remarks = "; ".join(self.remarks)
-        where = {"clip": self.source.name, "start": self.source.start, "end": self.source.end}
+        start, end = (each and round(each, 2) for each in (self.source.start, self.source.end))
+        where = {"clip": self.source.name, "start": start, "end": end}
         if not self.parts:
             return [{**where, "remarks": remarks}]
         rows = []

@@ -234,6 +234,9 @@ class Predictor:
         self.features.checked.clear()
         start = time.perf_counter()
         row, missing = self.extract(source.clip, source.problem)
+        if part := source.clip.media.name:  # of a recording it is a file of ours
+            whole = Path(source.name).name
+            missing = {name: why.replace(part, whole) for name, why in missing.items()}
         unknown = [name for name in self.compares if name not in {*self.scales, *missing}]
         missing |= dict.fromkeys(unknown, f"E_MISSING: {self.no_person}")
         extracted = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +43,10 @@ def find_sources(paths: list[Path], text: str | None) -> list[Source]:
             files += [file for file in files_below(path) if file.suffix.lower() in FORMATS]
         else:
             files.append(path)
+    once = {file.resolve(): file for file in reversed(files)}  # a folder, and a clip of it
+    if len(once) < len(files):
+        print(f"given twice, answered once: {len(files) - len(once)}", file=sys.stderr)
+        files = [file for file in files if once[file.resolve()] is file]
     if text is not None and len(files) > 1:
         raise UsageError(f"--text is one clip's words, here are {len(files)}: put .txt beside them")
     if not files and text is None:
@@ -55,13 +60,12 @@ def find_sources(paths: list[Path], text: str | None) -> list[Source]:
 
 def left_out(paths: list[Path]) -> list[Path]:
     """What the folders hold that is neither a clip nor the words of one."""
-    return [
-        file
-        for folder in paths
-        if folder.is_dir()
-        for file in files_below(folder)
-        if file.suffix.lower() not in (*FORMATS, *TEXTS) and file.name[0] != "."
-    ]
+    files = [file for folder in paths if folder.is_dir() for file in files_below(folder)]
+    clips = {file.with_suffix("") for file in files if file.suffix.lower() in FORMATS}
+    clips |= {clip.with_name(clip.name.split("-")[0]) for clip in clips}  # MERC2020's words
+    words = [f for f in files if f.suffix.lower() in TEXTS and f.with_suffix("") in clips]
+    known = {*words, *(file for file in files if file.suffix.lower() in FORMATS)}
+    return [file for file in files if file not in known and file.name[0] != "."]
 
 
 def make_source(path: Path, text: str | None, names: set[str]) -> Source:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from unicodedata import bidirectional
 
 import numpy as np
 
-from evaluation.report import joined
 from inference.prediction import ENSEMBLE, FUSED, MEAN, NAMES, ClipPrediction
 from training.modalities import modality
+from utils.errors import joined
 
 PARTS = {FUSED: "all together", MEAN: "mean of the parts", ENSEMBLE: "all models together"}
 CLEAR = 0.15  # of the way from chance to certainty that an answer has to go
@@ -35,6 +36,13 @@ def class_names(classes: Sequence[str]) -> list[str]:
     any other name, all stand as they are: "happy, sadness" would be one of each."""
     known = set(classes) <= set(NAMES)
     return [NAMES[name] if known else name for name in classes]
+
+
+def isolated(name: str) -> str:
+    """A name in a sentence: of a script from right to left, marked so that the sentence keeps its
+    order (Unicode's isolates)."""
+    backwards = any(bidirectional(letter) in ("R", "AL") for letter in name)
+    return f"\u200e\u2068{name}\u2069" if backwards else name
 
 
 def label_name(prediction: ClipPrediction) -> str:
@@ -73,8 +81,8 @@ def headline(prediction: ClipPrediction) -> str:
     """happiness, 88 %; or happiness, 16 %; chance is 14 %: no clear answer."""
     if not prediction.parts:
         return "no answer"
-    names = class_names(prediction.classes)
-    answer = f"{label_name(prediction)}, {percent(prediction.probabilities.max())}"
+    names = [isolated(name) for name in class_names(prediction.classes)]
+    answer = f"{isolated(label_name(prediction))}, {percent(prediction.probabilities.max())}"
     why = doubt(prediction.probabilities, names)
     return f"{answer}; {why}" if why else answer
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from efficientnet_pytorch import EfficientNet
+from efficientnet_pytorch.model import VALID_MODELS
 from efficientnet_pytorch.utils import url_map
 from torch import Tensor, nn
 
@@ -39,6 +40,10 @@ class Backbone(nn.Module):
             stride, width = SMALL[name]
             self.trunk = SmallTrunk(stride, width)
             self.out_channels, self.stride = self.trunk.num_features, 16 * stride
+        elif name not in VALID_MODELS:
+            hint = f"did you mean timm:{name}?" if timm_has(name) else "or timm:NAME"
+            names = ", ".join(SMALL)
+            raise ValueError(f"{name}: expected efficientnet-b0 to -b7, {names}; {hint}")
         else:
             # image_size=None pads for the size that arrives; the default pads for squares only
             self.trunk = EfficientNet.from_name(name, in_channels=in_channels, image_size=None)
@@ -122,6 +127,12 @@ def pad_without_copies(trunk: nn.Module) -> None:
             layer.__class__ = nn.Conv2d if plain else SamePadding
             if plain:
                 layer.padding = tuple(side // 2 for side in layer.kernel_size)  # all are odd
+
+
+def timm_has(name: str) -> bool:
+    import timm
+
+    return timm.is_model(name)
 
 
 def timm_trunk(name: str, in_channels: int) -> tuple[nn.Module, int]:

@@ -131,7 +131,7 @@ def test_a_copy_is_found_whatever_was_done_to_it(folder, copy):
     assert finding["clips"] == ["train/c3", "val/planted"] and finding["name"] == how
     assert finding["crosses"] == {"split": {"train": 1, "val": 1}}
     assert finding["label_conflict"] == ["hap", "sad"]
-    assert done.code == 4 and "1 leaks across 3 splits" in done.out
+    assert done.code == 4 and "1 leak across 3 splits" in done.out
     assert "train/c3, val/planted; their labels differ: hap sad" in done.out
 
 

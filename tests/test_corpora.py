@@ -288,7 +288,7 @@ def test_classes_of_a_windows_editor(tmp_path):
 
 
 def test_reasons_name_the_remedy(tmp_path):
-    rows = "a/x.mp4,train,hap\nb/x.mp4,train,hap\ny.mp4,val,glad\nz.mp4,val,hap\nz.mp4,val,hap\n"
+    rows = "a/x.mp4,train,hap\nb/x.mp4,train,hap\ny.mp4,val,glad\nz.mp4,val,hap\nz.mp4,val,sad\n"
     listing = csv_corpus(tmp_path, f"media,split,emotion\n{rows}")
     reasons = {failure.clip_id: failure.reason for failure in listing.failures}
     assert "column clip_id" in reasons["x"] and "is not one of hap ang" in reasons["y"]

@@ -804,7 +804,7 @@ def test_a_decoder_that_gets_no_thread_says_nothing_about_the_file(tmp_path, who
 
 
 def test_an_unknown_ending_is_refused(tmp_path, whole):
-    (tmp_path / "clip.xyz").write_bytes(whole)
+    (tmp_path / "clip.xyz").write_bytes(b"no film")
     with pytest.raises(ClipError, match="known endings are") as caught:
         extract_speech(tmp_path / "clip.xyz")
     assert caught.value.code == "E_OPEN"

@@ -747,7 +747,7 @@ def test_what_splits_share_is_named_and_stored_for_training(recordings, monkeypa
     assert "warning: duplicate same bytes, same sound, same speech features: in " in done.stderr
     assert "val (1); folds 0 (1), 1 (1): train/a, val/b" in done.stderr
     [line] = [line for line in done.stdout.splitlines() if line.startswith("audit: ")]
-    assert line.startswith("audit: 2 leaks across 2 splits, 1 leaks across 2 folds; compared: spea")
+    assert line.startswith("audit: 2 leaks across 2 splits, 1 leak across 2 folds; compared: spea")
     assert line.endswith("dialogues: unknown for 3 of 3 clips, not compared")
     # a run without work, and a training, compare nothing again
     monkeypatch.setattr("corpora.audit.compare", None)

@@ -495,7 +495,7 @@ def test_equal_copies_of_a_corpus_count_once(tmp_path):
             file.write_text(emotion)
     listing = list_corpus("ravdess", tmp_path)
     assert len(listing.clips) == 3 and not listing.failures
-    assert listing.notes[0].startswith("3 copies of other files, such as")
+    assert listing.notes[0].startswith("copies of other files: 3, such as")
     file.write_text("another recording")
     listing = list_corpus("ravdess", tmp_path)
     assert len(listing.clips) == 2 and {each.code for each in listing.failures} == {"E_DUP"}

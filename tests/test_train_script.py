@@ -201,8 +201,7 @@ def test_weights_that_do_not_fit_are_refused(runs, start, tmp_path):
     assert other.code == 4 and "is a run of speech, not of text" in other.err, other.err
     absent = start("text", "--text_load_weights", tmp_path / "nothing.pth")
     assert absent.code == 2 and "nothing.pth" in absent.err
-    left = [path.name for path in (tmp_path / "text").rglob("*") if path.is_file()]
-    assert left == [".lock"], "a run that cannot start leaves something"
+    assert not [*(tmp_path / "text").iterdir()], "a run that cannot start leaves something"
 
 
 @pytest.mark.parametrize(
@@ -517,7 +516,7 @@ def test_damage_is_found_before_a_weight_or_a_checkpoint_saw_it(tmp_path, worker
         path.write_bytes(sound[:200] + bytes([sound[200] ^ 1]) + sound[201:])
         looked = run_main(*command, "--exp_name", split, "--verify_features")
         assert looked.code == 4 and f"{path} is not as preprocess.py wrote it" in looked.err
-        assert [each.name for each in log.iterdir()] == [".lock"]
+        assert not log.exists()
         run = run_main(*command, "--exp_name", split)
         assert run.code == 4 and f"{path} is not as preprocess.py wrote it" in run.err, run.err
         assert "saved in" in run.err and "\nepoch 1" not in run.out
@@ -561,7 +560,7 @@ def test_a_stopped_run_goes_on_as_if_it_never_stopped(features, start, tmp_path)
     process = subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
-        env={**os.environ, **QUIET, "OMP_WAIT_POLICY": "PASSIVE"},
+        env={**os.environ, **QUIET, "TQDM_DISABLE": ""},  # its bar says where it is
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )

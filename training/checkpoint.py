@@ -21,9 +21,10 @@ from torch import Tensor
 from models import build_model
 from models.classifier import EmotionClassifier
 from training.card import is_card, is_measured
+from training.modalities import modality
 from training.tasks import ALL_SETTINGS, TASKS, recipe
-from utils.errors import IntegrityError, UsageError, listed
-from utils.files import read_sealed, write_sealed
+from utils.errors import IntegrityError, UsageError, in_short, listed
+from utils.files import DAMAGED, is_utf8, read_sealed, write_sealed
 
 FORMAT = 2  # raise it when older checkpoints cannot be read any more
 KEYS = ("arch", "weights", "classes", "features_config", "config", "epoch", "val")
@@ -31,6 +32,9 @@ RESUME = ("step", "sums", "optimizer", "scaler", "ema", "rows", "best", "clips",
 NO_CLIPS = dict.fromkeys(("training", "validation"), torch.empty(0, dtype=torch.int64))
 PLAIN = (str, int, float, bool, type(None))
 DEPTH, MOST_VALUES = 8, 100_000  # of settings within settings
+# Bytes of a pickle, and the part of its file that it may be: each can become 72 in memory. A text
+# model of 100 layers with its optimizer's state needs 0.8 MB, a large model 0.01 of its file.
+MOST_PICKLED, SHARE_PICKLED = 1 << 20, 16
 LARGEST = 1 << 64  # number: Python writes none of more than 4,300 digits into a message
 CALLED = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_tensor_v2|torch\.[A-Za-z0-9]+Storage"
@@ -146,10 +150,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no checkpoint {path}")
-    data = read_sealed(path)
-    _check_archive(data, path)
+    archive = _read_archive(path)
+    size = archive.getbuffer().nbytes
     try:
-        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        checkpoint = torch.load(archive, map_location="cpu", weights_only=True)
     except Exception as error:  # foreign bytes make the reader fail in any way; none runs code
         reason = re.split(r"This file can|\n", f"{type(error).__name__} {error}")[0][:200]
         raise IntegrityError(
@@ -157,13 +161,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
     _check_content(checkpoint, path)
     sizes = (each.numel() * each.element_size() for each in checkpoint["weights"].values())
-    if sum(sizes) > len(data):
-        raise IntegrityError(f"{path} describes more weights than its {len(data)} bytes hold")
+    if sum(sizes) > size:
+        raise IntegrityError(f"{path} describes more weights than its {size} bytes hold")
     return checkpoint
 
 
-def _check_archive(data: bytes, path: Path) -> None:
-    """IntegrityError for what is no zip of torch.save, or unpacks to more than its own bytes."""
+def _read_archive(path: Path) -> io.BytesIO:
+    """The zip of torch.save, written anew from what was looked at here: in a forged one torch's
+    reader finds other members than Python's. IntegrityError for what is no such zip, unpacks to
+    more than its own bytes, or calls what no checkpoint of ours does."""
+    data, buffer = read_sealed(path), io.BytesIO()
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         members = archive.infolist()
@@ -171,13 +178,26 @@ def _check_archive(data: bytes, path: Path) -> None:
         if packed or sum(member.file_size for member in members) > len(data):
             what = "would unpack to more than it holds; torch.save packs nothing"
             raise IntegrityError(f"{path} {what}")
-        (pickled,) = (member for member in members if member.filename.endswith("/data.pkl"))
+        names = [member.filename.casefold() for member in members]  # torch takes DATA.PKL, too
+        if len({*names}) < len(names):
+            raise ValueError("two of its members have one name, apart from capitals")
+        (place,) = (place for place, name in enumerate(names) if name.endswith("/data.pkl"))
+        pickled, most = members[place], max(MOST_PICKLED, len(data) // SHARE_PICKLED)
+        if pickled.file_size > most:
+            what = f"describes its parts in {pickled.file_size} bytes; the limit is {most}"
+            raise IntegrityError(f"{path} {what}")
         called = names_in(archive.read(pickled))
-    except (zipfile.BadZipFile, ValueError, RuntimeError, OSError, EOFError) as error:
-        raise IntegrityError(f"{path} is no zip file as torch.save writes it: {error}") from error
-    if foreign := [name for name in called if not CALLED.fullmatch(name)]:
-        what = f"calls {listed(sorted(foreign))}, which no checkpoint of ours does"
-        raise IntegrityError(f"{path} {what}; it was not loaded")
+        if foreign := [name for name in called if not CALLED.fullmatch(name)]:
+            what = f"calls {listed(sorted(foreign))}, which no checkpoint of ours does"
+            raise IntegrityError(f"{path} {what}; it was not loaded")
+        with zipfile.ZipFile(buffer, "w") as anew:
+            for member in members:
+                anew.writestr(zipfile.ZipInfo(member.filename), archive.read(member))
+    except DAMAGED as error:
+        reason = in_short(error)
+        raise IntegrityError(f"{path} is no zip file as torch.save writes it: {reason}") from error
+    buffer.seek(0)
+    return buffer
 
 
 def names_in(pickled: bytes) -> set[str]:
@@ -206,22 +226,24 @@ def _check_content(checkpoint: Any, path: Path) -> None:
         )
     classes, config = parts["classes"], parts["config"]
     fits = {
-        "arch": _is_plain(parts["arch"]) and isinstance(parts["arch"], dict),
-        "weights": _is_tensors(parts["weights"]),
-        "classes": _is_plain(classes)
+        "arch": is_plain(parts["arch"]) and _is_arch(parts["arch"]),
+        "weights": is_tensors(parts["weights"]),
+        "classes": is_plain(classes)
         and isinstance(classes, list)
         and len({*map(str, classes)}) == len(classes) > 1
-        and all(isinstance(name, str) for name in classes),
-        "features_config": _is_plain(parts["features_config"])
+        and all(isinstance(name, str) and is_utf8(name) for name in classes),
+        "features_config": is_plain(parts["features_config"])
         and isinstance(parts["features_config"], dict)
         and all(isinstance(each, dict | None) for each in parts["features_config"].values()),
-        "config": isinstance(config, dict) and _is_plain(config) and config.get("mode") in TASKS,
-        "epoch": isinstance(parts["epoch"], int) and _is_plain(parts["epoch"]),
+        "config": isinstance(config, dict) and is_plain(config) and config.get("mode") in TASKS,
+        "epoch": isinstance(parts["epoch"], int) and is_plain(parts["epoch"]),
         "leaks": isinstance(parts.get("leaks", ""), str),
-        "val": _is_numbers(parts["val"]) and is_measured(parts["val"] or {}),
-        "card": _is_plain(parts.get("card", {})) and is_card(parts.get("card", {})),
-        "clips": _is_tensors(parts.get("clips", NO_CLIPS))
-        and parts.get("clips", NO_CLIPS).keys() == NO_CLIPS.keys(),
+        "val": is_numbers(parts["val"]) and is_measured(parts["val"] or {}),
+        "card": is_plain(parts.get("card", {})) and is_card(parts.get("card", {})),
+        "clips": is_tensors(parts.get("clips", NO_CLIPS))
+        and parts.get("clips", NO_CLIPS).keys() == NO_CLIPS.keys()
+        and all(each.dtype == torch.int64 for each in parts.get("clips", NO_CLIPS).values()),
+        "data": is_plain(parts.get("data", {})) and isinstance(parts.get("data", {}), dict),
     }
     for key, good in fits.items():
         if not good:
@@ -229,13 +251,23 @@ def _check_content(checkpoint: Any, path: Path) -> None:
     for name, setting in ALL_SETTINGS.items():
         if name in config and not setting.allows(config[name]):
             raise IntegrityError(f"{path} is no checkpoint of train.py: {name} {config[name]!r}")
+    made = parts["features_config"]  # what it does not name, nobody would compare
+    for kind in map(modality, parts["arch"]["encoders"]):
+        if kind.folder not in made or (kind.made_by_preprocess and made[kind.folder] is None):
+            raise IntegrityError(f"{path} does not say how the {kind.folder} that it reads is made")
     outputs = parts["arch"].get("n_classes")
     if outputs != len(classes):
         raise IntegrityError(f"{path}: {outputs} outputs for the {len(classes)} classes {classes}")
     checkpoint["config"] = recipe(config["mode"]) | {"fold": None, "val_fold": None} | config
 
 
-def _is_plain(value: Any) -> bool:
+def _is_arch(value: Any) -> bool:
+    """A description of a model with encoders; what they are `build_model` knows."""
+    encoders = value.get("encoders") if isinstance(value, dict) else None
+    return isinstance(encoders, dict) and all(isinstance(each, dict) for each in encoders.values())
+
+
+def is_plain(value: Any) -> bool:
     """Scalars, and lists and dictionaries of them: few, for lists can hold one another."""
     level = [value]
     for _ in range(DEPTH):
@@ -253,20 +285,20 @@ def _is_plain(value: Any) -> bool:
     return not level
 
 
-def _is_tensors(value: Any) -> bool:
+def is_tensors(value: Any) -> bool:
     """Ordinary tensors by name: in memory, not sparse, each value with a place of its own."""
     return isinstance(value, dict) and all(
         isinstance(key, str)
         and isinstance(each, Tensor)
         and each.layout == torch.strided
         and each.device.type == "cpu"
-        and not each.is_quantized
+        and not (each.is_quantized or each.requires_grad)
         and each.numel() * each.element_size() <= each.untyped_storage().nbytes()
         for key, each in value.items()
     )
 
 
-def _is_numbers(value: Any) -> bool:
+def is_numbers(value: Any) -> bool:
     return value is None or (
         isinstance(value, dict)
         and all(isinstance(k, str) and isinstance(v, int | float) for k, v in value.items())

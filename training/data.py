@@ -62,7 +62,8 @@ def check_folds(known: list[str], fold: str, val_fold: str | None, manifest: Pat
     """UsageError unless both folds are there, differ, and leave a fold to train on."""
     wanted = [fold] if val_fold is None else [fold, val_fold]
     asked = f"--fold {fold}" if val_fold is None else f"--fold {fold} --val_fold {val_fold}"
-    have = f"the folds {', '.join(known)}" if known else "no folds"
+    remedy = "no folds; preprocess.py makes them where each clip has a speaker"
+    have = f"the folds {', '.join(known)}" if known else remedy
     if fold == val_fold:
         raise UsageError(f"{asked}: {manifest} has {have}; they must differ")
     if any(name not in known for name in wanted):

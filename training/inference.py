@@ -38,7 +38,7 @@ def infer(
     `around` gives the context of each batch's computing, such as half precision.
     """
     model.eval()
-    few = len(loader) < 2
+    few = len(loader) < 2 or None  # None: off a terminal
     for batch in progress(loader, desc=title, unit="batch", disable=few):
         with around():
             inputs, absent = inputs_of(batch, device)

@@ -24,10 +24,10 @@ from training.fingerprint import known
 from training.losses import LOSSES
 from training.modalities import MODALITIES, MODES, modality
 from training.optim import OPTIMIZERS, SCHEDULES
-from training.tasks import Task, learns_missing
+from training.tasks import ALL_SETTINGS, Task, learns_missing
 from training.views import face_flags
 from utils.distributed import SingleProcess
-from utils.errors import IntegrityError, UsageError, in_short, one_of
+from utils.errors import IntegrityError, UsageError, counted, in_short, one_of
 from utils.files import digest
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -324,7 +324,7 @@ def describe(run: Any) -> str:
     compiled = ", compiled" if run.compiled else ""
     return "\n".join(
         (
-            " ".join(f"{name}={value}" for name, value in shown_settings(config, run.task).items()),
+            *by_group(shown_settings(config, run.task)),
             f"{run.device}, {precision}{compiled}, {total:,} weights, {trained:,} trained",
             clips_by_class(train_set, "training"),
             clips_by_class(run.val_loader.dataset, "validation"),
@@ -335,19 +335,35 @@ def describe(run: Any) -> str:
     )
 
 
-def counted(number: int, name: str) -> str:
-    return f"1 {name}" if number == 1 else f"{number} {name}s"
+def by_group(settings: dict[str, Any]) -> list[str]:
+    """A line for each group of flags."""
+    groups: dict[str, list[str]] = {}
+    for name, value in settings.items():
+        group = ALL_SETTINGS[name].group if name in ALL_SETTINGS else "run"
+        groups.setdefault(group, []).append(f"{name}={value}")
+    return [f"{group}: {' '.join(each)}" for group, each in groups.items()]
 
 
 def shown_settings(config: dict[str, Any], task: Task) -> dict[str, Any]:
-    """Those that are set and that this run's inputs have a use for."""
-    others = {
-        setting
-        for name, row in MODALITIES.items()
-        if name not in task.inputs
-        for setting in row.settings
-    }
-    return {k: v for k, v in config.items() if v is not None and k not in others}
+    """Those that are set and that this run has a use for."""
+    unread = unread_settings(config, task)
+    return {k: v for k, v in config.items() if v is not None and k not in unread}
+
+
+def unread_settings(config: dict[str, Any], task: Task) -> set[str]:
+    """Those that change nothing in a run of these inputs."""
+    rows = {name: modality(name) for name in task.inputs}
+    own = {setting for row in rows.values() for setting in row.settings}
+    unread = {setting for row in MODALITIES.values() for setting in row.settings} - own
+    if all(row.recipe for row in rows.values()):  # all have an encoder of their own
+        unread |= {"feature_frames", "feature_encoder", "standardize"}
+    if not any(f"{name}_backbone" in own for name in rows):
+        unread |= {"pretrained", "freeze_backbone"}
+    if len(rows) == 1:
+        unread |= {"fusion", "modality_dropout"}
+    if len(task.heads) == 1:
+        unread |= {"lam"}
+    return unread
 
 
 def clips_by_class(dataset: ClipDataset, name: str) -> str:

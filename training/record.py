@@ -27,7 +27,7 @@ from training.metrics import commonest
 from training.run import Run
 from training.stopping import StopSignal
 from utils.distributed import Silent, launched_by_torchrun
-from utils.errors import IntegrityError, Interrupted, UsageError
+from utils.errors import IntegrityError, Interrupted, UsageError, counted
 from utils.files import check_held, write_json
 from utils.plots import plot_confusion
 from utils.run_log import RunLog
@@ -122,7 +122,7 @@ class Record(RunLog):
         write_json(self.folder / "best.json", best)
         (self.folder / PREVIOUS).unlink(missing_ok=True)  # last.pth is enough for more epochs
         print("curves.png and confusion.png are beside the best checkpoint:")
-        clips = f"{best['clips']} validation clips"
+        clips = counted(best["clips"], "validation clip")
         print(f"{best_checkpoint(self.folder)}: {measures(best)} over {clips}", flush=True)
         if said := no_better_than_guessing(best, self.run.val_loader.dataset):
             print(said, file=sys.stderr)
@@ -139,8 +139,8 @@ def no_better_than_guessing(best: dict[str, Any], clips: ClipDataset) -> str:
             return ""
     answer = clips.features.classes[number]
     return (
-        f"no better than guessing: accuracy {best['accuracy']:.2f} over {total} clips, "
-        f"where always answering {answer} gives {usual:.2f}; see docs/questions.md"
+        f"not shown to be better than guessing: accuracy {best['accuracy']:.2f} over {total} "
+        f"clips, always answering {answer} gives {usual:.2f}; see docs/questions.md"
     )
 
 

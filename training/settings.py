@@ -66,16 +66,16 @@ MODEL = {
     "freeze_backbone": (False, boolean, "True: the backbones stay as they are"),
 }
 OPTIMIZATION = {
-    "learning_rate": (None, ranged(float, 1e-9, 100), "at the start of the schedule; also --lr"),
+    "learning_rate": (None, ranged(float, 1e-9, 100), "at the start; also --lr"),
     "n_epoch": (None, WHOLE, "passes over the training clips"),
-    "optim": ("ranger", str, "ranger (centralized), sgd (Nesterov), adamw"),
+    "optim": ("ranger", str, "ranger, sgd (Nesterov), adamw"),
     "schedule": ("cosine", str, "cosine, step (x 0.1 at half), constant"),
     "warmup": (0.0, NOT_NEGATIVE, "epochs of linear warm-up"),
     "weight_decay": (5e-5, ranged(float, 0, 10), "of the optimizer"),
     "clip_norm": (0.0, NOT_NEGATIVE, "longest gradient (norm); 0: any"),
     "grad_accumulation": (1, WHOLE, "parts of a batch; batch norm sees each by itself"),
     "ema": (0.0, ranged(float, 0, 0.99999), "decay of mean weights to validate; 0: off"),
-    "amp": (False, boolean, "half precision; by itself on a GPU, not on a CPU"),
+    "amp": (False, boolean, "half precision (on a CPU: False)"),
 }
 OBJECTIVE = {
     "loss": ("cross_entropy", str, "by name, see training/losses.py"),

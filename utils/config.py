@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from utils.errors import UsageError, in_short
@@ -77,15 +77,39 @@ class Group:
         self.parser.add_argument(*names, help=help, **options)
 
 
+SYNONYMS = {  # what people type -> our flags for it, of which the first that a command has is meant
+    **dict.fromkeys(("--epochs", "--n_epochs", "--num_epochs", "--max_epochs"), ("--n_epoch",)),
+    **dict.fromkeys(("--out", "--output", "--out_dir"), ("--out", "--features_dir", "--logs_dir")),
+    **dict.fromkeys(("--data", "--input", "--dataset", "--videos"), ("--data_dir",)),
+    **dict.fromkeys(("--csv", "--manifest"), ("--data_dir", "--sheets")),
+    **dict.fromkeys(("--gpu", "--cpu", "--cuda"), ("--device",)),
+    **dict.fromkeys(("--workers", "--threads", "--jobs"), ("--num_workers", "--workers")),
+    **dict.fromkeys(("--model", "--checkpoint", "--weights"), ("--checkpoints", "--checkpoint")),
+    **dict.fromkeys(("--bs", "--batch"), ("--batch_size",)),
+    "--optimizer": ("--optim",),
+    "--lr": ("--learning_rate",),
+    "--wd": ("--weight_decay",),
+    "--name": ("--exp_name",),
+    "--dropout": ("--modality_dropout",),
+    "--early_stopping": ("--patience",),
+    "--load_weights": ("--speech_load_weights",),
+    "--force": ("--overwrite", "--verify"),
+    "--share": ("--host",),
+}
+
+
+def suggestion(unknown: str, known: Iterable[str]) -> str:
+    """The flag of `known` that was probably meant; "" where none is near, in meaning or letters."""
+    flags, written = {*known} - {"--help", "-h"}, unknown.replace("-", "_").replace("__", "--", 1)
+    meant = [flag for flag in (written, *SYNONYMS.get(written, ())) if flag in flags]
+    return next(iter([*meant, *difflib.get_close_matches(written, sorted(flags), 1, 0.75)]), "")
+
+
 class Flags(argparse.ArgumentParser):
-    """Flags of a script: its docstring as help, defaults shown, errors in one line.
+    """Flags of a script: its docstring as help, defaults shown, errors in one line."""
 
-    `also_known_as`: {what people type instead: the flag}, for the message.
-    """
-
-    def __init__(self, doc: str, also_known_as: dict[str, str] | None = None, **options: Any):
+    def __init__(self, doc: str, **options: Any):
         super().__init__(description=doc, formatter_class=Help, allow_abbrev=False, **options)
-        self.also_known_as = also_known_as or {}
         self.add = Group(self).add
 
     def group(self, title: str) -> Group:
@@ -100,18 +124,16 @@ class Flags(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         misspelt = ("unrecognized arguments", "arguments are required")
-        for argument in sys.argv[1:] if any(what in message for what in misspelt) else ():
+        for argument in sys.argv[1:] if any(what in message for what in misspelt) else []:
             flag = argument.partition("=")[0]
             if flag.startswith("--") and flag not in self._option_string_actions:
-                message += self._hint(flag)
+                near = suggestion(flag, self._option_string_actions)
+                message += f"; {flag}: did you mean {near}?" if near else ""
+        if found := re.match(r"unrecognized arguments: ([^-]\S*)", message):
+            paths = ("--checkpoints", "--data_dir", "--features_dir")
+            near = next((flag for flag in paths if flag in self._option_string_actions), "")
+            message += f"; did you mean {near} {found[1]}?" if near else ""
         self.exit(2, f"{self.prog}: {message} (--help explains every flag)\n")
-
-    def _hint(self, unknown: str) -> str:
-        known = list(self._option_string_actions)
-        near = difflib.get_close_matches(unknown, known, 1)
-        if unknown in self.also_known_as:
-            near = [self.also_known_as[unknown]]
-        return f"; {unknown}: did you mean {near[0]}?" if near else ""
 
 
 def device_name(wanted: str) -> str:
@@ -121,7 +143,7 @@ def device_name(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        if torch.device(wanted).type not in ("cpu", "cuda"):
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
             raise RuntimeError("expected auto, cpu, cuda, or cuda:1 and so on")
         torch.empty(0, device=wanted)
         if torch.device(wanted).index is not None:

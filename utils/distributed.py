@@ -8,7 +8,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,23 @@ def hold_run_folder(folder: Path) -> contextlib.AbstractContextManager:
     bars read the environment when they are imported.
     """
     if is_main_process():
-        return lock_folder(folder)
+        return _hold_or_leave_nothing(folder)
     os.environ["TQDM_DISABLE"] = "1"
     sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _hold_or_leave_nothing(folder: Path) -> Iterator[None]:
+    """A start that is refused leaves no folder, which would look like a run."""
+    with lock_folder(folder):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # it may be gone already
+                if [path.name for path in folder.iterdir()] == [".lock"]:
+                    (folder / ".lock").unlink()
+                    folder.rmdir()
 
 
 class Silent:

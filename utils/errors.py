@@ -81,6 +81,8 @@ def run_script(main: Callable[[], int | None]) -> None:
     # Waiting threads of torch spin only briefly before they sleep: a training takes an eighth less
     # time than with sleep alone; beside other work a step takes two thirds of what long spins cost.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    if not sys.stderr.isatty():  # a progress bar in a file is hundreds of lines
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         sys.exit(main() or 0)
     except UsageError as error:
@@ -91,6 +93,12 @@ def run_script(main: Callable[[], int | None]) -> None:
             raise
         remedy = "raise its limit (`ulimit -v unlimited`), or ask for less at once"
         print(f"{script}: too little memory: {in_short(error)}; {remedy}", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
+    except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding().lower() in ("utf-8", "utf8"):
+            raise
+        what = f"this locale has no {error.object[error.start : error.end]!a} in file names"
+        print(f"{script}: {what}: set PYTHONUTF8=1, or a UTF-8 locale", file=sys.stderr)
         sys.exit(UsageError.exit_code)
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
@@ -146,6 +154,11 @@ def without_controls(text: str) -> str:
     """A text from elsewhere, for a terminal: it could move the cursor, take the screen, turn the
     direction of what follows, or be no UTF-8. Line ends stay."""
     return CONTROLS.sub("?", text)
+
+
+def counted(number: int, name: str) -> str:
+    """1 clip, 2 clips."""
+    return f"1 {name}" if number == 1 else f"{number} {name}s"
 
 
 def joined(names: Sequence[str]) -> str:

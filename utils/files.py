@@ -32,7 +32,7 @@ DAMAGED: tuple[type[Exception], ...] = (
     *(SyntaxError, SystemError, AttributeError, tokenize.TokenError, struct.error),
     *(zipfile.BadZipFile, zlib.error),
 )
-FORMULA = tuple("=+-@\t\r'")  # a cell that begins so is more than text to a spreadsheet
+FORMULA = tuple("=+-@\t\r\n'")  # a cell that begins so is more than text to a spreadsheet
 PART = ".part"  # unfinished files are named .<random>.part, so no glob for *.npy ever meets one
 _unfinished: set[Path] = set()  # of this process
 held_locks: dict[Path, Any] = {}  # folders that this process holds, and their open lock files
@@ -88,7 +88,7 @@ def read_sealed(path: Path) -> bytes:
     sealed file never makes such a file of it.
     """
     data = Path(path).read_bytes()
-    body, seal = data[:-SEAL_LENGTH], data[-SEAL_LENGTH:]
+    body, seal = memoryview(data)[:-SEAL_LENGTH], data[-SEAL_LENGTH:]
     bare_zip = data[-22:-18] == b"PK\x05\x06"
     if not bare_zip and seal != SEAL + hashlib.sha256(body).hexdigest().encode():
         reason = f"{len(data)} bytes, and the digest at their end is not theirs"
@@ -108,6 +108,11 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 def write_text(path: Path, text: str) -> None:
     """UTF-8; a file name that is not, as Python holds it, is written with \\udcff escapes."""
     write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def is_utf8(text: str) -> bool:
+    """False for one half of a pair of surrogates, which JSON and pickles can hold."""
+    return text.encode(errors="ignore").decode() == text
 
 
 def write_json(path: Path, value: Any) -> None:
