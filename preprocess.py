@@ -182,7 +182,7 @@ def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, 
 
     reserved = {*STAGES, *encoders.INPUTS, "records", transcribe.FOLDER}
     args.encoder = encoders.parse_all(args.encoder, reserved)
-    wanted = [*listing.modalities]
+    wanted = [name for name in listing.modalities if name not in never_there(listing)]
     if args.modalities:
         given = [name.strip().lower() for name in args.modalities.split(",")]
         wanted = [CALLED.get(name, name) for name in given]
@@ -210,6 +210,16 @@ def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, 
     elif "text" in wanted and listing.clips and not any(clip.words for clip in listing.clips):
         raise UsageError(f"the text of {args.corpus} needs --word_vectors FILE, see --help")
     return tuple(dict.fromkeys(wanted))
+
+
+def never_there(listing: Listing) -> set[str]:
+    """What no clip can have, by the endings of all of them: a picture, a sound."""
+    from extract.media import PICTURES, SOUNDS
+
+    endings = {clip.media.suffix.lower() for clip in listing.clips}
+    if not endings:
+        return set()
+    return {"video"} if endings <= SOUNDS else {"speech"} if endings <= {*PICTURES} else set()
 
 
 def encoder_inputs(args: argparse.Namespace, wanted: list[str], listing: Listing) -> list[str]:

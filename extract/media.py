@@ -37,6 +37,9 @@ ENDINGS = {
     "caf": ".caf",
 }
 FORMATS = {ending: kind for kind, endings in ENDINGS.items() for ending in endings.split()}
+SOUND_KINDS = ("wav", "flac", "mp3", "aac", "amr", "aiff", "caf")  # which hold no picture
+SOUNDS = {".m4a", ".mka", ".wma", ".oga", ".opus"}
+SOUNDS |= {ending for ending, kind in FORMATS.items() if kind in SOUND_KINDS}
 NAMES = {
     "mov": "an MP4/M4A file",
     "matroska": "a Matroska or WebM file",

@@ -120,8 +120,9 @@ def test_modalities_by_their_other_names(tmp_path):
     make_clip(tmp_path / "clips" / "a.wav", sound=voice(1.0), sound_codec="pcm_s16le")
     (tmp_path / "clips" / "manifest.csv").write_text("media,split,emotion\na.wav,train,Joy\n")
     places = ("--data_dir", tmp_path / "clips", "--features_dir", tmp_path / "features")
-    done = run_main("preprocess", "--corpus", "csv", *places, "--modalities", "Voice")
-    assert done.code == 0 and "csv: 1 clip (train 1) -> speech" in done.err, done.err
+    for flags in (("--modalities", "Voice"), ()):  # and a folder of sounds needs no flag
+        done = run_main("preprocess", "--corpus", "csv", *places, *flags)
+        assert done.code == 0 and "csv: 1 clip (train 1) -> speech in" in done.err, done.err
     mine = tmp_path / "features" / "word_vectors.npz"
     mine.touch()
     done = run_main("preprocess", "--corpus", "csv", *places, "--word_vectors", mine)

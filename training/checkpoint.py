@@ -225,6 +225,7 @@ def _check_content(checkpoint: Any, path: Path) -> None:
             "the version that wrote it"
         )
     classes, config = parts["classes"], parts["config"]
+    clips, data = parts.get("clips", NO_CLIPS), parts.get("data", {})
     fits = {
         "arch": is_plain(parts["arch"]) and _is_arch(parts["arch"]),
         "weights": is_tensors(parts["weights"]),
@@ -240,10 +241,10 @@ def _check_content(checkpoint: Any, path: Path) -> None:
         "leaks": isinstance(parts.get("leaks", ""), str),
         "val": is_numbers(parts["val"]) and is_measured(parts["val"] or {}),
         "card": is_plain(parts.get("card", {})) and is_card(parts.get("card", {})),
-        "clips": is_tensors(parts.get("clips", NO_CLIPS))
-        and parts.get("clips", NO_CLIPS).keys() == NO_CLIPS.keys()
-        and all(each.dtype == torch.int64 for each in parts.get("clips", NO_CLIPS).values()),
-        "data": is_plain(parts.get("data", {})) and isinstance(parts.get("data", {}), dict),
+        "clips": is_tensors(clips)
+        and clips.keys() == NO_CLIPS.keys()
+        and all(each.dtype == torch.int64 for each in clips.values()),
+        "data": is_plain(data) and isinstance(data, dict),
     }
     for key, good in fits.items():
         if not good:
@@ -254,7 +255,8 @@ def _check_content(checkpoint: Any, path: Path) -> None:
     made = parts["features_config"]  # what it does not name, nobody would compare
     for kind in map(modality, parts["arch"]["encoders"]):
         if kind.folder not in made or (kind.made_by_preprocess and made[kind.folder] is None):
-            raise IntegrityError(f"{path} does not say how the {kind.folder} that it reads is made")
+            name = in_short(kind.folder)
+            raise IntegrityError(f"{path} does not say how the {name} that it reads is made")
     outputs = parts["arch"].get("n_classes")
     if outputs != len(classes):
         raise IntegrityError(f"{path}: {outputs} outputs for the {len(classes)} classes {classes}")

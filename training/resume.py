@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from training.card import is_measured
 from training.checkpoint import (
     LAST,
     PREVIOUS,
     Checkpoint,
     best_checkpoint,
     best_name,
+    is_numbers,
+    is_plain,
+    is_tensors,
     load_checkpoint,
 )
 from training.features import comparable
+from training.optim import make_optimizer
 from utils.errors import IntegrityError, UsageError
 
 
@@ -74,3 +84,71 @@ def check_same(state: Checkpoint, identity: dict[str, Any], path: Path) -> None:
     elif differs:
         shown = "; ".join(f"{name}: {then.get(name)} then, {now[name]} now" for name in differs)
         raise IntegrityError(f"cannot resume {path}, its run differs: {shown}")
+
+
+def unusable(path: Path, reason: str) -> IntegrityError:
+    """What to raise for a checkpoint of this run with parts that are not of it."""
+    remedy = "put back what was there, or start anew with --overwrite"
+    return IntegrityError(f"{path} cannot be gone on from: {reason}; {remedy}")
+
+
+def check_parts(state: Checkpoint, sums: tuple[str, ...], steps: int, path: Path) -> None:
+    """IntegrityError unless the parts that only --resume reads are of the kind that train.py
+    writes. `sums`: the names of an epoch's sums; `steps`: how many an epoch has."""
+    rows, best, step = state["rows"], state["best"], state["step"]
+    done = len(rows) if isinstance(rows, list) else 0
+    measured = {"epoch", "clips", "loss", "accuracy", "uar"}
+    fits = {
+        "rows": isinstance(rows, list)
+        and all(map(_is_row, rows))
+        and [row["epoch"] for row in rows] == [*range(1, done + 1)],
+        "step": type(step) is int and done * steps <= step <= (done + 1) * steps,
+        "best": best is None or (_has_numbers(best, measured) and is_measured(best)),
+        "sums": _has_numbers(state["sums"], {*sums}) and len(state["sums"]) == len(sums),
+        "ema": is_tensors(state["ema"]),
+        "optimizer": _is_optimizer(state["optimizer"]),
+        "scaler": _has_numbers(state["scaler"], set()),
+    }
+    if wrong := [name for name, good in fits.items() if not good]:
+        raise unusable(path, f"its {wrong[0]} is none of ours")
+
+
+def _has_numbers(value: Any, names: set[str]) -> bool:
+    return isinstance(value, dict) and is_plain(value) and is_numbers(value) and names <= {*value}
+
+
+def _is_row(value: Any) -> bool:
+    """Of an epoch, with what its curves show."""
+    measured = {"val_accuracy"} if isinstance(value, dict) and "val_loss" in value else set()
+    return _has_numbers(value, {"epoch", "train_loss", "train_accuracy", *measured})
+
+
+def _is_optimizer(value: Any) -> bool:
+    """Whether the tensors in it are ordinary ones; torch and `check_optimizer` see to the rest."""
+    held = value.get("state") if isinstance(value, dict) else None
+    return isinstance(held, dict) and all(
+        isinstance(each, dict)
+        and is_tensors({key: part for key, part in each.items() if isinstance(part, Tensor)})
+        for each in held.values()
+    )
+
+
+def check_optimizer(optimizer: Optimizer, name: str, steps: int, path: Path) -> None:
+    """IntegrityError unless it holds of each parameter what one of this `name` does after some of
+    the `steps` that are done."""
+    probe = torch.nn.Parameter(torch.zeros(2, 3))
+    probe.grad = torch.zeros(2, 3)
+    other = make_optimizer(name, [probe], 0.1, 0.0)
+    other.step()
+    like = other.state[probe]
+    large = {key for key, each in like.items() if _kind(each) == _kind(probe)}
+    for parameter in chain.from_iterable(group["params"] for group in optimizer.param_groups):
+        held = optimizer.state.get(parameter, {})
+        wanted = {key: parameter if key in large else each for key, each in like.items()}
+        alike = all(_kind(held.get(key)) == _kind(each) for key, each in wanted.items())
+        if held and not (alike and all(0 <= held[key] <= steps for key in {*wanted} - large)):
+            raise unusable(path, "its optimizer is none of ours")
+
+
+def _kind(value: Any) -> Any:
+    return (value.dtype, value.shape) if isinstance(value, Tensor) else type(value)

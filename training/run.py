@@ -39,11 +39,18 @@ from training.prepare import (
 )
 from training.randomness import generator
 from training.readings import Readings
-from training.resume import check_best, check_folder, check_same
+from training.resume import (
+    check_best,
+    check_folder,
+    check_optimizer,
+    check_parts,
+    check_same,
+    unusable,
+)
 from training.stopping import interruptible
 from training.tasks import model_arch, task_of
 from utils.distributed import init_distributed
-from utils.errors import UsageError, listed
+from utils.errors import UsageError, in_short, listed
 
 SUMS = ("loss", "right", "clips", "skipped")
 
@@ -103,10 +110,7 @@ class Run:
         }
         self.prepare_steps(class_weights(train_set))
         if self.resumed:
-            path, checkpoint = self.resumed
-            check_same(checkpoint, self.identity, path)
-            check_best(folder, path, checkpoint)
-            self.load_state(checkpoint)
+            self.go_on_from(*self.resumed)
 
     def starting_weights(self) -> Starts:
         """The runs to start from, none for a run that goes on; encoders are built as there."""
@@ -172,13 +176,28 @@ class Run:
             "best": self.best,
         }
 
+    def go_on_from(self, path: Path, checkpoint: Checkpoint) -> None:
+        """Take the state of a stopped run; IntegrityError for that of another run, or a forged
+        one."""
+        check_same(checkpoint, self.identity, path)
+        check_parts(checkpoint, SUMS, self.steps_per_epoch, path)
+        check_best(self.folder, path, checkpoint)
+        try:
+            self.load_state(checkpoint)
+        except Exception as error:  # of torch, which fails in any way at what is of another model
+            raise unusable(path, in_short(f"{type(error).__name__} {error}")) from error
+        check_optimizer(self.optimizer, self.config["optim"], self.step, path)
+
     def load_state(self, state: dict[str, Any]) -> None:
         self.step, self.rows, self.best = state["step"], state["rows"], state["best"]
         for name, value in state["sums"].items():
             self.sums[name] = value if self.dist.rank == 0 else 0.0
         self.model.load_state_dict(state["weights"])
         self.mean_weights.model.load_state_dict(state["ema"] or state["weights"])
+        own = [{**group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update({key: each for key, each in settings.items() if key != "lr"})
         self.scaler.load_state_dict(state["scaler"])
 
     # What the loop asks for
