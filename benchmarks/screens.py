@@ -46,7 +46,9 @@ def main() -> None:
         for width in WIDTHS:
             show(window, width, report.resolve().as_uri())
             save(window, width, args.out / f"report-{width}.png")
-        with app(args.demo) as address:
+        raw = args.demo / "raw"
+        places = {"--logs_dir": args.demo / "logs", "--examples": raw / "qia2020/test"}
+        with app(places | {"--word_vectors": raw / "word_vectors.npz"}) as address:
             show(window, WIDTHS[0], address)
             answer_example(window)  # the first answer loads the models
             for width in WIDTHS:
@@ -56,14 +58,14 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def app(demo: Path) -> Iterator[str]:
-    """app.py with the demo's runs and clips; its address."""
+def app(places: dict[str, Path]) -> Iterator[str]:
+    """app.py with these flags; its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "app.py", "--port", str(port), "--logs_dir", str(demo / "logs")]
-    command += ["--examples", str(demo / "raw/qia2020/test")]
-    command += ["--word_vectors", str(demo / "raw/word_vectors.npz")]
+    command = [sys.executable, "app.py", "--port", str(port)]
+    for flag, place in places.items():
+        command += [flag, str(place)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
@@ -76,8 +78,8 @@ def app(demo: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def browser() -> Iterator[Any]:
-    """A Chromium of this machine without a window."""
+def browser(*more: str) -> Iterator[Any]:
+    """A Chromium of this machine without a window, with `more` flags."""
     from selenium import webdriver
 
     chrome = next(filter(None, map(shutil.which, CHROMES)), None)
@@ -86,7 +88,7 @@ def browser() -> Iterator[Any]:
         raise UsageError("no chromium with chromedriver here; in Debian: chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = chrome
-    for flag in ("--headless=new", "--disable-dev-shm-usage", "--hide-scrollbars"):
+    for flag in ("--headless=new", "--disable-dev-shm-usage", "--hide-scrollbars", *more):
         options.add_argument(flag)
     if os.getuid() == 0:
         options.add_argument("--no-sandbox")
