@@ -74,6 +74,7 @@ def parse_args() -> argparse.Namespace:
     flags.add_machine()
     given = [written_out(argument) for argument in sys.argv[1:]]
     args = flags.parse_args(given)
+    typed = set(vars(args))
     if "config" in args:  # its settings go through the same checks, and the flags go first
         args = flags.parse_args([*flags_of_file(args.config, args.mode), *given])
     if args.resume and args.overwrite:
@@ -83,7 +84,7 @@ def parse_args() -> argparse.Namespace:
     for name, flag in STARTS.items():
         if flag in args and args.mode in MODES and args.mode != name:
             flags.error(f"--{flag}: --mode {args.mode} has no {name}")
-    args.given = set(vars(args))
+    args.given, args.typed = set(vars(args)), typed
     return args
 
 
@@ -194,7 +195,7 @@ def train_run(
     from training.run import Run
 
     run = Run(config, features, folder, device, args)
-    if idle := sorted(unread_settings(config, run.task) & args.given):
+    if idle := sorted(unread_settings(config, run.task) & args.typed):
         print(f"without effect here: {', '.join(f'--{name}' for name in idle)}", file=sys.stderr)
     print(describe(run), flush=True)
     if args.dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -160,6 +161,9 @@ def test_flags_without_effect_are_told(features, tmp_path):
     lines = done.out.splitlines()
     assert any(line.startswith("optimization: learning_rate=") for line in lines)
     assert "speech_coeff" not in done.out and "fusion=" not in done.out
+    (tmp_path / "config.json").write_text(json.dumps({"speech_coeff": 1, "lam": 3}))
+    done = start(features, tmp_path, "--config", tmp_path / "config.json", "--dry_run")
+    assert done.code == 0 and "without effect" not in done.err, done.err
 
 
 @pytest.mark.parametrize(
