@@ -44,7 +44,7 @@ from training.data import ClipDataset, make_loader
 from training.features import Features
 from training.inference import infer
 from training.modalities import MODALITIES, modality
-from training.standardize import FEW, Scales, scale_of
+from training.standardize import FEW, Scales, scale_of, vectors_of
 from utils import stopwatch
 from utils.config import device_name
 from utils.errors import ClipError, UsageError
@@ -145,7 +145,7 @@ class Predictor:
         return [
             name
             for name in self.wanted
-            if name not in MODALITIES
+            if modality(name).is_vectors
             and any(
                 name in member.task.inputs and member.config["standardize"] == "speaker"
                 for member in self.members
@@ -158,7 +158,7 @@ class Predictor:
         for source in sources:
             row, missing = self.extract(source.clip, source.problem)
             for name in set(by_name) - set(missing):
-                by_name[name].append(np.array(self.features.load(row, name)))
+                by_name[name].append(np.array(vectors_of(self.features, row, name)))
         enough = {name: each for name, each in by_name.items() if len(each) >= FEW}
         self.scales = {name: {"": scale_of(each)} for name, each in enough.items()}
 

@@ -82,6 +82,23 @@ def test_a_speaker_without_the_feature_has_no_scale(features):
         speaker_scales(opened, opened.rows("train"), ("au",))
 
 
+def test_vectors_of_faces_count_where_there_is_a_face(features):
+    """--video_embedding: the row of a frame without a face says nothing of the person."""
+    table = pd.read_csv(features / "manifest.csv", dtype=str, keep_default_na=False)
+    rng = np.random.default_rng(0)
+    for split, clip_id, valid in table[["split", "clip_id", "face_valid"]].to_numpy():
+        vectors = rng.normal(size=(len(valid), 512)).astype("f4")
+        vectors[[flag == "0" for flag in valid]] = 1e3
+        path = features / split / "video_embedding" / f"{clip_id}.npy"
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, vectors)
+    opened = Features.open(features)
+    assert "0" in "".join(table["face_valid"])
+    scales = speaker_scales(opened, opened.rows("train"), ("speech", "video_embedding"))
+    assert list(scales) == ["video_embedding"]
+    assert all(np.abs(each.mean).max() < 2 for each in scales["video_embedding"].values())
+
+
 def test_it_is_refused_where_nothing_can_be_standardized(features, tmp_path):
     flags = ("--mode", "multimodal", "--inputs", "speech,face", "--standardize", "speaker")
     places = ("--features_dir", features, "--logs_dir", tmp_path, "--exp_name", "a", "--dry_run")

@@ -63,6 +63,11 @@ class Modality:
     def made_by_preprocess(self) -> bool:
         return self.layout is not None
 
+    @property
+    def is_vectors(self) -> bool:
+        """Whether it comes as vectors of something else, which no encoder here has made."""
+        return self.encoder is custom_encoder
+
     def box_axes(self, dims: int) -> list[int]:
         """Of a batch of so many axes, those that cutmix draws a box in, time first. Of layers of a
         pretrained encoder, (B, layers, T, D), time is the third."""

@@ -355,7 +355,7 @@ def unread_settings(config: dict[str, Any], task: Task) -> set[str]:
     rows = {name: modality(name) for name in task.inputs}
     own = {setting for row in rows.values() for setting in row.settings}
     unread = {setting for row in MODALITIES.values() for setting in row.settings} - own
-    if all(row.recipe for row in rows.values()):  # all have an encoder of their own
+    if not any(row.is_vectors for row in rows.values()):
         unread |= {"feature_frames", "feature_encoder", "standardize"}
     if not any(f"{name}_backbone" in own for name in rows):
         unread |= {"pretrained", "freeze_backbone"}

@@ -1,4 +1,4 @@
-"""Custom features in units of their speaker: how this clip differs from the person's other clips.
+"""Vectors in units of their speaker: how this clip differs from the person's other clips.
 
 Mean and deviation of every number over all clips of a speaker that preprocess.py made, of all
 splits; labels are not read. A voice is high or low by birth: what differs from its owner's usual
@@ -17,7 +17,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from training.features import Features, lacks
-from training.modalities import MODALITIES
+from training.modalities import MODALITIES, modality
+from training.views import face_flags
 from utils.errors import UsageError
 
 FEW = 5  # clips: what deviates from the mean of fewer says little
@@ -56,11 +57,11 @@ def scale_of(features: Iterable[np.ndarray]) -> Scale:
 
 
 def speaker_scales(features: Features, rows: pd.DataFrame, names: Iterable[str]) -> Scales:
-    """Of the custom features among `names`, for the speakers of `rows` who have such clips.
+    """Of the inputs among `names` that are vectors, for the speakers of `rows` who have such clips.
 
     UsageError where a clip's speaker is not known, or has the feature in fewer than FEW clips.
     """
-    custom = [name for name in names if name not in MODALITIES]
+    custom = [name for name in names if modality(name).is_vectors]
     if custom and (unknown := int((rows["speaker"] == "").sum())):
         what = f"{unknown} of {len(rows)} clips have no speaker in the manifest"
         raise UsageError(f"--standardize speaker: {what}")
@@ -82,5 +83,11 @@ def speaker_scales(features: Features, rows: pd.DataFrame, names: Iterable[str])
         having.items(), "speakers", file=sys.stderr, leave=False, delay=2
     ):
         if clips:
-            scales[name][speaker] = scale_of(features.load(row, name) for row in clips)
+            scales[name][speaker] = scale_of(vectors_of(features, row, name) for row in clips)
     return scales
+
+
+def vectors_of(features: Features, row: dict[str, Any], name: str) -> np.ndarray:
+    """A clip's feature, of what is made of face crops only where there is a face."""
+    feature = features.load(row, name)
+    return feature[face_flags(row)] if name in MODALITIES else feature
