@@ -51,7 +51,7 @@ DATA = {
         ranged(int, 1, 100_000),
         "rows of a custom feature (T, D); 1: one vector",
     ),
-    "standardize": ("none", ("none", "speaker"), "vectors, custom or not: by all clips of the speaker"),
+    "standardize": ("none", ("none", "speaker"), "vectors: by all clips of the speaker"),
     "seed": (42, SEED, "of weights, order, augmentation and dropout"),
 }
 MODEL = {
