@@ -30,7 +30,7 @@ CANCELLED = {"error": "Cancelled."}
 # Files by which an answering process tells and is told. They lie beside the upload, so no name is
 # that of a clip's words: of an upload stage.mp4 a stage.txt would be the sentence.
 STAGE, STOP = ".stage", ".cancelled"
-BEFORE = r"(?<![\w.~:/-])"  # no part of a longer word or address
+BEFORE = r"(?<![\w.~/-])(?!//)"  # no part of a longer word or address
 Checkpoints = Path | tuple[Path, ...]  # of one run, or of an ensemble
 FOLDERS = re.compile(BEFORE + r"~?/[^\s'\",;:()]*/(?=[^\s/])")  # the folders of a path
 

@@ -26,6 +26,7 @@ from extract.media import check_file
 from inference import wording
 from inference.prediction import ClipPrediction
 from inference.sources import find_sources, left_out
+from inference.service import Service
 from models.backbone import Backbone
 from training.features import Features
 from training.prepare import by_group, shown_settings
@@ -303,3 +304,14 @@ def test_a_stop_leaves_nothing_of_the_clips(place, tmp_path, stop):
     child.send_signal(stop)
     assert child.wait(60) == 128 + stop
     assert not any((tmp_path / "temporary").glob("predict-*"))
+
+
+def test_messages_of_the_page_name_no_folder():
+    service = Service.__new__(Service)
+    service.models, service.examples, service.word_vectors = {}, {}, None
+    said = {
+        "cannot load the encoder hf:/home/anna/secret/enc: no": "cannot load the encoder hf:enc: no",
+        "see https://a.org/b/c.html": "see https://a.org/b/c.html",
+        "no /srv/a/b.mp4 here": "no b.mp4 here",
+    }
+    assert {text: service.without_folders(text) for text in said} == said
