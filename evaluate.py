@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,15 @@ def evaluate(args: argparse.Namespace, published: dict[str, Any]) -> int:
     return 0 if verdict.startswith("PASS") else 4
 
 
+def version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a folder on the path tells none
+        return "unknown"
+
+
 def report_of(args: argparse.Namespace, features: Any, runs: list, systems: list) -> dict[str, Any]:
     """Everything that metrics.json holds and the page shows; the last system is the headline."""
-    from importlib.metadata import version
-
     from evaluation.certificate import features_digest
     from evaluation.summary import about_tests, paired_tests, summary
 
@@ -137,7 +143,7 @@ def report_of(args: argparse.Namespace, features: Any, runs: list, systems: list
         "paired_note": about_tests(paired),
         "given": [str(path) for path in args.checkpoints],
         "checkpoints": systems[-1].checkpoints,
-        "versions": {"python": sys.version.split()[0], **{p: version(p) for p in PACKAGES}},
+        "versions": {"python": sys.version.split()[0], **{p: version_of(p) for p in PACKAGES}},
     }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import shutil
 import signal
@@ -125,6 +126,9 @@ def main() -> int:
         raise UsageError(f"no clips found under {args.data_dir.resolve()}")
     if args.classes:
         listing = keep_classes(listing, args.classes)
+    if args.face_cropped and args.face_align:
+        what = "takes the pictures as they are, and --face_align turns the faces in them"
+        raise UsageError(f"--face_cropped {what}: give one of the two")
     if args.face_cropped:
         listing.clips = [cropped(clip) for clip in listing.clips]
     args.modalities = chosen_modalities(args, listing)
@@ -137,7 +141,8 @@ def main() -> int:
         records, changed = extract(args, listing)
         usable, rejected = write_tables(args, listing, records)
         if args.verify:
-            print(verified(args.features_dir, len(records), changed))
+            good = sum(not record["failure"] for record in records.values())
+            print(verified(args.features_dir, good, changed))
         if usable:
             audit(args.features_dir)
     return REJECTED if rejected else 0
@@ -164,15 +169,26 @@ def load_ahead(args: argparse.Namespace, listing: Listing) -> None:
 def end_at_signals() -> None:
     """SIGTERM and Ctrl-C end the run at once; the workers see it and remove what they write."""
 
+    before = folder_of_sockets()  # of a process that runs this as a part of its work
+
     def end(number: int, frame: object) -> None:
         name = signal.Signals(number).name
         with contextlib.suppress(RuntimeError):  # it could be in the middle of a print
             sys.stdout.flush()
         os.write(2, f"\npreprocess.py: ended by {name}; the same command goes on\n".encode())
+        folder = folder_of_sockets()
+        if folder and folder != before:
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(128 + number)  # an exception would wait for the clips at hand
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
+
+
+def folder_of_sockets() -> str | None:
+    """Where multiprocessing has this process's sockets, if anywhere; it removes the folder only at
+    an ordinary end."""
+    return multiprocessing.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
 
 
 def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, ...]:
@@ -201,6 +217,9 @@ def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, 
             raise UsageError("--video_embedding needs the modality video")
         wanted.append("video_embedding")
     wanted += encoder_inputs(args, wanted, listing)
+    if args.word_vectors and "text" not in wanted:
+        what = f"which --modalities {args.modalities} leaves out: add it there"
+        raise UsageError(f"--word_vectors is for text, {what}")
     if "text" in wanted and args.word_vectors:
         spoken = args.transcribe or any(clip.transcript for clip in listing.clips)
         if listing.clips and not spoken:
@@ -352,33 +371,39 @@ def transcribe_clips(args: argparse.Namespace, listing: Listing) -> dict[tuple[s
     from tqdm import tqdm
 
     from extract import transcribe
-    from extract.clip import SOUND, stamp
+    from extract.clip import SOUND, deadline_for, stamp
     from utils.guard import Limits, guarded
 
     model, device = transcribe.parse(args.transcribe), device_name(args.device)
     weights = transcribe.load(model, device).weights
-    clips, said = [], {}
+    clips, said, unheard = [], {}, Counter[str]()
     for clip in tqdm(listing.clips, "transcribing", unit="clip", smoothing=0.05):
         if not clip.transcript:
             place = args.features_dir / clip.split / transcribe.FOLDER / f"{clip.clip_id}.srt"
             key = [weights, stamp(clip.media)]
             found = transcribe.kept(place, key, clip.media if args.verify else None)
             if found is None:
-                limits = Limits(args.clip_seconds, args.memory_mb, SOUND)
+                seconds = deadline_for(clip.media, args.clip_seconds)
+                limits = Limits(seconds, args.memory_mb, SOUND)
                 try:
                     wave, start = guarded(transcribe.hear, clip.media, limits=limits)
                     found = transcribe.recognise(wave, start, model, device)
                     transcribe.keep(place, key, found, clip.media)
-                except ClipError:  # the stages of the sound say why; the next run tries again
-                    found = transcribe.NOTHING
-            said[clip.split, clip.clip_id] = found
-            clip = replace(clip, transcript=found.transcript)
+                except ClipError as error:  # nothing is kept: the next run tries again
+                    unheard[error.code] += 1
+            if found is not None:
+                said[clip.split, clip.clip_id] = found
+                clip = replace(clip, transcript=found.transcript)
         clips.append(clip)
     listing.clips = clips
     transcribe.load.cache_clear()
     languages = Counter(each.language for each in said.values() if each.cues)
     heard = ", ".join(f"{name} {count}" for name, count in languages.most_common())
     print(f"transcribed {len(said)} clips ({heard or 'no words'}), {args.transcribe}")
+    if unheard:
+        reasons = ", ".join(f"{count} {CLIP_CODES[code]}" for code, count in unheard.most_common())
+        what = f"{counted(unheard.total(), 'clip')} without recognised words ({reasons})"
+        print(f"warning: {what}: the next run tries again", file=sys.stderr)
     return said
 
 
@@ -553,7 +578,7 @@ def report(args: argparse.Namespace, failures: list, missing: list[str]) -> None
 def verified(features_dir: Path, clips: int, changed: list[Path]) -> str:
     """What --verify found."""
     if not changed:
-        return f"verified: the features of {clips} clips are as they were written"
+        return f"verified: the features of {counted(clips, 'clip')} are as they were written"
     names = listed(ascii(str(path.relative_to(features_dir))) for path in sorted(changed))
     return f"verified: {len(changed)} files were missing or changed, and are made anew: {names}"
 

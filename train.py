@@ -23,8 +23,8 @@ from training.modalities import MODES
 from training.settings import GROUPS
 from training.tasks import ALL_SETTINGS, TASKS, half_pays, recipe
 from utils.config import Flags, device_name, ranged, run_name, suggestion
-from utils.distributed import hold_run_folder, is_main_process
-from utils.errors import IntegrityError, UsageError, joined, run_script
+from utils.distributed import hold_run_folder, is_main_process, leave_group
+from utils.errors import IntegrityError, Interrupted, UsageError, joined, run_script
 from utils.files import check_place, keep_as_it_is, read_json, write_json
 from utils.parallel import set_memory, use_tensor_cores
 from utils.trackers import check_tracker
@@ -131,7 +131,12 @@ def main() -> None:
     config |= {name: value for name, value in vars(args).items() if name in config}
     run_folder = contextlib.nullcontext() if args.dry_run else hold_run_folder(folder)
     with run_folder, keep_as_it_is(args.features_dir):
-        train(args, config, folder)
+        try:
+            train(args, config, folder)
+        except Interrupted:  # behind the same step in all processes
+            leave_group()
+            raise
+    leave_group()
 
 
 def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> None:

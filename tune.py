@@ -55,6 +55,8 @@ def parse_args() -> argparse.Namespace:
     for flag in ("--resume", "--overwrite", "--config"):
         if flag in given:
             flags.error(f"{flag} is no flag of a search")
+    if "--fold all" in " ".join(args.train_flags).replace("=", " "):
+        flags.error("--fold all is five trainings: a search takes one fold, and --val_fold next")
     if "--fold" in given and "--val_fold" not in given:
         flags.error("--fold holds out test people: choose on others with --val_fold next")
     return args

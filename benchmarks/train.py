@@ -48,7 +48,7 @@ from training.run import Run
 from training.tasks import TASKS
 from utils.distributed import Silent
 from utils.errors import Interrupted
-from utils.parallel import GLIBC, KEEP, set_memory, trim_memory
+from utils.parallel import GLIBC, KEEP, set_memory, trim_memory, use_tensor_cores
 
 Way = Callable[[float], float]  # seconds of a turn -> clips per second
 LEVERS = (
@@ -72,6 +72,7 @@ def main() -> None:
     flags.add_argument("--clock", choices=CLOCKS, default="wall")
     flags.add_argument("--levers", action="store_true")
     args = flags.parse_args()
+    use_tensor_cores(args.device)  # as train.py does
     workers = f"{args.workers} loading processes, {args.clock} clock"
     print(f"{machine(args.device)}; {args.size} sizes, {workers}\n", flush=True)
     header = "mode         a clips/s  b clips/s  c clips/s  b/a (turns)          b/c (turns)       "

@@ -2,6 +2,7 @@
 
     DIR/angry/1.jpg  DIR/happy/2.png ...                 all `train`, folds by the file's content
     DIR/train/angry/1.jpg  DIR/val/happy/2.jpg ...       the splits are folders, too
+    DIR/Training/angry/1.png  DIR/PublicTest ...  DIR/PrivateTest ...    FER2013's: train, val, test
 
 So FER2013, AffectNet or RAF-DB teach the face. Labels are plain English (angry, happiness, fearful
 ...) or our codes; the classes are the seven of the challenge. From the folder to features:
@@ -19,33 +20,35 @@ shown is not known: people may stand in several folds. Pictures listed in a tabl
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 from corpora.manifest import SPLITS, Clip, Listing, check_listing
 from corpora.merc2020 import CLASSES
-from utils.errors import UsageError
-from utils.files import sha256
+from utils.errors import UsageError, listed
+from utils.files import files_below, is_file, sha256
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+PLACES = SPLITS | {"publictest": "val", "privatetest": "test"}  # folders, in small letters
 FOLDS = 5
 
 
 def list_clips(data_dir: Path) -> Listing:
     """One clip for each picture whose folder names its emotion."""
-    files = sorted(path for path in data_dir.rglob("*") if path.suffix.lower() in ENDINGS)
+    files = [path for path in files_below(data_dir) if path.suffix.lower() in ENDINGS]
     clips = [clip for path in files if (clip := clip_of(path, data_dir))]
     if not clips:
         raise UsageError(
             f"no pictures in folders of emotions under {data_dir.resolve()}: expected "
             "angry/1.jpg or train/angry/1.jpg and the like; give their folder with --data_dir"
         )
-    contents = {clip.media: sha256(clip.media) for clip in clips}
-    held_out = {contents[clip.media] for clip in clips if clip.split != "train"}
+    contents = {clip.media: content_of(clip.media) for clip in clips}
+    held_out = {contents[clip.media] for clip in clips if clip.split != "train"} - {""}
     twice = {p for p in contents if contents[p] in held_out}
     kept = [clip for clip in clips if clip.split != "train" or clip.media not in twice]
     folded = [
-        replace(clip, fold=str(int(contents[clip.media][:8], 16) % FOLDS))
+        replace(clip, fold=str(int(contents[clip.media][:8] or "0", 16) % FOLDS))
         if clip.split == "train"
         else clip
         for clip in kept
@@ -56,7 +59,24 @@ def list_clips(data_dir: Path) -> Listing:
         listing.notes.append(f"{copies} pictures of train that stand in val or test, too")
     if len(files) > len(clips):
         listing.notes.append(f"{len(files) - len(clips)} pictures that lie in no folder of a label")
+    if others := sorted({name for clip in clips for name in unknown_places(clip.media, data_dir)}):
+        what = "name no split: what lies there counts as train"
+        listing.warnings.append(f"folders above the labels that {what}: {listed(others)}")
     return listing
+
+
+def content_of(path: Path) -> str:
+    """Tells a picture from another one; "" for one that cannot be read: the stages say why."""
+    with contextlib.suppress(OSError):
+        if is_file(path):  # reading a pipe would wait for ever
+            return sha256(path)
+    return ""
+
+
+def unknown_places(path: Path, data_dir: Path) -> list[str]:
+    """Folders above the label of a picture that lies in no folder of a split."""
+    folders = path.relative_to(data_dir).parts[:-1]
+    return [] if any(name.lower() in PLACES for name in folders) else list(folders[:-1])
 
 
 def clip_of(path: Path, data_dir: Path) -> Clip | None:
@@ -65,8 +85,8 @@ def clip_of(path: Path, data_dir: Path) -> Clip | None:
     folders = path.relative_to(data_dir).parts[:-1]
     if not folders:
         return None
-    split = next((SPLITS[name.lower()] for name in folders if name.lower() in SPLITS), "train")
-    named = [name for name in folders if name.lower() not in SPLITS]
+    split = next((PLACES[name.lower()] for name in folders if name.lower() in PLACES), "train")
+    named = [name for name in folders if name.lower() not in PLACES]
     if not named:
         return None
     label = named[-1]

@@ -8,6 +8,7 @@ Names: `<FileID>-<...>-<integrated>-<face>-<speech>.mp4`, the word vectors in `<
 
 from __future__ import annotations
 
+import filecmp
 from pathlib import Path
 
 from corpora.manifest import Clip, Listing, check_listing
@@ -21,7 +22,7 @@ FOLDERS = {
     "test_merc": "2020-3/test3",
 }
 SHEETS = ("test1.csv", "test2.csv", "test3.csv")
-SHEET_FOLDERS = (".", "qia2020", "2020-3")
+SHEET_FOLDERS = (".", "qia2020", "2020-3")  # of two sheets of one name the first counts
 WORD_DIM = 200
 
 
@@ -38,13 +39,23 @@ def list_clips(data_dir: Path) -> Listing:
         for split, folder in folders.items()
         for media in sorted(folder.glob("[!.]*.[mM][pP]4"))  # macOS adds a ._ file to each
     ]
-    places = (data_dir / folder / sheet for sheet in SHEETS for folder in SHEET_FOLDERS)
+    sheets, warnings = [], []
+    for sheet in SHEETS:
+        places = (data_dir / folder / sheet for folder in SHEET_FOLDERS)
+        found = [place for place in places if place.is_file()]
+        sheets += found[:1]
+        warnings += [
+            f"{other} is another sheet than {found[0]}, which is taken: keep the one that you mean"
+            for other in found[1:]
+            if not filecmp.cmp(found[0], other, shallow=False)
+        ]
     return check_listing(
         Listing(
             classes=CLASSES,
             modalities=("speech", "video", "text"),
             clips=clips,
-            sheets=[place for place in places if place.is_file()],
+            sheets=sheets,
+            warnings=warnings,
             word_dim=WORD_DIM,
         )
     )

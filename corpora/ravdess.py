@@ -40,8 +40,9 @@ NAME = re.compile(r"\d\d(-\d\d){6}\.(mp4|wav|flac)", re.IGNORECASE)
 
 def list_clips(data_dir: Path) -> Listing:
     """Every clip with picture and sound, or else every clip of sound alone."""
-    # The folders as published come first: some copies hold all of them a second time, deeper.
-    files = sorted(data_dir.glob("Actor_*/*")) or sorted(data_dir.rglob("*"))
+    # The folders as published come first: some copies hold all of them a second time, deeper, and
+    # of a file and its copy the first is taken.
+    files = sorted(data_dir.rglob("*"), key=lambda path: (len(path.parts), path))
     files = [path for path in files if NAME.fullmatch(path.name)]
     kinds = Counter(path.name[:5] for path in files)
     chosen = next((kind for kind in ("01-01", "03-01") if kinds[kind]), None)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import numpy as np
 
-from utils.errors import IntegrityError
-from utils.files import in_threads
+from utils.errors import IntegrityError, in_short
+from utils.files import DAMAGED, in_threads, is_file
 from utils.parallel import available_cores
 
 LOUD = 0.5  # the part of a log-mel above it, 40 dB below the maximum, survives low bitrates
@@ -42,12 +43,14 @@ def same_sound(paths: list[str]) -> list[tuple[int, int]]:
 
 
 def read_log_mel(path: str) -> np.ndarray:
-    """(128, T), T <= LONGEST."""
+    """(128, T), T <= LONGEST; IntegrityError for a file that is none."""
     try:
+        if not is_file(Path(path)):  # reading a pipe would wait for ever
+            raise ValueError("no regular file")
         log_mel = in_threads(np.load, path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        remedy = "preprocess.py --verify makes it anew"
-        raise IntegrityError(f"{path} is missing or damaged ({error}): {remedy}") from error
+    except DAMAGED as error:
+        reason, remedy = in_short(error), "preprocess.py --verify makes it anew"
+        raise IntegrityError(f"{path} is missing or damaged ({reason}): {remedy}") from error
     if log_mel.ndim != 2 or len(log_mel) != 128 or not log_mel.size or log_mel.dtype.kind != "f":
         raise IntegrityError(f"{path}: {log_mel.dtype} {log_mel.shape}, expected float (128, T)")
     return log_mel[:, :LONGEST]

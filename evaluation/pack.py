@@ -27,7 +27,13 @@ from evaluation.calibration import calibration, cross_fitted, fit_temperature, t
 from evaluation.ensemble import reading_settings
 from evaluation.runs import ALL, Evaluated, evaluate_runs, labels_of
 from evaluation.scores import full_scores, group_by_speaker
-from training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
+from training.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    load_checkpoint,
+    restore_model,
+    save_checkpoint,
+)
 from training.features import Features
 from training.tasks import task_of
 from utils.config import Flags, device_name
@@ -77,12 +83,14 @@ def main() -> None:
     ]
     soften(checkpoint, temperature)
     weights = {
-        name: value.half() if value.dtype == torch.float32 else value
+        # rows of numbers are few, and what batch norm knows of a feature may be large
+        name: value.half() if value.dtype == torch.float32 and value.dim() > 1 else value
         for name, value in checkpoint["weights"].items()
     }
     kept = {name: checkpoint[name] for name in KEPT if name in checkpoint}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(args.out, kept | {"weights": weights, "card": card})
+    restore_model(load_checkpoint(args.out), args.out)  # IntegrityError for what cannot be read
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB")
     for name, value in card.items():
         print(f"  {name}: {value}")

@@ -89,7 +89,7 @@ def draw(folder: Path, main: dict[str, Any], classes: list[str]) -> None:
         for label, key in (("as it is", "before"), ("with temperature", "after"))
     }
     plot_calibration(folder / "calibration.png", curves, title)
-    if len(main["conditions"]) > 1:
+    if main["alike"] and len(conditions(main)["inputs"]) > 1:
         title = f"accuracy from these inputs alone, by the label {main['label']}"
         plot_bars(folder / "inputs.png", conditions(main)["inputs"], title, chance)
     if curves := corrupted(main):

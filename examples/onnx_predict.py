@@ -2,13 +2,15 @@
 
     python examples/onnx_predict.py model.onnx features val
 
-A line holds the clip's id, the most probable class, and the probability of each class.
+A line holds the clip's id, the most probable class, and the probability of each class. Clips that
+lack an input (preprocess.py --partial) have none.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,10 @@ def main() -> None:
     metadata = session.get_modelmeta().custom_metadata_map
     about = {name: json.loads(value) for name, value in metadata.items()}
     wanted = {each.name for each in session.get_inputs()}
-    rows, scales = features.rows(args.split), {}
+    every, scales = features.rows(args.split), {}
+    rows = features.having(every, about["inputs"], some=False)
+    if lacking := len(every) - len(rows):
+        print(f"{lacking} of {len(every)} clips lack an input of the model", file=sys.stderr)
     if about["standardize"] == "speaker":
         scales = speaker_scales(features, rows, about["inputs"])
     for row in rows.to_dict("records"):

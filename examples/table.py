@@ -37,10 +37,12 @@ def main() -> None:
     flags.add("--raw", action="store_true", help="do not standardize per speaker")
     flags.add("--features_dir", default=Path("features"), type=Path, help="of preprocess.py")
     args = flags.parse_args()
-    taken = {"records", *MODALITIES, *(each.folder for each in MODALITIES.values())}
+    features = Features.open(args.features_dir)
+    clips, made = features.manifest, features.settings["features"]
+    taken = {"records", "wave", "transcripts", *made}  # folders of preprocess.py
+    taken |= {*MODALITIES, *(each.folder for each in MODALITIES.values())}
     if not NAME.fullmatch(args.name) or args.name in taken:
         raise UsageError(f"--name {args.name}: expected a new name of letters, digits and _")
-    clips = Features.open(args.features_dir).manifest
     if clips.empty:
         raise UsageError(f"{args.features_dir} has no usable clips: see failed.csv")
     values = values_of(clips, args)

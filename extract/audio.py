@@ -175,6 +175,7 @@ class Timeline:
         self.stretches: list[tuple[float, list[np.ndarray]]] = []  # (seconds, blocks of samples)
         self.blocks: list[np.ndarray] = []  # of the stretch that is decoded now
         self.end = -math.inf  # seconds: where the next frame should begin
+        self.kind: tuple = ()  # of the stretch's frames
         self.decoded = 0.0  # seconds of all frames
         self.gaps = 0.0  # seconds by which timestamps jumped, forward or back
         self.energy = np.zeros(1)  # of the mean, then of each channel
@@ -183,8 +184,12 @@ class Timeline:
         time = frame.time
         if time is None:
             time = max(self.end, 0.0)
+        kind = frame.format.name, frame.layout.name, frame.sample_rate
         if abs(time - self.end) > JITTER:
             self.begin_stretch(time)
+        elif kind != self.kind:  # as where a broadcast goes from stereo to 5.1
+            self.begin_stretch(self.end)
+        self.kind = kind
         samples = [self.mono(part) for part in self.resampler.resample(frame)]
         if samples and not self.blocks:  # a first frame can be too short for the resampler
             self.stretches.append((time, self.blocks))

@@ -14,7 +14,14 @@ import numpy as np
 
 from corpora.manifest import Clip, relative
 from extract import RANGES, audio, detector, encoders, faces, vectors, words
-from extract.media import is_plain, scan_pictures
+from extract.media import (
+    PICTURES,
+    entry_before,
+    is_deep_grey,
+    is_plain,
+    leads_to,
+    scan_pictures,
+)
 from utils.config import device_name
 from utils.errors import ClipError
 from utils.files import (
@@ -34,10 +41,11 @@ from utils.guard import Limits, guarded, lift_memory_limit
 # REVISION where only those of odd clips change: a record of an earlier one is looked at once, and
 # `_is_current` tells whether this clip is odd. 1: sound is laid at its timestamps, and what an edit
 # list hides is not there. 2: pixels that are not square, mirrored and still pictures, the track
-# that players take, channels that cancel each other out. Looking costs one reading of the sound;
-# failures are tried again.
+# that players take, channels that cancel each other out. 3: grey of 16 bits, entry points a few
+# frames apart. Looking costs one reading of the sound, from 2 on of the picture's packets; failures
+# are tried again.
 SCHEMA = 2
-REVISION = 2
+REVISION = 3
 # What a clip may do without, with --partial: there is no sound, face or word in it. What is damaged
 # is rejected all the same.
 LACKING = {
@@ -45,6 +53,8 @@ LACKING = {
     "video": ("E_NOVIDEO", "E_NOFACE"),
     "text": ("E_MISSING", "E_SHORT"),
 }
+OUTSIDE = ("E_MISSING", "E_PERM", "E_READ")  # these say nothing about the file, and may pass
+SPEECH_SPAN = ("speech_start", "speech_end")
 EMPTY: dict[str, Any] = {"stages": {}, "failure": None}  # the record of a clip without any
 
 
@@ -233,26 +243,29 @@ def process_clip(clip: Clip, job: Job) -> dict:
     cannot be used gets a record too, with its failure, and is tried again when its source or the
     settings change, or with `retry_failed`. With `partial` what a clip lacks costs only the stages
     that need it, as long as it has something.
+
+    What was made stays in the record while its file is there, whether this run asks for it, fails
+    before it, or cannot make it: its key decides when a run with other flags, or with the source
+    back in its place, asks for it.
     """
     path = record_path(job.features_dir, clip)
     stored = read_record(path)
     before = stored
+    revision: int | None = REVISION
     if stored.get("revision") != REVISION:
-        before = _of_this_revision(stored, clip, job)
-    record: dict[str, Any] = {"stages": {}, "failure": None, "revision": REVISION}
+        before, revision = _of_this_revision(stored, clip, job)
+    record: dict[str, Any] = {"stages": {}, "failure": None, "revision": revision}
     failures = [before["failure"]] if before["failure"] else []
     failures += before.get("missing", [])
     missing: dict[str, dict] = {}  # stage -> why the clip does without
     facts: dict[str, Any] = {}
     keys: dict[str, str] = {}
-    kept: dict[str, str] = {}  # of stages that this run does not ask for: the next one may
+    made = False
     for name in [*STAGES, *(name for name in job.settings if name not in STAGES)]:
         old = before["stages"].get(name)
-        if name not in job.modalities:
-            if old and name in job.settings and _is_there(job, clip, name):
-                kept[name] = _stage_key(name, clip, job, kept | keys)
-                if old["key"] == kept[name]:
-                    record["stages"][name] = old
+        if name not in job.modalities or record["failure"]:
+            if old and _is_there(job, clip, name):
+                record["stages"][name] = old
             continue
         if lost := [missing[need] for need in stage_named(name, job).needs if need in missing]:
             missing[name] = lost[0] | {"stage": name}
@@ -262,42 +275,51 @@ def process_clip(clip: Clip, job: Job) -> dict:
         failure = known[0] if known and not _try_again(known[0], job) else None
         if not (failure or (old and old["key"] == key and _is_there(job, clip, name))):
             try:
-                old = _supervised(_write, name, clip, job, facts, key)
+                old, made = _supervised(_write, name, clip, job, facts, key), True
             except ClipError as error:
                 reason = {"stage": name, "code": error.code, "reason": error.reason}
                 failure = {"key": key, **reason, "limits": limits_of(job)}
         lacking = LACKING.get(name, ("E_SHORT",))  # of an encoder of words
         if failure and not (job.partial and failure["code"] in lacking):
             record["failure"] = failure
-            break
-        if failure:
+            if old and _is_there(job, clip, name):
+                record["stages"][name] = old
+        elif failure:
             missing[name] = failure
         else:
             keys[name] = key
             record["stages"][name] = old
             facts |= old["facts"]
-    if missing and not record["failure"]:
+    if missing:
         record["missing"] = [*missing.values()]
         if all(name in missing for name in job.modalities):
-            record["failure"] = record.pop("missing")[0]
-    if record != stored:
+            record["failure"] = record["missing"][0]
+    if made or record != stored:
         write_json(path, record | {"digest": digest(record)})
     return record
 
 
-def _of_this_revision(record: dict, clip: Clip, job: Job) -> dict:
-    """What still counts of a record that an earlier revision wrote."""
+def _of_this_revision(record: dict, clip: Clip, job: Job) -> tuple[dict, int | None]:
+    """What still counts of a record that an earlier revision wrote, and of which one it is now."""
+    again = {**record, "failure": None, "missing": []}  # what failed then may be read now
     if record["stages"].keys() & {"speech", "video"}:
+        since = record.get("revision")
         try:
-            if not _supervised(_is_current, "speech", clip, job, record["stages"]):
-                return EMPTY
-        except ClipError:  # the stages will say it
-            return EMPTY
-    return {**record, "failure": None, "missing": []}  # what failed then may be read now
+            if not _supervised(_is_current, "speech", clip, job, record["stages"], since):
+                return EMPTY, REVISION
+        except ClipError as error:  # the stages will say it
+            if error.code in OUTSIDE:
+                return again, since  # looked at when the file is back
+            return EMPTY, REVISION
+    return again, REVISION
 
 
-def _is_current(stage: str, clip: Clip, job: Job, stages: dict) -> bool:
-    """Whether this revision makes the same features of the clip as the code before it."""
+def _is_current(stage: str, clip: Clip, job: Job, stages: dict, since: int | None) -> bool:
+    """Whether this revision makes the same features of the clip as the code of revision `since`."""
+    if "video" in stages and not _shows_the_same(clip, job, stages):
+        return False
+    if since == 2:
+        return True
     if "video" in stages and not is_plain(clip.media):
         return False
     if "speech" in stages:
@@ -305,6 +327,22 @@ def _is_current(stage: str, clip: Clip, job: Job, stages: dict) -> bool:
         first = sound.track == min(audio.sound_tracks(clip.media))
         return first and sound.channel == audio.MEAN and sound.gaps == 0
     return not scan_pictures(clip.media).hides  # the face is looked for in the whole picture
+
+
+def _shows_the_same(clip: Clip, job: Job, stages: dict) -> bool:
+    """Whether the pictures are read as revision 2 read them."""
+    if clip.media.suffix.lower() in PICTURES:
+        return not is_deep_grey(clip.media)
+    pictures = scan_pictures(clip.media)
+    spans = [clip.span or (pictures.start, pictures.end)]
+    if "speech" in stages:
+        spans.append(tuple(stages["speech"]["facts"][name] for name in SPEECH_SPAN))
+    for start, end in spans:
+        time = faces.sample_times(start, end, job.settings["video"]["face_fps"])[0]
+        entry = entry_before(clip.media, pictures, time)
+        if entry is not None and not leads_to(clip.media, entry, time):
+            return False
+    return True
 
 
 def limits_of(job: Job) -> list[float]:
@@ -315,7 +353,7 @@ def _try_again(failure: dict, job: Job) -> bool:
     """Whether what stopped a clip before may be gone, though its file is the same."""
     if failure["code"] in ("E_TIMEOUT", "E_KILLED", "E_CODEC"):
         return job.retry_failed or failure["limits"] != limits_of(job)
-    return job.retry_failed or failure["code"] in ("E_MISSING", "E_PERM", "E_READ")
+    return job.retry_failed or failure["code"] in OUTSIDE
 
 
 def read_record(path: Path) -> dict:
@@ -328,7 +366,8 @@ def remove_changed(clip: Clip, job: Job) -> list[Path]:
     """Remove the files of a clip that are no longer as they were written, or were made from a file
     that is another one now; these, and those that are missing.
 
-    `process_clip` makes them anew. It does not look itself: reading every file takes its time.
+    So are those that were made from one of them. `process_clip` makes them anew. It does not look
+    itself: reading every file takes its time.
     """
     path = record_path(job.features_dir, clip)
     record = read_record(path)
@@ -337,17 +376,33 @@ def remove_changed(clip: Clip, job: Job) -> list[Path]:
     unknown = not (record["stages"] or record["failure"])
     if unknown and any(place.is_file() for place in places):
         changed.append(path)
-    for name in {*record["stages"]}.intersection(job.modalities):
-        stage, source = record["stages"][name], stage_named(name, job).source(clip)
-        same = has_sha256(feature_path(job.features_dir, clip, name), stage["sha256"])
-        if same and "source_sha256" in stage and isinstance(source, Path) and is_file(source):
-            with contextlib.suppress(OSError):  # a file that cannot be read now costs nothing made
-                same = _digest_of(source, stamp(source)) == stage["source_sha256"]
+    gone: set[str] = set()
+    for name in [*STAGES, *(name for name in job.settings if name not in STAGES)]:
+        if name not in record["stages"]:
+            continue
+        # what another run asked for is not read, but is not left behind what it was made from
+        same = gone.isdisjoint(stage_named(name, job).needs)
+        if same and name in job.modalities:
+            same = _is_as_made(name, clip, job, record["stages"][name])
         if not same:
+            gone.add(name)
             changed.append(feature_path(job.features_dir, clip, name))
+    if changed:
+        (job.features_dir / "manifest.csv").unlink(missing_ok=True)  # as in `_withdraw`
     for each in changed:
         each.unlink(missing_ok=True)
     return changed
+
+
+def _is_as_made(name: str, clip: Clip, job: Job, entry: dict) -> bool:
+    """Whether a stage's file, and the file that it was made from, are those of its entry."""
+    source = stage_named(name, job).source(clip)
+    if not has_sha256(feature_path(job.features_dir, clip, name), entry["sha256"]):
+        return False
+    if "source_sha256" in entry and isinstance(source, Path) and is_file(source):
+        with contextlib.suppress(OSError):  # a file that cannot be read now costs nothing made
+            return _digest_of(source, stamp(source)) == entry["source_sha256"]
+    return True
 
 
 def _supervised(function: Callable, name: str, clip: Clip, job: Job, *args: Any) -> Any:
@@ -362,11 +417,15 @@ def _supervised(function: Callable, name: str, clip: Clip, job: Job, *args: Any)
 
 def limits_for(source: Path | str | None, job: Job) -> Limits:
     """What reading a clip's file may use in a process of its own."""
+    seconds = deadline_for(source, job.clip_seconds)
+    return Limits(seconds, job.memory_mb, libraries_of(job.modalities))
+
+
+def deadline_for(source: Path | str | None, clip_seconds: float) -> float:
+    """`clip_seconds`, and as much again per 10 MB of a file."""
     found = stamp(source) if isinstance(source, Path) else None
     megabytes = found[1] / 1e6 if found else 0
-    return Limits(
-        job.clip_seconds * (1 + megabytes / 10), job.memory_mb, libraries_of(job.modalities)
-    )
+    return clip_seconds * (1 + megabytes / 10)
 
 
 def libraries_of(modalities: Iterable[str]) -> tuple[str, ...]:
@@ -388,12 +447,30 @@ def _write(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
     if "torch" in stage.libraries and device_name(job.device) != "cpu":
         lift_memory_limit()
     made: dict[str, Any] = {}
-    write_atomic(path, lambda file: made.update(stage.make(clip, job, facts, file)))
+
+    def write(file: BinaryIO) -> None:
+        made.update(stage.make(clip, job, facts, file))
+        _withdraw(name, clip, job, key)
+
+    write_atomic(path, write)
     entry = {"key": key, "sha256": sha256(path), "facts": made}
     source = stage.source(clip)
     if isinstance(source, Path):
         entry["source_sha256"] = _digest_of(source, stamp(source))
     return entry
+
+
+def _withdraw(name: str, clip: Clip, job: Job, key: str) -> None:
+    """Right before a stage's file is replaced: if this process dies then, no record takes the new
+    one for the old one, and no manifest offers a mixture of both."""
+    path = record_path(job.features_dir, clip)
+    record = read_record(path)
+    if name in record["stages"] or _is_there(job, clip, name):
+        (job.features_dir / "manifest.csv").unlink(missing_ok=True)
+    if name in record["stages"] and record["stages"][name]["key"] != key:
+        stages = {other: entry for other, entry in record["stages"].items() if other != name}
+        record = {**record, "stages": stages}
+        write_json(path, record | {"digest": digest(record)})
 
 
 @lru_cache(maxsize=1)  # the stages of a clip come one after the other

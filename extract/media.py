@@ -38,7 +38,7 @@ ENDINGS = {
 }
 FORMATS = {ending: kind for kind, endings in ENDINGS.items() for ending in endings.split()}
 SOUND_KINDS = ("wav", "flac", "mp3", "aac", "amr", "aiff", "caf")  # which hold no picture
-SOUNDS = {".m4a", ".mka", ".wma", ".oga", ".opus"}
+SOUNDS = {".m4a", ".mka", ".wma", ".ogg", ".oga", ".opus"}  # .ogv is the picture's
 SOUNDS |= {ending for ending, kind in FORMATS.items() if kind in SOUND_KINDS}
 NAMES = {
     "mov": "an MP4/M4A file",
@@ -393,12 +393,13 @@ def frames_at(
         yield list(range(len(times))), read_picture(path)
         return
     pictures = scan_pictures(path)
+    entry = entry_before(path, pictures, times[0])
+    leads = entry is not None and leads_to(path, entry, times[0])
     with open_media(path) as container:
         stream = video_stream(container, path)
         stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
-        entries = [place for time, place in pictures.keyframes if time <= times[0]]
-        if len(entries) > 1 and FORMATS[path.suffix.lower()] == "mov":  # others have no sure index
-            container.seek(entries[-1], stream=stream)
+        if leads:
+            container.seek(entry, stream=stream)
         shown, scale = None, scaler(threads)
         for frame in container.decode(stream):
             if frame.time is None:
@@ -414,6 +415,25 @@ def frames_at(
         yield from _on_screen(times, shown, end, pictures.aspect, scale)
 
 
+def entry_before(path: Path, pictures: Pictures, time: float) -> int | None:
+    """Where to seek for what is on screen at `time`; None: nowhere, it is near the beginning, or
+    the file has no sure index."""
+    entries = [place for seconds, place in pictures.keyframes if seconds <= time]
+    sure = len(entries) > 1 and FORMATS[path.suffix.lower()] == "mov"
+    return entries[-1] if sure else None
+
+
+def leads_to(path: Path, entry: int, time: float) -> bool:
+    """Whether decoding from an entry point on gives what is on screen at `time`. The index counts
+    in the order of decoding: where that is another one, as a few frames apart, and nothing in the
+    file makes up for it (fragments, no edit list) the frames begin behind it."""
+    with open_media(path) as container:
+        stream = video_stream(container, path)
+        container.seek(entry, stream=stream)
+        shown = (frame.time for frame in container.decode(stream) if frame.time is not None)
+        return next(shown, math.inf) <= time
+
+
 def read_picture(path: Path) -> np.ndarray:
     """RGB (H, W, 3) of a still picture, turned as its camera says. The format follows from the
     file's ending, and its size is known before it is unpacked."""
@@ -425,13 +445,27 @@ def read_picture(path: Path) -> np.ndarray:
             if picture.width * picture.height > MAX_PIXELS:
                 size = f"{picture.width} x {picture.height} pixels"
                 raise ClipError("E_LIMIT", f"{path.name} has {size}, the limit is {MAX_PIXELS}")
-            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith("I"):  # 16 bits of grey, of which `convert` keeps the lowest
+                grey = np.array(picture).clip(0, 65_535) / 257
+                return np.repeat(grey.round().astype(np.uint8)[..., np.newaxis], 3, axis=2)
+            return np.array(picture.convert("RGB"))
     except PermissionError as error:
         raise unreadable(path, error) from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = PICTURES[path.suffix.lower()]
         reason = f"{path.name} does not open as {kind}: {in_short(error)}"
         raise ClipError("E_OPEN", reason) from error
+
+
+def is_deep_grey(path: Path) -> bool:
+    """Whether a file is a .png of 16 bits of grey, by its header."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(26)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return head[1:4] == b"PNG" and head[24:] == b"\x10\0"
 
 
 def _on_screen(

@@ -90,11 +90,14 @@ def load(model: str, device: str) -> Recogniser:
 
 
 def hear(media: Path) -> tuple[np.ndarray, float]:
-    """A file's sound (N,) at 16 kHz and the second it begins at; none where it has none."""
+    """A file's sound (N,) at 16 kHz and the second it begins at; none where it has none. ClipError
+    where nobody can know, as of a file that cannot be read now."""
     try:
         sound = read_mono(media, SPEECH_SETTINGS | {"max_seconds": LONGEST})
         check_wave(sound.wave, media, SPEECH_SETTINGS)
-    except ClipError:  # the stages of the sound say why
+    except ClipError as error:
+        if error.code not in ("E_NOAUDIO", "E_SILENT"):
+            raise
         return np.zeros(0, np.float32), 0.0
     return sound.wave, sound.offset
 

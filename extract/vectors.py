@@ -22,7 +22,7 @@ import numpy as np
 
 from extract.words import Vectors, candidates, read_header
 from utils.errors import UsageError, in_short
-from utils.files import DAMAGED, digest, sha256, write_atomic
+from utils.files import DAMAGED, check_packing, digest, is_file, sha256, write_atomic
 
 Rows = Iterator[tuple[bytes, np.ndarray]]  # word, (D,)
 STORE = "word_vectors.npz"  # below features/: the vectors of the corpus' words, and their origin
@@ -37,7 +37,7 @@ FOREIGN = {  # first bytes of files that are often taken for vectors
 MAX_VALUES, MAX_WORD_BYTES = 10_000, 1000  # of one word
 MAX_LINE = 1 << 18  # bytes: 10,000 values take less
 MAX_WORDS = 50_000_000  # in an .npz; the largest published files have 3 million
-ROWS = 10_000  # of an .npz that are read at once
+BLOCK = 1 << 19  # bytes of an .npz that are read at once
 MOST_KEPT = 200_000  # words, in a process
 Version = tuple[Path, int, int, int]  # a file, which one it is, its size, and its time of change
 _kept: dict[Version, dict[str, np.ndarray | None]] = {}  # of one file; None: it lacks the word
@@ -105,8 +105,11 @@ def _look_up(version: Version, wanted: set[str]) -> Vectors:
 
 def _origin(store: Path) -> dict[str, Any]:
     """What the store was made from; nothing where there is none, or a damaged one."""
+    if not is_file(store):  # reading a pipe would wait for ever
+        return {}
     try:
         with np.load(store, allow_pickle=False) as archive:
+            check_packing(archive.zip.infolist(), (zipfile.ZIP_STORED,))  # as `gather` writes it
             words, values, origin = (archive[name] for name in ("words", "vectors", "origin"))
             return json.loads(origin.item()) if len(words) == len(values) else {}
     except DAMAGED:
@@ -122,6 +125,7 @@ def open_store(features_dir: Path) -> Vectors:
 @lru_cache(maxsize=1)
 def _read_store(store: Path, version: int) -> Vectors:
     with np.load(store, allow_pickle=False) as archive:
+        check_packing(archive.zip.infolist(), (zipfile.ZIP_STORED,))
         return dict(zip(archive["words"].tolist(), archive["vectors"], strict=True))
 
 
@@ -217,28 +221,35 @@ def _binary_rows(file: Any, wanted: set[bytes], count: int, size: int) -> Rows:
 
 def _npz_rows(path: Path, wanted: set[bytes]) -> Rows:
     with zipfile.ZipFile(path) as archive:
+        check_packing(archive.infolist())
+        places: dict[bytes, int] = {}
         with archive.open("words.npy") as file:
             shape, dtype, _ = _read_header(file, "words", 1, "US")
-            count, places, words = shape[0], [], []
             for number, name in enumerate(chain.from_iterable(_blocks(file, shape, dtype))):
                 word = str(name).encode() if dtype.kind == "U" else bytes(name)
                 if word in wanted:
-                    places.append(number)
-                    words.append(word)
-        rows = np.array(places, int)
+                    places.setdefault(word, number)
+        count, rows = shape[0], np.array([*places.values()], int)
         with archive.open("vectors.npy") as file:
             shape, dtype, by_column = _read_header(file, "vectors", 2, "f")
             if shape[0] != count:
                 raise ValueError(f"it holds {count} words and {shape[0]} vectors")
-            if by_column:  # (D, V) as it lies in the file
-                columns = _blocks(file, shape[::-1], dtype, 1)
-                matrix = np.concatenate([block[:, rows] for block in columns]).T
+            if by_column:
+                columns = [_picked(file, shape[:1], dtype, rows) for _ in range(shape[1])]
+                matrix = np.stack(columns, axis=1)
             else:
-                taken = []
-                for number, block in enumerate(_blocks(file, shape, dtype)):
-                    taken.append(block[rows[rows // ROWS == number] % ROWS])
-                matrix = np.concatenate(taken)
-    yield from zip(words, matrix.astype(np.float32), strict=True)  # (V, D)
+                matrix = _picked(file, shape, dtype, rows)
+    yield from zip(places, matrix.astype(np.float32), strict=True)  # (V, D)
+
+
+def _picked(file: Any, shape: tuple, dtype: np.dtype, rows: np.ndarray) -> np.ndarray:
+    """These rows, in ascending order, of an .npy of this shape."""
+    picked, first = [], 0
+    for block in _blocks(file, shape, dtype):
+        here = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + len(block))]
+        picked.append(block[here - first])
+        first += len(block)
+    return np.concatenate(picked)
 
 
 def _read_header(file: Any, name: str, axes: int, kinds: str) -> tuple[tuple, np.dtype, bool]:
@@ -251,9 +262,10 @@ def _read_header(file: Any, name: str, axes: int, kinds: str) -> tuple[tuple, np
     return shape, dtype, by_column and axes > 1
 
 
-def _blocks(file: Any, shape: tuple, dtype: np.dtype, size: int = ROWS) -> Iterator[np.ndarray]:
-    """An .npy of this shape, `size` rows at a time."""
+def _blocks(file: Any, shape: tuple, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """An .npy of this shape, as many rows at a time as a BLOCK holds."""
     width = dtype.itemsize * math.prod(shape[1:])
+    size = max(1, BLOCK // width)
     for first in range(0, shape[0], size):
         rows = min(size, shape[0] - first)
         yield np.frombuffer(file.read(rows * width), dtype).reshape(rows, *shape[1:])

@@ -206,4 +206,31 @@ def channel_of(door: Door) -> type:
     class Channel(HTTPChannel):
         parser_class = Parser
 
+        def service(self) -> None:
+            """Answer the first of its requests; the connection ends where more are sent before it
+            is answered. No browser does that, and a thread waits for each answer to be read."""
+            with self.requests_lock:
+                first, *others = self.requests
+                if others:
+                    first.headers["CONNECTION"] = "close"
+                for each in others:
+                    each.close()
+                del self.requests[1:]
+            super().service()
+
+        def write_soon(self, data: Any) -> int:
+            if not self.total_outbufs_len:
+                self.last_activity = time.time()  # it has IDLE seconds from here on
+            return super().write_soon(data)
+
+        def writable(self) -> bool:
+            """Asked about once a second: who reads nothing of an answer for too long is not waited
+            for. Waitress would wait until something can be sent to say so."""
+            if self.total_outbufs_len and time.time() - self.last_activity > IDLE:
+                self.will_close = True
+            if self.will_close:
+                self.handle_close()
+                return False
+            return super().writable()
+
     return Channel

@@ -115,7 +115,7 @@ def note(axis: Any, text: str) -> None:
 def show_frames(axis: Any, prediction: ClipPrediction, name: str) -> None:
     """The frames that the model saw; under each how much it counted, the most in colour."""
     view, weights = evidence(prediction, name)
-    even = weights is not None and weights.max() <= UNEQUAL * weights.mean()
+    even = weights is not None and weights.max() <= UNEQUAL * weights[weights > 0].mean()
     shown = np.linspace(0, len(view) - 1, min(len(view), FRAMES)).round().astype(int)
     for place, index in enumerate(shown):
         crop = view[index].transpose(1, 2, 0)  # (S, S, 3)
@@ -159,7 +159,7 @@ def show_spectrogram(axis: Any, prediction: ClipPrediction, name: str) -> None:
 def token_edges(width: int, tokens: int) -> np.ndarray:
     """The columns where tokens begin and end (tokens + 1,): each stands for 2 ** n of them, the
     last one for fewer where the width ends before."""
-    stride = 2 ** math.ceil(math.log2(width / tokens))
+    stride = 2 ** round(math.log2(width / tokens))
     return np.arange(tokens + 1) * stride
 
 
@@ -168,7 +168,7 @@ def show_words(axis: Any, prediction: ClipPrediction, name: str) -> None:
     if not prediction.source.clip.transcript:
         words = f"{prediction.facts['words']} word vectors (what the words are is not known)"
     inches = axis.get_position().width * axis.figure.get_figwidth()
-    text = wrapped(drawable(words)[0], int(inches / 0.081), 2 if inches > WIDE else 3)
+    text = wrapped(drawable(words)[0], int(inches / 0.1), 2 if inches > WIDE else 3)
     axis.text(0.01, 0.5, text, va="center", color=INK, fontsize=11)
     if name not in prediction.seen:
         note(axis, read_by(prediction, name))

@@ -271,7 +271,7 @@ def part_of(prediction: Any) -> dict[str, Any]:
     names = wording.class_names(prediction.classes)
 
     def bars(shares: Any) -> list[list[Any]]:
-        return [[name, round(100 * float(p), 1)] for name, p in zip(names, shares, strict=True)]
+        return [[name, round(100 * float(p), 4)] for name, p in zip(names, shares, strict=True)]
 
     first, *others = prediction.parts.items()
     alone = [

@@ -58,11 +58,13 @@ def draw_timeline(predictions: list[ClipPrediction]) -> bytes:
 def summary(predictions: list[ClipPrediction]) -> str:
     """What is said most often, and in how many of the parts."""
     clear = [each for each in predictions if each.parts and wording.is_clear(each)]
-    counts = Counter(wording.label_name(each) for each in clear).most_common(2)
+    counts = Counter(wording.label_name(each) for each in clear).most_common()
     parts = f"{len(predictions)} parts"
     if not counts:
         return f"no clear answer in any of {parts}"
-    said = " and ".join(f"{name} in {count}" for name, count in counts)
+    if len(counts) > 2 and counts[0][1] == counts[2][1]:
+        return f"no emotion prevails: {len(counts)} in {len(clear)} clear parts of {parts}"
+    said = " and ".join(f"{name} in {count}" for name, count in counts[:2])
     return f"{said} of {parts}"
 
 
@@ -91,7 +93,7 @@ def overlay(prediction: ClipPrediction, width: int) -> np.ndarray:
     also with the bars of the likeliest classes. It must not hide a face."""
     names = [shortened(drawable(name)[0], 14) for name in class_names(prediction.classes)]
     percent = wording.percent(prediction.probabilities.max())
-    head = f"{names[int(prediction.probabilities.argmax())]} {percent}"
+    head = f"{wording.isolated(names[int(prediction.probabilities.argmax())])} {percent}"
     head = head if wording.is_clear(prediction) else f"{head}?"
     side = max(130, round(0.26 * width))  # pixels
     dark = (0, 0, 0, 0.55)

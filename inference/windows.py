@@ -46,8 +46,12 @@ def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
             return [source]
         spans, track = find_utterances(media)
         cues, problem = read_subtitles(source)
+        untold = "E_MISSING: no subtitle stands in this part" if cues else problem
         parts = zip(spans, share_words(cues, spans), strict=True)
-        return [_part(source, span, track, said, problem, folder) for span, said in parts]
+        return [
+            _part(source, span, track, said, problem if said else untold, folder)
+            for span, said in parts
+        ]
     except ClipError:  # damaged: the prediction says how
         return [source]
 

@@ -112,8 +112,12 @@ def absences(prediction: ClipPrediction) -> list[str]:
 def reason(why: str) -> str:
     """A reason of the tables (CODE: numbers, flags and files) as a visitor understands it."""
     code, _, told = why.partition(": ")
-    if code == "E_SHORT" and "none of the words" in told:
+    if code == "E_SHORT" and ("none of the words" in told or "none of its words" in told):
         return "the model knows none of them"
+    if "no times" in told:
+        return "a sentence has no times, and this clip was cut into parts"
+    if "no subtitle" in told:
+        return "no subtitle stands in them"
     if code != "E_MISSING":
         return WHY.get(code, "it could not be read")
     if "--word_vectors" in told:

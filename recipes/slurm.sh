@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A training on a cluster that requeues itself until it is done:
 #     sbatch recipes/slurm.sh --mode speech --exp_name long --pretrained hub
-# More nodes: sbatch --nodes=2 recipes/slurm.sh ... (the features must be on a file system of all nodes).
+# More nodes: sbatch --nodes=2 recipes/slurm.sh ... (features and logs must be on a file system of all nodes).
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=4

@@ -320,7 +320,8 @@ def serve(behind, host):
     guard = door.open_door(host, (), behind.megabytes)
     server = door.create_server(page.create_page(behind, guard), guard, host, 0)
     threading.Thread(target=server.run, daemon=True).start()
-    return SimpleNamespace(port=int(server.effective_port), behind=behind, guard=guard)
+    port = int(server.effective_port)
+    return SimpleNamespace(port=port, behind=behind, guard=guard, server=server)
 
 
 def head(port, length="", path="/answer", **headers) -> bytes:
@@ -373,6 +374,44 @@ def test_slow_headers_and_silence_are_ended(live, monkeypatch):
     time.sleep(0.8)
     line.sendall(b"x")
     assert read_all(line).startswith("HTTP/1.0 408 ")
+
+
+def test_who_says_or_reads_nothing_is_ended(behind, monkeypatch, tmp_path):
+    monkeypatch.setattr(door, "IDLE", 1)
+    live = serve(with_large_example(behind, tmp_path), "127.0.0.1")
+    silent, deaf = connect(live.port), connect(live.port, LARGE)
+    wait_until(lambda: len(live.server.active_channels) == 2, 5)
+    wait_until(lambda: not live.server.active_channels, 10)
+    assert read_all(silent) == ""
+    deaf.close()
+
+
+LARGE = b"GET /example/large.mp4 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def with_large_example(behind, folder):
+    """One of more bytes than systems and waitress keep for a connection."""
+    with open(folder / "large.mp4", "wb") as file:
+        file.truncate(40_000_000)
+    behind.examples["large.mp4"] = folder / "large.mp4"
+    return behind
+
+
+def test_who_asks_much_at_once_and_reads_nothing_holds_nobody_up(live, tmp_path):
+    with_large_example(live.behind, tmp_path)
+    lines = [connect(live.port, 9 * LARGE) for _ in range(door.THREADS)]
+    time.sleep(0.5)
+    assert get_about(live.port) < 5
+    for line in lines:
+        line.close()
+
+
+def test_of_requests_that_are_sent_at_once_the_first_is_answered(live):
+    host = f"Host: 127.0.0.1:{live.port}\r\n\r\n"
+    both = f"GET /about HTTP/1.1\r\n{host}GET /page.js HTTP/1.1\r\n{host}".encode()
+    answer = read_all(connect(live.port, both))
+    assert answer.startswith("HTTP/1.1 200 ") and '"models"' in answer
+    assert answer.count("HTTP/1.1") == 1 and "Connection: close" in answer
 
 
 def test_a_slow_upload_has_its_time(live, monkeypatch):

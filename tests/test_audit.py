@@ -232,6 +232,27 @@ def test_features_without_clips_are_an_error(folder):
         load_audit(path)
 
 
+def test_a_pipe_is_no_log_mel(tmp_path):
+    """Reading it would wait for ever."""
+    os.mkfifo(tmp_path / "a.npy")
+    with pytest.raises(IntegrityError, match=r"a\.npy is missing or damaged .no regular file.*--v"):
+        same_sound.read_log_mel(str(tmp_path / "a.npy"))
+
+
+HEADERS = [(b", }  ", b", [  "), (b"'descr'", b"'d\0scr'"), (b"(128", b"(--128"), (b"{'", b"{{'")]
+
+
+@pytest.mark.parametrize("damage", HEADERS)
+def test_a_damaged_header_of_a_log_mel_is_told_in_one_line(tmp_path, damage):
+    """numpy reads it as Python, which fails in any way."""
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((128, 40), np.float32))
+    path.write_bytes(path.read_bytes().replace(*damage, 1))
+    with pytest.raises(IntegrityError, match=r"a\.npy is missing or damaged.*--verify") as error:
+        same_sound.read_log_mel(str(path))
+    assert "\n" not in str(error.value)
+
+
 def test_unusable_features_are_named(folder):
     with pytest.raises(UsageError, match=r"preprocess\.py"):
         load_audit(folder.path / "nothing")

@@ -78,6 +78,17 @@ def test_merc2020_folders_become_splits(tmp_path):
     assert (listing.classes, listing.word_dim) == (CLASSES, 200)
 
 
+def test_of_two_sheets_of_one_name_the_first_counts(tmp_path):
+    (tmp_path / "qia2020" / "train").mkdir(parents=True)
+    for folder, text in (("", "id\n1\n"), ("qia2020", "id\n2\n")):
+        (tmp_path / folder / "test1.csv").write_text(text)
+        (tmp_path / folder / "test2.csv").write_text("id\n")
+    listing = merc2020.list_clips(tmp_path)
+    assert listing.sheets == [tmp_path / "test1.csv", tmp_path / "test2.csv"]
+    (warning,) = listing.warnings
+    assert warning.startswith(f"{tmp_path / 'qia2020/test1.csv'} is another sheet than")
+
+
 # --- ids ----------------------------------------------------------------------------------------
 
 

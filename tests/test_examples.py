@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -478,10 +479,16 @@ def test_no_feature_is_written_under_who_reads(table):
         ([], lambda rows: rows[:0], "28 of 28 clips have no row"),
         (["--name", "../up"], lambda rows: rows, "expected a new name"),
         (["--name", "video"], lambda rows: rows, "expected a new name"),
+        (["--name", "wave"], lambda rows: rows, "expected a new name"),
+        (["--name", "transcripts"], lambda rows: rows, "expected a new name"),
+        (["--name", "made"], lambda rows: rows, "expected a new name"),
     ],
 )
 def test_a_faulty_table_is_refused(table, args, spoil, says):
     place, rows = table
+    settings = json.loads((place / "f" / "settings.json").read_text())
+    settings["features"]["made"] = {"library": "hf"}  # of an encoder
+    (place / "f" / "settings.json").write_text(json.dumps(settings))
     spoilt = spoil(rows)
     run = start_table(place, spoilt, "--columns", "AU*", *args)
     assert run.code == 2 and says in run.err and len(run.err.splitlines()) < 3, run.err

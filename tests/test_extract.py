@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import extract_faces, flat, make_clip, moving_picture, tone
+from PIL import Image
 from scipy.io import wavfile
 
 from corpora.manifest import Clip
@@ -30,7 +31,7 @@ from extract.clip import SETTINGS, Job, process_clip
 from extract.detector import Track, detect, overlap, square
 from extract.faces import sample_times
 from extract.media import frames_at, open_media, scan_pictures
-from extract.words import read_words
+from extract.words import embed, read_words
 from utils import guard
 from utils.errors import CLIP_CODES, ClipError, IntegrityError
 from utils.files import digest
@@ -401,6 +402,56 @@ def test_features_of_an_earlier_revision_are_made_anew_only_where_they_were_wron
     assert process_clip(clips[0], job)["revision"] == records[0]["revision"]
 
 
+def test_sound_that_changes_its_channels_is_read_on(tmp_path):
+    """As a broadcast does between a film and what comes before it; nothing lies between."""
+    parts = []
+    for name, channels in (("a", 1), ("b", 2)):
+        sound = np.stack([tone(1.0, 440, 48_000)] * channels)
+        parts.append(
+            make_clip(tmp_path / f"{name}.ts", None, sound, rate=48_000, sound_codec="ac3")
+        )
+    whole = tmp_path / "whole.ts"
+    with av.open(str(whole), "w") as made:
+        with av.open(str(parts[0])) as first:
+            track = made.add_stream_from_template(first.streams.audio[0])
+        end = 0
+        for part in parts:
+            last = 0
+            with av.open(str(part)) as source:
+                for packet in source.demux(source.streams.audio[0]):
+                    if packet.pts is None:
+                        continue
+                    last = packet.pts + packet.duration - source.streams.audio[0].start_time
+                    packet.pts = packet.dts = packet.pts - source.streams.audio[0].start_time + end
+                    packet.stream = track
+                    made.mux(packet)
+            end += last
+    sound = read_mono(whole)
+    assert len(sound.wave) / 16_000 == pytest.approx(2.0, abs=0.1) and sound.gaps < 0.01
+    second = sound.wave[24_000:30_000]
+    assert np.abs(second).max() == pytest.approx(np.abs(sound.wave[4000:10_000]).max(), rel=0.2)
+
+
+def test_pictures_of_an_earlier_revision_are_made_anew_only_where_they_were_wrong(tmp_path):
+    for name, depth in (("deep", np.uint16), ("flat", np.uint8)):
+        grey = np.arange(48 * 48).reshape(48, 48).astype(depth)
+        Image.fromarray(grey).save(tmp_path / f"{name}.png")
+    job = Job(tmp_path / "features", ("video",), SETTINGS)
+    for name, anew in (("deep", True), ("flat", False)):
+        clip = Clip(name, "train", tmp_path / f"{name}.png", cropped=True)
+        made = process_clip(clip, job)
+        place = tmp_path / f"features/train/records/{name}.json"
+        record = {key: value for key, value in made.items() if key != "digest"} | {"revision": 2}
+        place.write_text(json.dumps(record | {"digest": digest(record)}))
+        file = tmp_path / f"features/train/video/{name}.npy"
+        os.utime(file, (1, 1))
+        clip.media.rename(tmp_path / "away")
+        assert process_clip(clip, job)["revision"] == 2  # nobody can look now, so all stays
+        (tmp_path / "away").rename(clip.media)
+        assert process_clip(clip, job) == made
+        assert (file.stat().st_mtime > 1) == anew
+
+
 # --- picture ------------------------------------------------------------------------------------
 
 
@@ -665,6 +716,23 @@ def test_blocks_are_limited_in_frames_and_bytes(height):
     blocks = list(faces._blocks(iter(frames)))
     assert [at for block in blocks for [at], _ in block] == list(range(70))
     assert max(len(block) for block in blocks) * height <= 32
+
+
+@pytest.mark.parametrize(
+    "options", [{"movflags": "frag_keyframe+empty_moov"}, {"use_editlist": "0"}], ids=str
+)
+def test_entry_points_a_few_frames_apart_lead_to_every_time(tmp_path, options):
+    """There the index leads to a later one, where nothing makes up for the order of decoding."""
+    frames = np.random.default_rng(0).integers(0, 255, (20, 72, 96, 3)).astype(np.uint8)
+    for number in range(20):
+        frames[number, :16] = 10 * number
+    often = "keyint=2:min-keyint=1:scenecut=400:bframes=3:b-adapt=0"
+    kinds = {"options": options, "codec_options": {"x264-params": often}, "quality": 10}
+    clip = make_clip(tmp_path / "a.mp4", frames, fps=10, **kinds)
+    start = scan_pictures(clip).start
+    for number in range(19):
+        [(_, frame)] = frames_at(clip, np.array([start + number / 10 + 0.05]))
+        assert round(frame[:12].mean() / 10) == number
 
 
 @pytest.mark.parametrize("start", [0.0, 0.9, 1.0, 1.4, 2.7])
@@ -1070,6 +1138,12 @@ def test_word_vectors_that_are_none_have_a_code(tmp_path, monkeypatch, fault):
 def test_words_have_values(tmp_path, shape):
     (tmp_path / "a.npz").write_bytes(npz(np.zeros(shape, "f4")))
     assert code_of(read_words, tmp_path / "a.npz", None) in ("E_SHAPE", "E_SHORT")
+
+
+def test_small_letters_of_turkish_and_soft_hyphens_are_found():
+    known = {word: np.ones(2, np.float32) for word in ("iyi", "istanbul", "bahnhof")}
+    for said, count in (("İyi", 1), ("İstanbul'da", 1), ("Bahn\u00adhof İYİ", 2)):
+        assert len(embed(said, known)) == count
 
 
 def test_absent_words_have_a_code(tmp_path):

@@ -14,10 +14,12 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+from utils import files
 from utils.errors import LockedError, UsageError, in_short, run_script
 from utils.files import (
     check_place,
     digest,
+    keep_as_it_is,
     lock_folder,
     read_csv,
     read_json,
@@ -156,6 +158,42 @@ def test_json_survives_and_damage_is_named(tmp_path):
             read_json(path)
 
 
+def test_a_pipe_is_no_json(tmp_path):
+    """Reading it would wait for ever."""
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(UsageError, match=r"cannot read .*a\.json: no regular file"):
+        read_json(tmp_path / "a.json")
+
+
+def test_who_may_not_write_keeps_others_from_writing(tmp_path, monkeypatch):
+    """Root may open anything: the open that is refused is staged."""
+
+    def refused(path, mode="r"):
+        if mode != "r":
+            raise PermissionError(13, "Permission denied", str(path))
+        return open(path, mode)
+
+    with lock_folder(tmp_path):
+        pass
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "open", refused, raising=False)
+        kept = keep_as_it_is(tmp_path)
+        kept.__enter__()
+    with keep_as_it_is(tmp_path), pytest.raises(LockedError):  # several may read
+        lock_folder(tmp_path).__enter__()
+    kept.__exit__(None, None, None)
+    with lock_folder(tmp_path), monkeypatch.context() as patched, pytest.raises(LockedError):
+        patched.setattr(files, "open", refused, raising=False)
+        keep_as_it_is(tmp_path).__enter__()
+
+
+def test_a_pipe_is_no_lock(tmp_path, monkeypatch):
+    """Opening it would wait for ever."""
+    os.mkfifo(tmp_path / ".lock")
+    with keep_as_it_is(tmp_path):
+        pass
+
+
 def test_a_folder_is_locked_until_its_process_ends(tmp_path):
     program = "import sys, time; from pathlib import Path; from utils.files import lock_folder\n"
     program += "with lock_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -198,7 +236,7 @@ def test_what_a_holder_forks_does_not_keep_its_lock(tmp_path):
         pass
 
 
-FORMULAS = ["=cmd|' /C calc'!A0", "+1", "-2+3", "@x", "\tx", "\rx", "'=x", "'"]
+FORMULAS = ["=cmd|' /C calc'!A0", "+1", "-2+3", "@x", "\tx", "\rx", "\nx", "'=x", "'"]
 
 
 def test_no_text_of_a_table_for_people_is_a_formula(tmp_path):

@@ -25,8 +25,8 @@ from corpora.manifest import Clip
 from extract.media import check_file
 from inference import wording
 from inference.prediction import ClipPrediction
-from inference.sources import find_sources, left_out
 from inference.service import Service
+from inference.sources import find_sources, left_out
 from models.backbone import Backbone
 from training.features import Features
 from training.prepare import by_group, shown_settings
@@ -310,7 +310,7 @@ def test_messages_of_the_page_name_no_folder():
     service = Service.__new__(Service)
     service.models, service.examples, service.word_vectors = {}, {}, None
     said = {
-        "cannot load the encoder hf:/home/anna/secret/enc: no": "cannot load the encoder hf:enc: no",
+        "no encoder hf:/home/anna/secret/enc: no": "no encoder hf:enc: no",
         "see https://a.org/b/c.html": "see https://a.org/b/c.html",
         "no /srv/a/b.mp4 here": "no b.mp4 here",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,9 @@ def save(path: Path, pixels: np.ndarray = GREY) -> Path:
         ("Training/0/sadness/a.png", "train", "sad"),
         ("disgust/train/a.png", "train", "dis"),
         ("neu/a.png", "train", "neu"),
+        ("Training/angry/a.png", "train", "ang"),
+        ("PublicTest/angry/a.png", "val", "ang"),
+        ("PrivateTest/angry/a.png", "test", "ang"),
     ],
 )
 def test_folders_name_split_and_label(tmp_path, place, split, label):
@@ -56,6 +60,41 @@ def test_what_is_no_label_is_listed(tmp_path):
     assert listing.notes == ["2 pictures that lie in no folder of a label"]
     with pytest.raises(UsageError, match="no pictures in folders"):
         list_corpus("images", tmp_path / "nothing")
+
+
+def test_folders_that_name_no_split_are_told(tmp_path):
+    for place in ("held_out/happy/a.png", "train/old/happy/b.png", "sad/c.png"):
+        save(tmp_path / place, GREY + np.uint8(len(place)))
+    (warning,) = list_corpus("images", tmp_path).warnings
+    assert warning.endswith("what lies there counts as train: held_out")
+
+
+def test_what_cannot_be_read_costs_itself_alone(tmp_path):
+    save(tmp_path / "happy" / "a.png")
+    (tmp_path / "happy" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "happy" / "pipe.png")
+    save(tmp_path / "happy" / "._a.png")
+    save(tmp_path / "__MACOSX" / "happy" / "a.png")
+    clips = {clip.clip_id: clip for clip in list_corpus("images", tmp_path).clips}
+    assert clips.keys() == {"happy-a", "happy-gone", "happy-pipe"}
+    for name, code in (("gone", "E_MISSING"), ("pipe", "E_OPEN")):
+        with pytest.raises(ClipError) as caught:
+            read_picture(clips[f"happy-{name}"].media)
+        assert caught.value.code == code
+
+
+def test_grey_of_16_bits_keeps_its_shades(tmp_path):
+    path = save(tmp_path / "deep.png", GREY.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read_picture(path), np.repeat(GREY[..., None], 3, axis=2))
+
+
+def test_a_face_is_cropped_already_or_turned(tmp_path, monkeypatch):
+    save(tmp_path / "happy" / "a.png")
+    flags = f"--corpus images --data_dir {tmp_path} --features_dir {tmp_path / 'f'}"
+    wrong = ["preprocess.py", *flags.split(), "--face_cropped", "--face_align"]
+    monkeypatch.setattr("sys.argv", wrong)
+    with pytest.raises(UsageError, match=r"--face_align turns the faces.*: give one"):
+        preprocess.main()
 
 
 def test_a_picture_to_be_tested_on_is_not_trained_on(tmp_path):

@@ -18,7 +18,8 @@ from trainings import TINY, add_feature, with_records
 
 import training.run
 from training.checkpoint import load_checkpoint
-from utils.errors import LockedError, UsageError
+from training.features import Features
+from utils.errors import IntegrityError, LockedError, UsageError
 from utils.files import keep_as_it_is, lock_folder
 
 FOLDS = ("--fold", "all")
@@ -139,6 +140,42 @@ def test_a_feature_that_changes_ends_the_run(features, tmp_path, monkeypatch):
     assert run.code == 4 and f"{path} was changed meanwhile" in run.err, run.err
 
 
+def changed(path) -> None:
+    np.save(path, np.zeros(8))
+
+
+def row_of(opened, clip_id: str) -> dict:
+    (row,) = opened.manifest[opened.manifest["clip_id"] == clip_id].to_dict("records")
+    return row
+
+
+def test_processes_that_read_know_the_version_that_was_there_at_their_start(features):
+    """A custom feature that has no record: nobody but the process that starts them saw it."""
+    add_feature(features, "mine", (8,))
+    opened = Features.open(features)
+    row, other = row_of(opened, "00003"), row_of(opened, "00004")
+    opened.check_files([row, other], ("mine",))
+    path = opened.path(row, "mine")
+    changed(path)
+    opened.load(other, "mine")
+    with pytest.raises(IntegrityError, match=rf"{path} was changed meanwhile"):
+        opened.load(row, "mine")
+
+
+def test_processes_that_read_know_the_records_that_were_there_at_their_start(features):
+    opened = Features.open(features)
+    row, other = row_of(opened, "00003"), row_of(opened, "00004")
+    opened.check_files([row], ("text",))
+    paths = [
+        features / "train" / folder / f"{{}}.{ending}"
+        for folder, ending in (("text", "npz"), ("records", "json"))
+    ]
+    for path in map(str, paths):
+        shutil.copy(path.format(other["clip_id"]), path.format(row["clip_id"]))
+    with pytest.raises(IntegrityError, match=r"00003\.npz is not as preprocess\.py wrote it"):
+        opened.load(row, "text")
+
+
 @pytest.mark.parametrize(("flags", "place"), [((), ""), (FOLDS, ""), (FOLDS, "fold_0")])
 def test_a_run_folder_that_is_removed_is_not_made_anew(train, tmp_path, monkeypatch, flags, place):
     folder = tmp_path / "logs" / "text" / "a" / place
@@ -161,6 +198,15 @@ def test_a_damaged_note_about_labels_is_no_free_pass(features, tmp_path, text):
     assert "Traceback" not in run.err
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("nowhere")])
+def test_a_note_about_labels_that_is_no_file_is_no_free_pass(features, tmp_path, make):
+    add_feature(features, "mine", (8,))
+    make(features / "mine.json")
+    places = ["--features_dir", features, "--logs_dir", tmp_path, "--exp_name", "a"]
+    run = run_main("train", "--mode", "multimodal", "--inputs", "mine", *TINY, *places)
+    assert run.code == 2 and "mine.json" in run.err and "Traceback" not in run.err, run.err
+
+
 @pytest.mark.parametrize(
     ("name", "other"),
     [
@@ -181,6 +227,7 @@ def test_ids_cannot_leave_the_tree(features, train, name, other):
         {"classes": [1, 2, 3]},
         {"classes": ["hap"] * 7},
         {"classes": ["hap"]},
+        {"classes": ["\ud800", "sad"]},
         {"features": {}},
         {"features": {"text": [1]}},
         {"modalities": [["text"]]},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ from training import data
 from training.features import Features, lacks
 from training.loop import fit
 from training.record import NoRecord
+from utils.errors import ClipError
 
 TINY = [f"--{name}={value}" for name, value in SMALL.items()]
 TINY += ["--n_epoch=2", "--batch_size=5", "--num_workers=0"]
@@ -73,6 +76,25 @@ def test_clips_stay_with_what_they_have(clips, tmp_path):
     assert "without a face or sound can still be used: --partial keeps what they have" in whole.out
     _, table_again = preprocess(clips, tmp_path, "--partial")
     assert table_again.equals(table)
+
+
+def test_what_a_clip_of_words_alone_lacks_is_looked_for_once(clips, tmp_path, monkeypatch):
+    from corpora.manifest import Clip
+    from extract import clip as extraction
+
+    looked = []
+
+    def no_face(clip, *_):
+        looked.append(clip.clip_id)
+        raise ClipError("E_NOFACE", "none")
+
+    video = extraction.STAGES["video"]._replace(make=no_face)
+    monkeypatch.setitem(extraction.STAGES, "video", video)
+    job = extraction.Job(tmp_path, ("speech", "video"), extraction.SETTINGS, partial=True)
+    first, again = (
+        extraction.process_clip(Clip("none", "train", clips / "none.mp4"), job) for _ in range(2)
+    )
+    assert looked == ["none"] and first == again and first["failure"]["code"] == "E_NOAUDIO"
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +277,36 @@ def test_words_alone_are_judged_where_there_are_words(tmp_path):
     clips = {each["level"]: each["clips"] for each in system["conditions"]}
     assert (clips["all"], clips["text"], clips["speech+text"]) == (28, 14, 28)
     assert "<small>14 clips</small>" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_an_exported_model_passes_over_clips_that_lack_an_input(features, monkeypatch):
+    """Of 28 clips every seventh lacks an input, and the last two have words alone."""
+
+    class InferenceSession:
+        def __init__(self, model):
+            self.about = {"classes": CLASSES, "inputs": ["speech", "face"], "standardize": "none"}
+
+        def get_modelmeta(self):
+            about = {name: json.dumps(value) for name, value in self.about.items()}
+            return SimpleNamespace(custom_metadata_map=about)
+
+        def get_inputs(self):
+            return []
+
+        def run(self, names, arrays):
+            return [np.full((1, len(CLASSES)), 1 / len(CLASSES))]
+
+    stub = ModuleType("onnxruntime")
+    stub.InferenceSession = InferenceSession
+    monkeypatch.setitem(sys.modules, "onnxruntime", stub)
+    monkeypatch.delitem(sys.modules, "examples.onnx_predict", raising=False)
+    monkeypatch.setattr("examples.onnx_predict.feed", lambda *args: {})
+    done = run_main("examples.onnx_predict", "m.onnx", features, "val")
+    opened = Features.open(features)
+    rows = opened.rows("val")
+    whole = opened.having(rows, ("speech", "face"), some=False)["clip_id"].tolist()
+    assert done.code == 0 and 0 < len(whole) < len(rows), done.err
+    assert [line.split()[0] for line in done.out.splitlines()] == whole
+    lacking = len(rows) - len(whole)
+    assert f"{lacking} of {len(rows)} clips lack an input of the model" in done.err
+    del sys.modules["examples.onnx_predict"]  # what it imported is no onnxruntime

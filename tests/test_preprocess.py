@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -494,6 +495,10 @@ BAD_FLAGS = {
     "no rate": (["--face_fps", "nan"], "--face_fps: nan"),
     "a size in letters": (["--face_size", "big"], "--face_size"),
     "embedding without video": (["--modalities", "text", "--video_embedding"], "video"),
+    "vectors without text": (
+        ["--modalities", "speech", "--word_vectors", "words.npz"],
+        "--word_vectors is for text, which --modalities speech leaves out",
+    ),
 }
 
 
@@ -658,6 +663,110 @@ def test_a_replaced_file_of_the_same_size_and_time_is_seen_by_name_or_verified(t
     assert first != second
     shutil.copy2(raw / "z.wav", raw / "y.wav")  # as large and as old
     assert made("y") == second and made("y", "--verify") not in (first, second)
+
+
+LEVEL = """
+import numpy as np
+
+def load(settings, device):
+    return lambda wave: np.array([[np.abs(wave).mean()]], np.float32)
+"""
+
+
+def test_only_usable_clips_are_verified(tmp_path):
+    raw, features = tmp_path / "raw", tmp_path / "features"
+    make_clip(raw / "a.ogg", sound=tone(1.0, rate=48_000), rate=48_000, sound_codec="libopus")
+    (raw / "b.ogg").write_bytes(b"no sound")
+    (raw / "manifest.csv").write_text("media,split,emotion\na.ogg,train,hap\nb.ogg,train,sad\n")
+    done = preprocess(raw, features, "--corpus", "csv", "--verify", code=3)  # of sound alone
+    assert "verified: the features of 1 clip are as they were written\n" in done.stdout
+
+
+@pytest.fixture
+def short():
+    """A folder for temporary files; in pytest's own the paths of sockets would be too long."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as folder:
+        yield Path(folder)
+
+
+def test_a_run_that_is_ended_leaves_no_folder_of_sockets(corpus, tmp_path, short):
+    command = [sys.executable, "preprocess.py", "--workers", "1", "--data_dir", str(corpus)]
+    command += ["--features_dir", str(tmp_path / "f"), "--modalities", "speech"]
+    environment = {**os.environ, **QUIET, "TMPDIR": str(short)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
+        began = time.perf_counter()
+        while not list(short.glob("pymp-*")):
+            assert run.poll() is None and time.perf_counter() - began < 60
+            time.sleep(0.005)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(10) == 143
+    assert not list(short.iterdir())
+
+
+def test_what_was_made_from_a_changed_file_is_verified_with_it(tmp_path):
+    """An encoder's feature has no source of its own: what it was shown has."""
+    raw, features = tmp_path / "raw", tmp_path / "features"
+    for name, level in (("a", 0.5), ("b", 0.1), ("c", 0.3)):
+        sound = np.r_[tone(0.5, level=level), tone(0.5, level=0.5)]
+        make_clip(raw / f"{name}.wav", sound=sound, sound_codec="pcm_s16le")
+        os.utime(raw / f"{name}.wav", (1e9, 1e9))
+    (raw / "manifest.csv").write_text("media,split,emotion\na.wav,train,hap\nc.wav,val,sad\n")
+    (tmp_path / "level.py").write_text(LEVEL)
+    encoder = ("--encoder", f"level=speech:file:{tmp_path / 'level.py'}")
+    preprocess(raw, features, *SOUND, *encoder)
+    before = digests(features)["train/level/a.npy"]
+    shutil.copy2(raw / "b.wav", raw / "a.wav")  # as large and as old
+    done = preprocess(raw, features, *SOUND, "--verify")
+    assert "3 files were missing or changed" in done.stdout  # the encoder's, too, and for later
+    assert not (features / "train/level/a.npy").exists()
+    preprocess(raw, features, *SOUND, *encoder)
+    assert digests(features)["train/level/a.npy"] != before
+    assert "as they were written" in preprocess(raw, features, *SOUND, *encoder, "--verify").stdout
+
+
+def test_what_a_run_does_not_ask_for_or_cannot_make_stays(copies):
+    """Other flags, then a disc that is not there: nothing is made a second time."""
+    data, features = copies
+    before = stamps(features)
+    preprocess(data, features, "--modalities", "speech,text", "--face_size", 96)
+    preprocess(data, features, "--modalities", "speech")
+    preprocess(data, features)
+    assert changed(before, stamps(features)) == set()
+    clip = data / f"{VAL}/00001-a-dis-dis-dis.mp4"
+    clip.rename(data / "away")
+    clip.symlink_to(data / "nowhere")
+    preprocess(data, features, code=3)
+    clip.unlink()
+    (data / "away").rename(clip)
+    preprocess(data, features)
+    assert changed(before, stamps(features)) == set()
+
+
+def test_nothing_names_a_feature_that_is_being_replaced(copies, monkeypatch):
+    """A run that is killed between a new file and its record leaves no mixture that opens."""
+    data, features = copies
+    [clip] = [each for each in merc2020.list_clips(data).clips if each.split == "val"]
+    settings = json.loads((features / "settings.json").read_text())["features"]
+    job = Job(features, ("speech", "video", "text"), settings, word_dim=200)
+    process_clip(clip, job)
+    assert (features / "manifest.csv").exists()  # nothing was made
+    os.utime(clip.media, (1e9, 1e9))
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    from extract import clip as made
+
+    old = made.read_record(made.record_path(features, clip))
+    with monkeypatch.context() as patch:
+        patch.setitem(STAGES, "video", STAGES["video"]._replace(make=dies))
+        with contextlib.suppress(KeyboardInterrupt):
+            process_clip(clip, job)
+    assert not (features / "manifest.csv").exists()
+    left = made.read_record(made.record_path(features, clip))["stages"]
+    assert left == {name: old["stages"][name] for name in ("video", "text")}
 
 
 def test_failures_are_tried_again_when_their_cause_may_be_gone(tmp_path):

@@ -78,9 +78,14 @@ def test_ravdess_takes_one_kind_and_says_what_it_leaves(
 
 
 def test_ravdess_copies_deeper_down_are_not_twins(tmp_path):
-    """A well-known mirror holds every folder twice."""
-    name = f"Actor_02/{SOUND}.wav"
-    assert ids(list_corpus("ravdess", touch(tmp_path, name, f"audio_speech/{name}"))) == [SOUND]
+    """A well-known mirror holds every folder twice. What lies deeper alone counts."""
+    name, other = f"Actor_02/{SOUND}.wav", f"{SOUND[:-2]}04"
+    touch(tmp_path, name, f"Audio_Speech/{name}", f"Audio_Speech/Actor_04/{other}.wav")
+    for path in tmp_path.rglob("*.wav"):
+        path.write_bytes(path.name.encode())
+    listing = list_corpus("ravdess", tmp_path)
+    assert ids(listing) == [SOUND, other] and listing.clips[0].media == tmp_path / name
+    (tmp_path / f"Audio_Speech/Actor_04/{other}.wav").unlink()
     (tmp_path / name).unlink()
     (tmp_path / "Actor_02").rmdir()
     assert ids(list_corpus("ravdess", tmp_path)) == [SOUND]

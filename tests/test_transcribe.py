@@ -14,10 +14,11 @@ from conftest import make_clip, voice
 from inside import run_main
 
 from extract import transcribe
+from extract.clip import deadline_for
 from extract.transcribe import Cue
 from inference.predictor import Predictor
 from inference.sources import read_cues, read_text
-from utils.errors import UsageError
+from utils.errors import ClipError, UsageError
 
 
 @pytest.fixture
@@ -107,6 +108,34 @@ def test_clips_without_words_get_those_of_their_sound(recogniser, clips):
     transcribe.load.cache_clear()
     preprocess(clips, "--transcribe", recogniser.name)
     assert len(recogniser.asked) == before + 2
+
+
+def test_a_sound_that_cannot_be_read_now_is_heard_by_the_next_run(recogniser, clips, monkeypatch):
+    def fails(*_, **limits):
+        raise ClipError("E_READ", "the disc is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.guard.guarded", fails)
+        done = preprocess(clips, "--transcribe", recogniser.name)
+    said = "warning: 2 clips without recognised words (2 disc or network failed): the next run"
+    assert said in done.err and "transcribed 0 clips (no words)" in done.out
+    assert not list((clips.parent / "features").glob("train/transcripts/*"))
+    preprocess(clips, "--transcribe", recogniser.name)
+    assert (clips.parent / "features" / "train" / "transcripts" / "a.srt").exists()
+
+
+def test_what_is_silent_is_heard_as_that_and_nothing_else_is(clips):
+    wave, _ = transcribe.hear(clips / "c.mp4")
+    assert not len(wave)
+    (clips / "b.mp4").write_bytes((clips / "b.mp4").read_bytes()[:600])
+    with pytest.raises(ClipError):
+        transcribe.hear(clips / "b.mp4")
+
+
+def test_a_large_file_has_its_time(tmp_path):
+    with open(tmp_path / "large.wav", "wb") as file:
+        file.truncate(50_000_000)
+    assert deadline_for(tmp_path / "large.wav", 10) == 60 and deadline_for(None, 10) == 10
 
 
 def test_verify_recognises_only_what_changed(recogniser, clips):

@@ -166,6 +166,7 @@ def test_a_search_in_which_nothing_works_ends(command, monkeypatch):
         (["--fold", "0"], False),
         (["--fold=0"], False),
         (["--fold", "0", "--val_fold=next"], True),
+        (["--fold=all", "--val_fold", "next"], False),
         (["--config=x.json"], False),
         (["--resume"], False),
     ],

@@ -320,8 +320,48 @@ def test_a_small_file_cannot_ask_for_gigabytes(tmp_path, name):
         tracemalloc.stop()
 
 
-def archive(path: Path, **members: bytes) -> None:
-    with zipfile.ZipFile(path, "w") as file:
+@pytest.mark.parametrize("by_column", [False, True])
+def test_long_rows_and_columns_are_read_in_pieces(tmp_path, by_column):
+    """Of 40 MB, and of words that are the same a hundred thousand times."""
+    values = np.zeros((100_000, 100), "<f4", order="F" if by_column else "C")
+    values[0], values[-1] = 7, 9
+    names = np.array(["the"] * 99_999 + ["I"])
+    np.savez_compressed(tmp_path / "x.npz", words=names, vectors=values)
+    tracemalloc.start()
+    found = vectors.read_vectors(tmp_path / "x.npz", {"the", "I"})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6e6, peak
+    assert (found["the"] == 7).all() and (found["I"] == 9).all() and len(found["I"]) == 100
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_is_packed_as_nobody_packs_it_is_refused(tmp_path, packing):
+    """zipfile unpacks all of such a member, whatever size it is asked for."""
+    path = tmp_path / "x.npz"
+    members = {"words": saved(np.array(["the"])), "vectors": saved(np.ones((1, 3)))}
+    archive(path, packing, **members, origin=saved(np.array("{}")))
+    with pytest.raises(UsageError, match=r"--word_vectors .*x\.npz: it is packed in a way"):
+        vectors.read_vectors(path, {"the"})
+    archive(path, packing, word_embed=members["vectors"])
+    with pytest.raises(ClipError, match=r"x\.npz .*packed in a way"):
+        words.read_words(path, None)
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_packed_store_is_none_of_ours(tmp_path, packing):
+    """A few bytes of it could be gigabytes."""
+    members = {"words": saved(np.array(["the"])), "vectors": saved(np.ones((1, 3)))}
+    archive(tmp_path / vectors.STORE, packing, **members, origin=saved(np.array('{"a": 1}')))
+    assert vectors._origin(tmp_path / vectors.STORE) == {}
+    with pytest.raises(ValueError, match="packed in a way"):
+        vectors.open_store(tmp_path)
+    archive(tmp_path / vectors.STORE, **members, origin=saved(np.array('{"a": 1}')))
+    assert vectors._origin(tmp_path / vectors.STORE) == {"a": 1}
+
+
+def archive(path: Path, packing: int = zipfile.ZIP_STORED, **members: bytes) -> None:
+    with zipfile.ZipFile(path, "w", packing) as file:
         for name, data in members.items():
             file.writestr(f"{name}.npy", data)
 

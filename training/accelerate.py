@@ -21,7 +21,7 @@ def is_wanted(how: str, device: str, steps: int) -> bool:
     return how == "on" or (how == "auto" and device.startswith("cuda") and steps >= LONG_RUN)
 
 
-def accelerate(model: nn.Module, how: str, device: str, steps: int) -> bool:
+def accelerate(model: nn.Module, how: str, device: str, steps: int, world: int = 1) -> bool:
     """Compile parts of a model in place (its weights keep their names), and let the device look for
     quick convolutions, where a run of so many steps earns it back. Whether it is compiled: a
     machine that cannot is told so, and asked for it by `on` it is a UsageError."""
@@ -34,10 +34,12 @@ def accelerate(model: nn.Module, how: str, device: str, steps: int) -> bool:
             raise UsageError(f"--compile on: torch cannot compile here ({reason})")
         print(f"not compiled, which costs time in so long a run: {reason}", file=sys.stderr)
         return False
-    for module in model.modules():
-        if isinstance(module, COMPILED):
-            module.compile()
-    return True
+    # batch norm over several processes breaks a compiled network into pieces
+    kinds = COMPILED if world == 1 else nn.TransformerEncoder
+    chosen = [module for module in model.modules() if isinstance(module, kinds)]
+    for module in chosen:
+        module.compile()
+    return bool(chosen)
 
 
 def why_not(device: str) -> str:

@@ -218,11 +218,11 @@ def _check_content(checkpoint: Any, path: Path) -> None:
     parts = checkpoint if isinstance(checkpoint, dict) else {}
     if missing := [key for key in KEYS if key not in parts]:
         raise IntegrityError(f"{path} is no checkpoint of train.py: it lacks {', '.join(missing)}")
-    if parts.get("format") != FORMAT:
+    number = parts.get("format", 1)
+    if type(number) is not int or number != FORMAT:
         raise IntegrityError(
-            f"{path} was written by another version of this project (format "
-            f"{parts.get('format', 1)}, this one reads {FORMAT}): train it anew, or use it with "
-            "the version that wrote it"
+            f"{path} was written by another version of this project (format {in_short(number)}, "
+            f"this one reads {FORMAT}): train it anew, or use it with the version that wrote it"
         )
     classes, config = parts["classes"], parts["config"]
     clips, data = parts.get("clips", NO_CLIPS), parts.get("data", {})

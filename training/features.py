@@ -19,7 +19,17 @@ from tqdm import tqdm
 
 from training.modalities import MODALITIES, SAME, Shape, modality
 from utils.errors import IntegrityError, UsageError, in_short, listed
-from utils.files import DAMAGED, digest, in_threads, read_csv, read_json, read_stages, sha256
+from utils.files import (
+    DAMAGED,
+    check_packing,
+    digest,
+    in_threads,
+    is_utf8,
+    read_csv,
+    read_json,
+    read_stages,
+    sha256,
+)
 from utils.parallel import available_cores
 
 COLUMNS = ("clip_id", "split", "emotion", "speech_emotion", "face_emotion", "fold")
@@ -113,9 +123,10 @@ class Features:
 
     def about(self, name: str) -> dict[str, Any]:
         """What <name>.json says of a custom feature: which clips its maker has learnt from, and
-        which encoder makes it of a new clip. Empty where there is none."""
+        which encoder makes it of a new clip. Empty where there is none; UsageError or
+        IntegrityError for one that says nothing, as a link to no file does."""
         path = self.folder / f"{name}.json"
-        if name in MODALITIES or not path.exists():
+        if name in MODALITIES or not (path.exists() or path.is_symlink()):
             return {}
         about = read_json(path)
         encoder = about.get("encoder", {}) if isinstance(about, dict) else None
@@ -230,17 +241,22 @@ class Features:
 
     def check_digest(self, row: dict, name: str) -> None:
         """IntegrityError for a file that is not as its clip's record says."""
-        path, record = self.path(row, name), self.record(row)
-        stage = (record or {}).get(modality(name).folder)
-        if record is None or (stage is None and not modality(name).made_by_preprocess):
-            if path in self.seen:  # nobody wrote down what it was
+        path = self.path(row, name)
+        if not self.has_digest(row, name):
+            if path in self.seen:
                 what = "put back what was there and --resume, or start anew"
                 raise IntegrityError(f"{path} was changed meanwhile: {what}")
             return
+        stage = (self.record(row) or {}).get(modality(name).folder)
         if not isinstance(stage, dict) or stage.get("sha256") != sha256(path):
             raise IntegrityError(
                 f"{path} is not as preprocess.py wrote it; preprocess.py --verify makes it anew"
             )
+
+    def has_digest(self, row: dict, name: str) -> bool:
+        """Whether a clip's record tells what its file was, or must do so; else nobody does."""
+        record, kind = self.record(row), modality(name)
+        return record is not None and (kind.made_by_preprocess or kind.folder in record)
 
     def check_layout(self, row: dict, name: str, feature: np.ndarray) -> None:
         """IntegrityError for a feature of another type or shape than those of the other clips."""
@@ -274,14 +290,17 @@ class Features:
         return self.shapes[name]
 
     def check_files(self, rows: list[dict], inputs: tuple[str, ...]) -> None:
-        """IntegrityError that lists feature files that are missing."""
+        """IntegrityError that lists feature files that are missing.
+
+        Records, and files that no record tells of, are seen here for all processes that are
+        started from now on: they read one version.
+        """
         pairs = [(row, name) for row in rows for name in inputs if not lacks(row, name)]
-        folders = {self.path(row, name).parent for row, name in pairs}
+        paths = [self.path(row, name) for row, name in pairs]
         there = {
             folder: {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-            for folder in folders
+            for folder in {path.parent for path in paths}
         }
-        paths = (self.path(row, name) for row, name in pairs)
         missing = [path for path in paths if path.name not in there[path.parent]]
         if missing:
             maker = "run preprocess.py again, it makes only what is missing"
@@ -289,6 +308,10 @@ class Features:
                 maker = "run again what made this custom feature"
             what = f"{len(missing)} feature files are missing: {listed(missing)}"
             raise IntegrityError(f"{what}; {maker}")
+        for path, pair in zip(paths, pairs, strict=True):
+            if path not in self.seen and not self.has_digest(*pair):
+                with contextlib.suppress(OSError):  # whoever reads it says what is wrong
+                    self.seen[path] = stamp(path)
 
     def verify(self, rows: Iterable[dict], inputs: tuple[str, ...]) -> None:
         """Read every byte now; IntegrityError for the first file that is not as it was written."""
@@ -332,7 +355,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if lacking:
         raise UsageError(f"{path} lacks {', '.join(lacking)}: run preprocess.py again")
     for name in ("classes", "modalities"):
-        if odd := [each for each in values[name] if not isinstance(each, str)]:
+        if odd := [each for each in values[name] if not (isinstance(each, str) and is_utf8(each))]:
             raise UsageError(f"{path}: {odd[0]!r} among its {name}: run preprocess.py again")
     if len({*values["classes"]}) < max(2, len(values["classes"])):
         raise UsageError(f"{path}: expected two or more different classes: run preprocess.py again")
@@ -353,10 +376,11 @@ def read_words(path: Path) -> np.ndarray:
     """The words (L, D) of an .npz; ValueError where it would unpack to more than words take."""
     # read at once: zipfile reads from the disk in small pieces
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+        check_packing(archive.zip.infolist())
         size = archive.zip.getinfo("word_embed.npy").file_size
         if size > MOST_BYTES:
             raise ValueError(f"{size} bytes of words, at most {MOST_BYTES}")
-        words = archive["word_embed"]
+        words = archive["word_embed.npy"]  # without the ending a member of that name comes first
     if not isinstance(words, np.ndarray):  # bytes, where it does not begin as an array does
         raise ValueError("its word_embed is no array")
     return words

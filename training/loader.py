@@ -42,7 +42,11 @@ class Loader(DataLoader):
             short_sockets()
             trim_memory()
         try:
+            if self._iterator is not None:
+                self._iterator._timeout = 0  # torch waits for its workers here, and not patiently
             batches = super().__iter__()
+            if self._iterator is not None:
+                self._iterator._timeout = self.timeout
             if self.num_workers:
                 # torch's handler of a worker's death raises anywhere, also within an update
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -74,6 +78,9 @@ class Loader(DataLoader):
             except RuntimeError as error:
                 if "timed out" not in str(error):
                     raise
+                pinning = getattr(self._iterator, "_pin_memory_thread", None)
+                if pinning is not None and not pinning.is_alive():  # torch looks for it no more
+                    raise RuntimeError("Pin memory thread has ended") from error
                 if self.stop_requested():
                     raise StepInterrupted from error
             else:

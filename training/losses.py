@@ -28,8 +28,7 @@ def smooth_one_hot(labels: Tensor, n_classes: int, smoothing: float) -> Tensor:
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean over the batch of -sum_k w_k target_k log softmax(logits)_k, in float32; both (B, K)."""
-    terms = target * logits.float().log_softmax(dim=-1)
-    return -(terms if weights is None else terms * weights).sum(dim=-1).mean()
+    return torch.nn.functional.cross_entropy(logits.float(), target, weight=weights)
 
 
 def cross_entropy(

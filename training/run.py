@@ -111,6 +111,10 @@ class Run:
         self.prepare_steps(class_weights(train_set))
         if self.resumed:
             self.go_on_from(*self.resumed)
+        here = [self.step, -self.step]
+        if self.dist.all_reduce_max(here) != here:
+            what = "its processes go on from different steps: they need one folder of runs"
+            raise UsageError(f"{folder}: {what}, on a file system that all of them see")
 
     def starting_weights(self) -> Starts:
         """The runs to start from, none for a run that goes on; encoders are built as there."""
@@ -137,7 +141,7 @@ class Run:
     def prepare_steps(self, weights: dict[str, Tensor]) -> None:
         """Optimizer, loss and all else that a step needs, at the start of a run."""
         config, model = self.config, self.model
-        largest = max(1, self.train_loader.batch_sampler.clips // 2)
+        largest = max(1, self.train_loader.batch_sampler.clips // self.dist.world // 2)
         self.parts = min(config["grad_accumulation"], largest)
         self.set_training()
         set_batchnorm_momentum(model, self.batchnorm_momentum())
@@ -148,7 +152,7 @@ class Run:
         self.mean_weights = MeanWeights(model, config["ema"])  # what is validated and kept
         steps = self.steps_per_epoch * config["n_epoch"]
         how = getattr(self.options, "compile", "auto")
-        self.compiled = accelerate(model, how, self.device, steps)
+        self.compiled = accelerate(model, how, self.device, steps, self.dist.world)
         self.parallel_model = self.dist.wrap(model)  # what is called in training
         self.loss = partial(LOSSES[config["loss"]], config=config)
         self.class_weights = {head: each.to(self.device) for head, each in weights.items()}
@@ -198,7 +202,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         for group, settings in zip(self.optimizer.param_groups, own, strict=True):
             group.update({key: each for key, each in settings.items() if key != "lr"})
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # of float16; a run of bfloat16 may go on where there is only that
+            self.scaler.load_state_dict(state["scaler"])
 
     # What the loop asks for
 

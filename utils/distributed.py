@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from utils.errors import UsageError
 from utils.files import lock_folder
 from utils.parallel import signal_at_parents_end
 
@@ -56,7 +57,8 @@ class DistributedGroup(SingleProcess):
         cuda = device.startswith("cuda")
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-            atexit.register(dist.destroy_process_group)
+            if not cuda:
+                atexit.register(leave_group)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.cuda = cuda
 
@@ -94,6 +96,14 @@ class DistributedGroup(SingleProcess):
         return tensor.tolist()
 
 
+def leave_group() -> None:
+    """End the group, if there is one. nccl waits for all processes here, so one that fails alone
+    must not ask for it: torchrun ends the others when it has seen that one end."""
+    dist = sys.modules.get("torch.distributed")
+    if dist and dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def launched_by_torchrun() -> bool:
     """Whether torchrun, which passes signals on, started this process."""
     return "WORLD_SIZE" in os.environ
@@ -105,9 +115,12 @@ def init_distributed(device: str) -> tuple[SingleProcess, str]:
         signal_at_parents_end(signal.SIGTERM)  # a launcher that is killed can stop nobody itself
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return SINGLE_PROCESS, device
-    if device == "cuda":
+    if device.startswith("cuda"):
         import torch
 
+        if device != "cuda" or "LOCAL_RANK" not in os.environ:
+            what = "each process of a training takes a GPU of its own"
+            raise UsageError(f"--device {device}: {what}: start them with torchrun, --device cuda")
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     return DistributedGroup(device), device

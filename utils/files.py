@@ -19,7 +19,7 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +33,7 @@ DAMAGED: tuple[type[Exception], ...] = (
     *(zipfile.BadZipFile, zlib.error),
 )
 FORMULA = tuple("=+-@\t\r\n'")  # a cell that begins so is more than text to a spreadsheet
+PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of numpy's archives
 PART = ".part"  # unfinished files are named .<random>.part, so no glob for *.npy ever meets one
 _unfinished: set[Path] = set()  # of this process
 held_locks: dict[Path, Any] = {}  # folders that this process holds, and their open lock files
@@ -155,7 +156,9 @@ def read_csv(path: Path) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file; UsageError names the file when it is missing or damaged."""
+    """Parse a JSON file; UsageError names the file when it is missing, damaged or a pipe."""
+    if Path(path).exists() and not is_file(Path(path)):  # a pipe would wait for ever
+        raise UsageError(f"cannot read {path}: no regular file")
     try:
         return json.loads(Path(path).read_bytes(), object_pairs_hook=_without_doubles)
     except OSError as error:
@@ -193,6 +196,13 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"it has {name!r} twice")
         found[name] = value
     return found
+
+
+def check_packing(members: Iterable[zipfile.ZipInfo], known: tuple[int, ...] = PACKINGS) -> None:
+    """ValueError for members of an .npz that numpy packs in no such way: of other packings zipfile
+    unpacks all that there is, whatever size it is asked for."""
+    if any(member.compress_type not in known for member in members):
+        raise ValueError("it is packed in a way that numpy does not use")
 
 
 def in_threads(read: Callable, *args: Any, **how: Any) -> Any:
@@ -285,10 +295,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
 def keep_as_it_is(folder: Path) -> Iterator[None]:
     """Keep others from writing in `folder` while this process reads it, as others may, too.
 
-    LockedError names who writes in it. Where nothing can be written or locked nobody is kept out.
+    LockedError names who writes in it. Where no lock can be made or opened nobody is kept out.
     """
     try:
-        file = open(Path(folder) / ".lock", "a+")
+        file = _open_lock(Path(folder) / ".lock")
     except OSError:  # read-only, or no such folder: whoever reads in it says so
         yield
         return
@@ -297,6 +307,16 @@ def keep_as_it_is(folder: Path) -> Iterator[None]:
             _lock(folder, file, fcntl.LOCK_SH)
             _sign(file, f", {Path(sys.argv[0]).name} reads it; perhaps others do, too")
         yield
+
+
+def _open_lock(path: Path) -> Any:
+    """Who may not write in a folder can still hold the lock of those who may."""
+    try:
+        return open(path, "a+")
+    except OSError:
+        if not is_file(path):  # a pipe would wait for ever
+            raise
+        return open(path)
 
 
 def _lock(folder: Path, file: Any, kind: int) -> None:

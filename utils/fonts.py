@@ -169,18 +169,21 @@ def shortened(text: str, width: int) -> str:
 
 def wrapped(text: str, width: int, lines: int = 2) -> str:
     """The text in lines of so many columns, cut within a word where it must be; at most `lines`."""
-    rows = [""]
+    rows, cut = [""], [False]  # and whether a row goes on with the word of the one before
     for word in shortened(text, width * lines - lines + 1).split(" "):
         if rows[-1] and columns(f"{rows[-1]} {word}") <= width:
             rows[-1] += f" {word}"
             continue
         if rows[-1]:
             rows.append("")
+            cut.append(False)
         for letter in word:
             if columns(rows[-1] + letter) > width:
                 rows.append("")
+                cut.append(True)
             rows[-1] += letter
     if len(rows) > lines:  # words that fill their lines badly
-        joined = "".join(rows[lines - 1 :])
+        more = zip(rows[lines:], cut[lines:], strict=True)
+        joined = rows[lines - 1] + "".join(row if goes_on else f" {row}" for row, goes_on in more)
         rows = [*rows[: lines - 1], shortened(joined, width)]
     return "\n".join(rows)

@@ -11,6 +11,7 @@ from utils.files import write_bytes
 from utils.fonts import columns, drawable, shortened, wrapped
 
 INK, TRAIN, VAL, GREY = "#222222", "#8aa4c8", "#c8553d", "#777777"
+COUNTED = 40  # classes: more are shown without the counts of each cell
 LABEL, LETTER = 18, 0.085  # columns of a line of an axis label; inches of one
 CURVES = {  # a column of metrics.csv: what stands above its panel, and beside its axis
     "train_loss": ("what the training lowers", "training objective"),
@@ -109,14 +110,14 @@ def plot_confusion(path: Path, confusion: Any, classes: list[str], title: str) -
     Long names are wrapped, and those of the columns turned where they would touch."""
     names = [wrapped(drawable(name)[0], LABEL) for name in classes]
     widest = max(columns(line) for name in names for line in name.split("\n"))
-    cell = min(1.2, max(0.4, 4 / len(classes)))  # inches
+    cell = min(1.2, max(0.4, 4 / len(classes)), 40 / len(classes))  # inches
     turned = widest * LETTER > 0.85 * cell
     side, labels = cell * len(classes), widest * LETTER
     size = (side + labels + 0.9, side + (labels if turned else 0.2) + 0.9)
     figure, axis = _figure(1, 1, (max(size[0], 4.6), size[1]))
     shares = confusion / confusion.sum(axis=1, keepdims=True).clip(min=1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for label, row in enumerate(confusion):
+    for label, row in enumerate(confusion if len(classes) <= COUNTED else []):
         for prediction, count in enumerate(row):
             color = "white" if shares[label, prediction] > 0.6 else INK
             small = 10 if count < 1000 else 7

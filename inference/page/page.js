@@ -4,6 +4,7 @@ let clip = null; // a File, a Blob, or null
 let example = "";
 let recorder = null;
 let asking = null; // the AbortController of a question that is on its way
+let asked = 0; // when it was asked
 let ticket = ""; // its name at the server
 let wordsOf = null; // the sentence of the last answer
 
@@ -69,7 +70,8 @@ async function openDevice(wanted) {
     return await navigator.mediaDevices.getUserMedia(wanted);
   } catch (error) {
     const what = wanted.video ? "camera" : "microphone";
-    fail(`The browser gives no ${what}: ${error.message}. Allow it in the browser's settings.`);
+    const allow = error.name === "NotAllowedError" ? ": allow it in the browser's settings" : "";
+    fail(`The browser gives no ${what}: ${error.message}${allow}`);
     return null;
   }
 }
@@ -158,7 +160,7 @@ function showProgress(began) {
 }
 
 function cancel() {
-  if (!asking) return;
+  if (!asking || Date.now() - asked < 700) return; // the second half of a double click on Answer
   navigator.sendBeacon(`cancel/${ticket}`);
   asking.abort();
 }
@@ -169,7 +171,9 @@ async function answer(event) {
   const began = Date.now();
   const words = get("text").value;
   const mine = player() || null;
+  const offer = offerOf(); // the menu may be another one when the answer comes
   asking = new AbortController();
+  asked = began;
   ticket = newTicket();
   get("go").disabled = true;
   show("error", false);
@@ -182,8 +186,8 @@ async function answer(event) {
     wordsOf = words;
     const long = found.parts.length > 1;
     if (mine) get(long ? "player" : "preview").append(mine);
-    showFound(found, offerOf(), mine);
-    say(`Answer: ${found.head}. ${offerOf().warning || ""}`);
+    showFound(found, offer, mine);
+    say(`Answer: ${found.head}. ${offer.warning || ""}`);
     get("head").focus({ preventScroll: true });
     get("head").scrollIntoView({ block: "start" });
   } catch (error) {

@@ -101,6 +101,7 @@ function drawLine(found, player) {
   const buttons = found.parts.map((part) => {
     const button = make("button", part.label ? part.label + (part.clear ? "" : "?") : "–");
     button.type = "button";
+    if (!part.clear) button.classList.add("doubtful");
     button.style.left = share(part.start);
     button.style.width = share(first + part.end - part.start);
     button.style.background = found.colors[part.label] || "#ddd";

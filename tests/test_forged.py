@@ -1,0 +1,303 @@
+"""Files that somebody made to deceive: each is refused in one line, or read as what was checked."""
+
+from __future__ import annotations
+
+import copy
+import io
+import struct
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_untrained, write_features
+from trainings import make_run, one_step
+
+from training import checkpoint as checkpoints
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.features import read_words
+from training.optim import OPTIMIZERS
+from training.record import Record
+from utils.errors import IntegrityError
+
+# Of one zip Python's reader and torch's may find other members
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory) -> Path:
+    return write_features(tmp_path_factory.mktemp("forged") / "features", 2, modalities=("text",))
+
+
+@pytest.fixture(scope="module")
+def sound(features) -> bytes:
+    """A whole checkpoint of ours, as bytes."""
+    save_untrained(features / "a.pth", features, "text")
+    return (features / "a.pth").read_bytes()
+
+
+CALLS = b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x10\x00\x85R."
+
+
+def members_of(data: bytes) -> list[tuple[str, bytes]]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return [(info.filename, archive.read(info)) for info in archive.infolist()]
+
+
+def with_pickle(members: list[tuple[str, bytes]], pickled: bytes) -> list[tuple[str, bytes]]:
+    return [(name, pickled if name.endswith("/data.pkl") else each) for name, each in members]
+
+
+def zip_of(members: list[tuple[str, bytes]]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def other_case(data: bytes) -> bytes:
+    """torch takes the first data.pkl, in whatever capitals."""
+    members = members_of(data)
+    (name,) = (name for name, _ in members if name.endswith("/data.pkl"))
+    return zip_of([(name[:-8] + "DATA.PKL", CALLS), *members])
+
+
+def deeper(data: bytes) -> bytes:
+    """And knows no other folder than the first one."""
+    members = members_of(data)
+    (name,) = (name for name, _ in members if name.endswith("/data.pkl"))
+    moved = [(f"{name[:-8]}y/data.pkl" if each == name else each, data) for each, data in members]
+    return zip_of([(name[:-8] + "DATA.PKL", CALLS), *moved])
+
+
+@pytest.mark.parametrize("forge", [other_case, deeper])
+def test_a_second_pickle_in_capitals_is_refused(sound, tmp_path, forge):
+    path = tmp_path / "forged.pth"
+    path.write_bytes(forge(sound))
+    assert isinstance(torch.load(path, weights_only=True), bytearray)
+    with pytest.raises(IntegrityError, match=r"forged\.pth is no zip file as torch\.save") as error:
+        load_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+def two_directories(shown: bytes, hidden: bytes) -> bytes:
+    """A zip with two directories: Python reads the one at the end, torch the one that the end
+    points to."""
+    parts = []
+    for data in (hidden, shown):
+        size, start = struct.unpack("<2L", data[-10:-2])
+        parts.append((data[:start], bytearray(data[start : start + size])))
+    (first, directory), (second, last) = parts
+    assert len(directory) == len(last)
+    apart, place = len(directory) + len(second), 0
+    while place < len(last):  # where its members are, as Python corrects it by what it finds
+        lengths = struct.unpack_from("<3H", last, place + 28)
+        (offset,) = struct.unpack_from("<L", last, place + 42)
+        struct.pack_into("<L", last, place + 42, len(first) + len(directory) + offset - apart)
+        place += 46 + sum(lengths)
+    end = shown[-22:-6] + struct.pack("<LH", len(first), 0)
+    return first + directory + second + last + end
+
+
+def test_torch_loads_the_members_that_were_looked_at(sound, tmp_path):
+    members, path = members_of(sound), tmp_path / "forged.pth"
+    hidden = [*with_pickle(members, CALLS), ("archive/room", bytes(len(zip_of(members))))]
+    shown = [*members, ("archive/room", b"")]  # so that no offset is negative
+    path.write_bytes(two_directories(zip_of(shown), zip_of(hidden)))
+    assert isinstance(torch.load(path, weights_only=True), bytearray)
+    assert load_checkpoint(path)["config"]["mode"] == "text"
+
+
+def test_a_pickle_of_many_small_values_is_refused(sound, tmp_path):
+    """Each byte may be a dictionary of 64."""
+    pickled = b"\x80\x02" + b"}" * 4_000_000 + b"."
+    (tmp_path / "forged.pth").write_bytes(zip_of(with_pickle(members_of(sound), pickled)))
+    with pytest.raises(IntegrityError, match="in 4000003 bytes; the limit is 1048576"):
+        load_checkpoint(tmp_path / "forged.pth")
+
+
+def test_a_large_model_may_have_a_large_pickle(tmp_path, monkeypatch):
+    """The limit follows the file: of a hundred layers and an optimizer's state."""
+    monkeypatch.setattr(checkpoints, "MOST_PICKLED", 1000)
+    weights = {f"layer {number}": torch.zeros(5000) for number in range(50)}
+    torch.save(weights, tmp_path / "large.pth")
+    with pytest.raises(IntegrityError, match="it lacks arch"):
+        load_checkpoint(tmp_path / "large.pth")
+    torch.save({name: each[:9].clone() for name, each in weights.items()}, tmp_path / "small.pth")
+    with pytest.raises(IntegrityError, match="describes its parts"):
+        load_checkpoint(tmp_path / "small.pth")
+
+
+def test_a_checkpoint_is_in_memory_twice_at_most(features, tmp_path):
+    """Python's own memory: the file, and what is written anew of it."""
+    known = load_checkpoint(features / "a.pth")
+    known["weights"] = known["weights"] | {f"w{n}": torch.rand(500_000) for n in range(20)}
+    save_checkpoint(tmp_path / "a.pth", known)
+    size = (tmp_path / "a.pth").stat().st_size
+    tracemalloc.start()
+    load_checkpoint(tmp_path / "a.pth")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size > 40e6 and peak < 2.4 * size, (size, peak)
+
+
+# Parts that are of the wrong kind
+
+NONE = torch.zeros(0, dtype=torch.int64)
+PARTS = {
+    "fingerprints in bfloat16": ("clips", {"training": NONE.bfloat16(), "validation": NONE}),
+    "fingerprints that learn": (
+        "clips",
+        {"training": torch.zeros(1, requires_grad=True), "validation": NONE},
+    ),
+    "half a character in a class": ("classes", ["\ud800", *"abcdef"]),
+    "no settings of its words": ("features_config", {}),
+    "settings that are none": ("features_config", {"text": None}),
+    "no encoders": ("arch", {"encoders": 5, "n_classes": 7}),
+    "an encoder without a name": ("arch", {"encoders": {"text": 5}, "n_classes": 7}),
+    "a number for its data": ("data", 5),
+    "tensors for its format": ("format", torch.zeros(2, 99)),
+}
+
+
+@pytest.mark.parametrize("what", PARTS)
+def test_parts_of_another_kind_are_refused(features, sound, tmp_path, what):
+    name, value = PARTS[what]
+    save_checkpoint(tmp_path / "a.pth", load_checkpoint(features / "a.pth") | {name: value})
+    with pytest.raises(
+        IntegrityError, match=r"a\.pth .*(none of ours|how the text|another version)"
+    ) as error:
+        load_checkpoint(tmp_path / "a.pth")
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_learn_are_refused(features, sound, tmp_path):
+    """Nothing that names or copies them expects it."""
+    known = load_checkpoint(features / "a.pth")
+    known["weights"] = {name: each.requires_grad_() for name, each in known["weights"].items()}
+    save_checkpoint(tmp_path / "a.pth", known)
+    with pytest.raises(IntegrityError, match="its weights is none of ours"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_custom_feature_needs_no_settings_but_must_be_named(features, sound, tmp_path):
+    known = load_checkpoint(features / "a.pth")
+    known["arch"] = known["arch"] | {"encoders": {"mine": {"type": "VectorEncoder", "dim": 8}}}
+    save_checkpoint(tmp_path / "a.pth", known | {"features_config": {"mine": None}})
+    load_checkpoint(tmp_path / "a.pth")
+    save_checkpoint(tmp_path / "a.pth", known)
+    with pytest.raises(IntegrityError, match="how the mine that it reads is made"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+# What a run goes on from
+
+
+@pytest.fixture(scope="module")
+def stopped(features, tmp_path_factory) -> dict:
+    """The last checkpoint of a run after the first of its epochs, with the mean of its weights."""
+    folder = tmp_path_factory.mktemp("stopped")
+    run = make_run(features, folder, optim="adamw", ema=0.9, n_epoch=2)
+    record = Record(run)
+    for _ in range(3):  # an epoch has two steps
+        one_step(run, record)
+    return load_checkpoint(folder / "last.pth")
+
+
+def go_on(features: Path, folder: Path, state: dict):
+    save_checkpoint(folder / "last.pth", state)
+    return make_run(features, folder, resume=True, optim="adamw", ema=0.9, n_epoch=2)
+
+
+def test_a_stopped_run_goes_on(features, stopped, tmp_path):
+    run = go_on(features, tmp_path, stopped)
+    assert run.step == 3 and len(run.rows) == 1
+    one_step(run)
+
+
+ROW = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5}
+STATES = {  # a part -> what stands there
+    "step": ["x", -5, 10**9, True, None, 2.0],
+    "sums": [5, None, {}, {"loss": 1.0}, {"loss": "x", "right": 0, "clips": 0, "skipped": 0}],
+    "rows": [5, [5], None, [], [{}], [ROW | {"epoch": 2}], [ROW | {"val_loss": 1.0}], [ROW] * 2],
+    "best": [5, {"epoch": "x"}, {"epoch": 1}, [1]],
+    "ema": [5, None, {"x": torch.zeros(1)}, {"x": 5}],
+    "optimizer": [5, {}, {"state": {}}, {"state": 5, "param_groups": 5}, None],
+    "scaler": [5, {"scale": "x"}],
+    "weights": [{}, {"x": torch.zeros(1)}],
+}
+
+
+@pytest.mark.parametrize("part", STATES)
+def test_what_a_run_cannot_go_on_from_is_told(features, stopped, tmp_path, part):
+    for value in STATES[part]:
+        with pytest.raises(IntegrityError, match=r"last\.pth cannot be gone on from: ") as error:
+            go_on(features, tmp_path, stopped | {part: value})
+        assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+HELD = {  # what an optimizer keeps of a weight (N, M)
+    "of another shape": {"exp_avg": torch.zeros(3)},
+    "a number": {"exp_avg": 5.0},
+    "one value for many": {"exp_avg": torch.zeros(1).expand(10)},
+    "a word for its steps": {"step": "x"},
+    "fewer than no steps": {"step": torch.tensor(-5.0)},
+    "more steps than the run's": {"step": torch.tensor(99.0)},
+    "steps that are no number": {"step": torch.tensor(torch.nan)},
+}
+
+
+@pytest.mark.parametrize("what", HELD)
+def test_what_an_optimizer_keeps_fits_its_weights(features, stopped, tmp_path, what):
+    state = copy.deepcopy(stopped["optimizer"])
+    state["state"][0] |= HELD[what]
+    with pytest.raises(IntegrityError, match=r"last\.pth cannot be gone on from: "):
+        go_on(features, tmp_path, stopped | {"optimizer": state})
+
+
+def test_an_optimizer_without_a_part_is_told(features, stopped, tmp_path):
+    state = copy.deepcopy(stopped["optimizer"])
+    del state["state"][0]["exp_avg_sq"]
+    with pytest.raises(IntegrityError, match="its optimizer is none of ours"):
+        go_on(features, tmp_path, stopped | {"optimizer": state})
+
+
+def test_settings_of_an_optimizer_are_those_of_the_command(features, stopped, tmp_path):
+    state = copy.deepcopy(stopped["optimizer"])
+    (group,) = state["param_groups"]
+    group |= {"betas": "x", "eps": None, "weight_decay": "x"}
+    run = go_on(features, tmp_path, stopped | {"optimizer": state})
+    assert run.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+    one_step(run)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_optimizer_goes_on(features, tmp_path, name):
+    run = make_run(features, tmp_path, optim=name)
+    one_step(run, Record(run))
+    assert make_run(features, tmp_path, resume=True, optim=name).step == 1
+
+
+# Words of a clip
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_words_that_are_packed_as_nobody_packs_them_are_refused(tmp_path, packing):
+    """zipfile unpacks all of such a member, whatever size it is asked for."""
+    buffer, path = io.BytesIO(), tmp_path / "a.npz"
+    np.save(buffer, np.zeros((3, 4), np.float32))
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("word_embed.npy", buffer.getvalue())
+    with pytest.raises(ValueError, match="packed in a way"):
+        read_words(path)
+
+
+def test_words_are_read_from_the_member_whose_size_was_asked(features, tmp_path):
+    buffer, path = io.BytesIO(), tmp_path / "a.npz"
+    np.save(buffer, np.ones((3, 4), np.float32))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("word_embed", bytes(100 << 20))
+        archive.writestr("word_embed.npy", buffer.getvalue())
+    assert read_words(path).shape == (3, 4)
