@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from utils.plots import GREY, INK, VAL, blank_figure, png
 
 SOFT, PALE = "#8aa4c8", "#cfd6e0"
 FRAMES = 8  # of the face strip
+STRIDES = (32, 16, 8, 64)  # columns of a log-mel that a token of a backbone stands for
 UNEQUAL = 1.25  # times the mean: a frame or moment that counted more than the others
 NAME = 15  # columns of a class beside its bar
 ALONE = 8  # bars of what a part says alone
@@ -157,10 +157,11 @@ def show_spectrogram(axis: Any, prediction: ClipPrediction, name: str) -> None:
 
 
 def token_edges(width: int, tokens: int) -> np.ndarray:
-    """The columns where tokens begin and end (tokens + 1,): each stands for 2 ** n of them, the
-    last one for fewer where the width ends before."""
-    stride = 2 ** round(math.log2(width / tokens))
-    return np.arange(tokens + 1) * stride
+    """The columns where tokens begin and end (tokens + 1,): each stands for STRIDES[0] of them, or
+    another of these numbers. What is left at the end makes a token or none, as the backbone has
+    it."""
+    fits = [stride for stride in STRIDES if tokens in (width // stride, -(-width // stride))]
+    return np.arange(tokens + 1) * (fits[0] if fits else width / tokens)
 
 
 def show_words(axis: Any, prediction: ClipPrediction, name: str) -> None:

@@ -496,9 +496,11 @@ def test_names_of_clips_stay_in_the_folder_and_apart(tmp_path):
     assert sorted(names) == ["a", "a-2", "clip", "rf", "x_y_"]
 
 
-@pytest.mark.parametrize(("columns", "tokens"), [(400, 13), (48, 2), (33, 2), (96, 3)])
+@pytest.mark.parametrize(
+    ("columns", "tokens"), [(400, 13), (400, 12), (48, 2), (33, 2), (96, 3), (70, 2)]
+)
 def test_the_line_over_a_spectrogram_stands_where_its_tokens_do(columns, tokens):
-    """A backbone makes a token of each 32 columns, the last one of what is left."""
+    """A backbone makes a token of each 32 columns; some make one of what is left."""
     assert token_edges(columns, tokens).tolist() == [32 * k for k in range(tokens + 1)]
 
 

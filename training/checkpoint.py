@@ -252,11 +252,10 @@ def _check_content(checkpoint: Any, path: Path) -> None:
     for name, setting in ALL_SETTINGS.items():
         if name in config and not setting.allows(config[name]):
             raise IntegrityError(f"{path} is no checkpoint of train.py: {name} {config[name]!r}")
-    made = parts["features_config"]  # what it does not name, nobody would compare
     for kind in map(modality, parts["arch"]["encoders"]):
-        if kind.folder not in made or (kind.made_by_preprocess and made[kind.folder] is None):
-            name = in_short(kind.folder)
-            raise IntegrityError(f"{path} does not say how the {name} that it reads is made")
+        # what it does not name nobody would compare; a custom feature has no settings
+        if kind.made_by_preprocess and not parts["features_config"].get(kind.folder):
+            raise IntegrityError(f"{path} does not say how the {kind.folder} it reads was made")
     outputs = parts["arch"].get("n_classes")
     if outputs != len(classes):
         raise IntegrityError(f"{path}: {outputs} outputs for the {len(classes)} classes {classes}")

@@ -136,19 +136,34 @@ def _is_optimizer(value: Any) -> bool:
 def check_optimizer(optimizer: Optimizer, name: str, steps: int, path: Path) -> None:
     """IntegrityError unless it holds of each parameter what one of this `name` does after some of
     the `steps` that are done."""
-    probe = torch.nn.Parameter(torch.zeros(2, 3))
-    probe.grad = torch.zeros(2, 3)
-    other = make_optimizer(name, [probe], 0.1, 0.0)
-    other.step()
-    like = other.state[probe]
-    large = {key for key, each in like.items() if _kind(each) == _kind(probe)}
+    like: dict[torch.Size, dict[str, Any]] = {}
     for parameter in chain.from_iterable(group["params"] for group in optimizer.param_groups):
-        held = optimizer.state.get(parameter, {})
-        wanted = {key: parameter if key in large else each for key, each in like.items()}
-        alike = all(_kind(held.get(key)) == _kind(each) for key, each in wanted.items())
-        if held and not (alike and all(0 <= held[key] <= steps for key in {*wanted} - large)):
+        held, shape = optimizer.state.get(parameter), parameter.shape
+        if not held:  # it has had no gradient
+            continue
+        if shape not in like:
+            like[shape] = _after_a_step(name, shape)
+        fits = all(_is_alike(held.get(key), each) for key, each in like[shape].items())
+        if fits and "step" in like[shape]:
+            fits = type(held["step"]) is type(like[shape]["step"]) and 0 <= held["step"] <= steps
+        if not fits:
             raise unusable(path, "its optimizer is none of ours")
 
 
-def _kind(value: Any) -> Any:
-    return (value.dtype, value.shape) if isinstance(value, Tensor) else type(value)
+def _after_a_step(name: str, shape: torch.Size) -> dict[str, Any]:
+    """What an optimizer holds of a parameter of this shape."""
+    parameter = torch.nn.Parameter(torch.zeros(shape))
+    parameter.grad = torch.zeros(shape)
+    optimizer = make_optimizer(name, [parameter], 0.1, 0.0)
+    optimizer.step()
+    return optimizer.state[parameter]
+
+
+def _is_alike(value: Any, like: Any) -> bool:
+    """Tensors of one kind, or both one number, in a tensor or not."""
+    if isinstance(value, Tensor) and isinstance(like, Tensor):
+        return value.dtype == like.dtype and value.shape == like.shape
+    return all(
+        each.numel() == 1 if isinstance(each, Tensor) else isinstance(each, int | float)
+        for each in (value, like)
+    )

@@ -157,9 +157,9 @@ def read_csv(path: Path) -> Any:
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file; UsageError names the file when it is missing, damaged or a pipe."""
-    if Path(path).exists() and not is_file(Path(path)):  # a pipe would wait for ever
-        raise UsageError(f"cannot read {path}: no regular file")
     try:
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would wait for ever
+            raise UsageError(f"cannot read {path}: no regular file")
         return json.loads(Path(path).read_bytes(), object_pairs_hook=_without_doubles)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
