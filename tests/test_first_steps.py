@@ -310,7 +310,7 @@ def test_messages_of_the_page_name_no_folder():
     service = Service.__new__(Service)
     service.models, service.examples, service.word_vectors = {}, {}, None
     said = {
-        "no encoder hf:/home/anna/secret/enc: no": "no encoder hf:enc: no",
+        "no encoder hf:/srv/models/enc: no": "no encoder hf:enc: no",
         "see https://a.org/b/c.html": "see https://a.org/b/c.html",
         "no /srv/a/b.mp4 here": "no b.mp4 here",
     }
