@@ -204,7 +204,7 @@ def create_model(
         same = checkpoint["classes"] == list(classes)
         has_head = any(key.startswith(f"heads.{name}.") for key in checkpoint["weights"])
         but = "" if same else f", all but the last layer: its classes are {checkpoint['classes']}"
-        if same and f"heads.{name}" in dict(model.named_modules()) and not has_head:
+        if same and name in model.heads and not has_head:
             but = ", all but the last layer: it has none for this input alone"
         if anew := transfer_weights(
             model, arch, config, name, path, checkpoint, head=same and has_head
