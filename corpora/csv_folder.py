@@ -15,6 +15,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -23,7 +25,7 @@ import pandas as pd
 from corpora.manifest import OTHER_MACHINE, SPLITS, Clip, Failure, Listing, check_listing
 from corpora.merc2020 import CLASSES
 from corpora.splits import assign_folds
-from utils.errors import UsageError
+from utils.errors import UsageError, listed
 from utils.files import is_file
 from utils.sheet import SEPARATOR_LINE
 
@@ -37,12 +39,16 @@ def list_clips(data_dir: Path) -> Listing:
     """One clip for each row of `manifest.csv`; text is expected when any clip has word vectors."""
     table = read_manifest(data_dir / "manifest.csv")
     clips, failures = [], []
-    for row in table.to_dict("records"):
+    lines = defaultdict(list)  # of the clips in the file
+    for line, row in zip(table.index, table.to_dict("records"), strict=True):
         clip = clip_from_row(row, data_dir)
+        lines[clip.clip_id, clip.media].append(str(line))
         if not row["media"]:
-            failures.append(Failure("", data_dir, "list", "E_MISSING", "a row without media"))
+            reason = f"manifest.csv line {line} names no media"
+            failures.append(Failure("", data_dir, "list", "E_MISSING", reason))
         elif OF_WINDOWS.match(row["media"]) and not is_file(clip.media):
-            name, reason = PureWindowsPath(row["media"]).stem, OTHER_MACHINE.format(data_dir)
+            reason = f"{OTHER_MACHINE.format(data_dir)} (manifest.csv line {line})"
+            name = PureWindowsPath(row["media"]).stem
             failures.append(Failure(name, Path(row["media"]), "list", "E_ID", reason))
         else:
             clips.append(clip)
@@ -52,10 +58,14 @@ def list_clips(data_dir: Path) -> Listing:
             classes=read_classes(data_dir / "classes.txt"),
             modalities=("speech", "video", "text") if has_words else ("speech", "video"),
             clips=clips,
-            failures=failures,
             sheets=sorted(data_dir.glob("test[0-9].csv")),
         )
     )
+    for each in listing.failures:
+        found = lines[each.clip_id, each.media]
+        place = f"manifest.csv line{'s' if len(found) > 1 else ''} {listed(found, 3)}"
+        failures.append(replace(each, reason=f"{each.reason} ({place})"))
+    listing.failures = failures
     if "fold" not in table.columns:
         listing.clips = assign_folds(listing.clips)
     return listing
@@ -95,22 +105,23 @@ def read_manifest(
     """The table as text (ids keep their leading zeros); UsageError when it is not usable.
 
     Commas, semicolons or tabs between fields; spaces around them and capitals of the header do not
-    count. A field may be missing at the end of a line, none may be there too many.
+    count. A field may be missing at the end of a line, none may be there too many. The index is the
+    line of the file that a row begins in.
     """
     text = _read_text(path, needed, encoding_errors)
     skipped = SEPARATOR_LINE.match(text)
     text = text[skipped.end() :] if skipped else text
     separator = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows, above = [], 1 if skipped else 0
+    line = above + 1
     try:
-        lines = 1 if skipped else 0
-        rows = [
-            (reader.line_num + lines, [field.strip() for field in row])
-            for row in reader
-            if any(row)
-        ]
+        for row in reader:
+            if any(row):
+                rows.append((line, [field.strip() for field in row]))
+            line = above + reader.line_num + 1
     except csv.Error as error:
-        raise UsageError(f"cannot read {path}: line {reader.line_num}: {error}") from error
+        raise UsageError(f"cannot read {path}: line {line}: {error}") from error
     header = [name.casefold() for name in rows[0][1]] if rows else []
     if missing := [column for column in needed if column.casefold() not in header]:
         has = ", ".join(header) or "nothing"
@@ -119,16 +130,16 @@ def read_manifest(
     columns = [spelled.get(name, name) for name in header]
     if len({*columns}) < len(columns):
         raise UsageError(f"{path} names a column twice: {', '.join(columns)}")
-    filled = []
+    filled = {}
     for line, row in rows[1:]:
         if any(row[len(columns) :]):
             raise UsageError(
                 f"{path} line {line}: {len(row)} fields, the header has {len(columns)}; "
                 f"a text that holds {separator!r} needs double quotes"
             )
-        filled.append((row + [""] * len(columns))[: len(columns)])
+        filled[line] = (row + [""] * len(columns))[: len(columns)]
     # objects: pyarrow, where it is installed, takes no text that is not UTF-8
-    return pd.DataFrame(filled, columns=columns, dtype=object)
+    return pd.DataFrame([*filled.values()], [*filled], columns, dtype=object)
 
 
 def _read_text(path: Path, needed: tuple[str, ...], encoding_errors: str) -> str:

@@ -279,7 +279,7 @@ def test_tables_as_spreadsheets_write_them(tmp_path, table):
         (b"media,split,emotion,transcript\na.mp4,train,hap,hi, you\n", "line 2: 5 fields.*quotes"),
         (b"media,split,emotion,emotion\na.mp4,train,hap,sad\n", "a column twice"),
         (b"media,split,emotion\n\xff.mp4,train,hap\n", "save it as CSV UTF-8"),
-        (b'media,split,emotion\n"a.mp4,train,hap\n', "line 2"),
+        (b'sep=,\nmedia,split,emotion\n"a.mp4,train,hap\n\n', "line 3"),
         (b"media,split\na.mp4,train\n", "no column emotion; it has media, split"),
         (b"", "it has nothing"),
     ],
@@ -304,6 +304,19 @@ def test_reasons_name_the_remedy(tmp_path):
     reasons = {failure.clip_id: failure.reason for failure in listing.failures}
     assert "column clip_id" in reasons["x"] and "is not one of hap ang" in reasons["y"]
     assert "listed 2 times" in reasons["z"]
+
+
+def test_rejected_rows_are_told_with_their_lines(tmp_path):
+    rows = 'ok.mp4,val,hap,"two\nlines"\n\ny.mp4,val,glad\n,val,hap\nC:\\w.mp4,val,hap\n'
+    rows += "".join(f"z.mp4,val,{label}\n" for label in CLASSES[:5])
+    listing = csv_corpus(tmp_path, f"sep=,\nmedia,split,emotion,transcript\n{rows}")
+    told = {(each.clip_id, each.reason.partition("line")[2]) for each in listing.failures}
+    assert len(listing.clips) == 1 and told == {
+        ("y", " 6)"),
+        ("", " 7 names no media"),
+        ("w", " 8)"),
+        ("z", "s 9, 10, 11 and 2 more)"),
+    }
 
 
 @pytest.mark.parametrize(
