@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,14 +14,8 @@ import numpy as np
 
 from corpora.manifest import Clip, relative
 from extract import RANGES, audio, detector, encoders, faces, vectors, words
-from extract.media import (
-    PICTURES,
-    entry_before,
-    is_deep_grey,
-    is_plain,
-    leads_to,
-    scan_pictures,
-)
+from extract.media import scan_pictures
+from extract.revisions import REVISION, is_current
 from utils.config import device_name
 from utils.errors import ClipError
 from utils.files import (
@@ -36,16 +30,9 @@ from utils.files import (
 )
 from utils.guard import Limits, guarded, lift_memory_limit
 
-# Which features still count when the code that makes them has changed? Raise one of these:
-# SCHEMA where the features of ordinary clips change: all are made anew, days for a large corpus.
-# REVISION where only those of odd clips change: a record of an earlier one is looked at once, and
-# `_is_current` tells whether this clip is odd. 1: sound is laid at its timestamps, and what an edit
-# list hides is not there. 2: pixels that are not square, mirrored and still pictures, the track
-# that players take, channels that cancel each other out. 3: grey of 16 bits, entry points a few
-# frames apart. Looking costs one reading of the sound, from 2 on of the picture's packets; failures
-# are tried again.
+# Raise this where the code makes other features of ordinary clips: all are made anew, days for a
+# large corpus. Where only those of odd clips change, raise REVISION of extract/revisions.py.
 SCHEMA = 2
-REVISION = 3
 # What a clip may do without, with --partial: there is no sound, face or word in it. What is damaged
 # is rejected all the same.
 LACKING = {
@@ -53,8 +40,8 @@ LACKING = {
     "video": ("E_NOVIDEO", "E_NOFACE"),
     "text": ("E_MISSING", "E_SHORT"),
 }
+LACKING_WORDS = ("E_SHORT",)  # of an encoder
 OUTSIDE = ("E_MISSING", "E_PERM", "E_READ")  # these say nothing about the file, and may pass
-SPEECH_SPAN = ("speech_start", "speech_end")
 EMPTY: dict[str, Any] = {"stages": {}, "failure": None}  # the record of a clip without any
 
 
@@ -172,6 +159,11 @@ def make_encoding(name: str, clip: Clip, job: Job, facts: dict, file: BinaryIO) 
     return {}
 
 
+def stage_names(job: Job) -> list[str]:
+    """Ours, then those of the encoders whose settings are known: none needs a later one."""
+    return [*STAGES, *(name for name in job.settings if name not in STAGES)]
+
+
 def stage_named(name: str, job: Job) -> Stage:
     """A stage of ours, or the one that an encoder of the job makes."""
     if name in STAGES:
@@ -249,100 +241,67 @@ def process_clip(clip: Clip, job: Job) -> dict:
     back in its place, asks for it.
     """
     path = record_path(job.features_dir, clip)
-    stored = read_record(path)
-    before = stored
-    revision: int | None = REVISION
-    if stored.get("revision") != REVISION:
-        before, revision = _of_this_revision(stored, clip, job)
-    record: dict[str, Any] = {"stages": {}, "failure": None, "revision": revision}
-    failures = [before["failure"]] if before["failure"] else []
-    failures += before.get("missing", [])
+    before, revision = _of_this_revision(read_record(path), clip, job)
+    names = stage_names(job)
+    stages = {name: entry for name, entry in before["stages"].items() if _is_there(job, clip, name)}
+    failure = None
     missing: dict[str, dict] = {}  # stage -> why the clip does without
     facts: dict[str, Any] = {}
     keys: dict[str, str] = {}
-    made = False
-    for name in [*STAGES, *(name for name in job.settings if name not in STAGES)]:
-        old = before["stages"].get(name)
-        if name not in job.modalities or record["failure"]:
-            if old and _is_there(job, clip, name):
-                record["stages"][name] = old
-            continue
-        if lost := [missing[need] for need in stage_named(name, job).needs if need in missing]:
-            missing[name] = lost[0] | {"stage": name}
-            continue
+    for name in (name for name in names if name in job.modalities):
         key = _stage_key(name, clip, job, keys)
-        known = [each for each in failures if each["stage"] == name and each["key"] == key]
-        failure = known[0] if known and not _try_again(known[0], job) else None
-        if not (failure or (old and old["key"] == key and _is_there(job, clip, name))):
+        lost = [missing[need] for need in stage_named(name, job).needs if need in missing]
+        why = lost[0] | {"stage": name} if lost else _failed_before(name, key, before, job)
+        if not why and stages.get(name, {}).get("key") != key:
             try:
-                old, made = _supervised(_write, name, clip, job, facts, key), True
+                stages[name] = _supervised(name, clip, job, _write, name, clip, job, facts, key)
             except ClipError as error:
                 reason = {"stage": name, "code": error.code, "reason": error.reason}
-                failure = {"key": key, **reason, "limits": limits_of(job)}
-        lacking = LACKING.get(name, ("E_SHORT",))  # of an encoder of words
-        if failure and not (job.partial and failure["code"] in lacking):
-            record["failure"] = failure
-            if old and _is_there(job, clip, name):
-                record["stages"][name] = old
-        elif failure:
-            missing[name] = failure
-        else:
+                why = {"key": key, **reason, "limits": limits_of(job)}
+        if not why:
             keys[name] = key
-            record["stages"][name] = old
-            facts |= old["facts"]
+            facts |= stages[name]["facts"]
+        elif lost or (job.partial and why["code"] in LACKING.get(name, LACKING_WORDS)):
+            missing[name] = why
+            stages.pop(name, None)
+        else:
+            failure = why
+            break
+    if missing and all(name in missing for name in job.modalities):
+        failure = next(iter(missing.values()))
+    record: dict[str, Any] = {"stages": {name: stages[name] for name in names if name in stages}}
+    record |= {"failure": failure, "revision": revision}
     if missing:
         record["missing"] = [*missing.values()]
-        if all(name in missing for name in job.modalities):
-            record["failure"] = record["missing"][0]
-    if made or record != stored:
+    if record != read_record(path):
         write_json(path, record | {"digest": digest(record)})
     return record
 
 
+def _failed_before(name: str, key: str, before: dict, job: Job) -> dict | None:
+    """Why an earlier run could not make the same, where trying again would change nothing."""
+    for failure in (before["failure"], *before.get("missing", ())):
+        if failure and (failure["stage"], failure["key"]) == (name, key):
+            return None if _try_again(failure, job) else failure
+    return None
+
+
 def _of_this_revision(record: dict, clip: Clip, job: Job) -> tuple[dict, int | None]:
-    """What still counts of a record that an earlier revision wrote, and of which one it is now."""
+    """What still counts of a record, and of which revision it is now."""
+    since = record.get("revision")
+    if since == REVISION:
+        return record, since
     again = {**record, "failure": None, "missing": []}  # what failed then may be read now
-    if record["stages"].keys() & {"speech", "video"}:
-        since = record.get("revision")
-        try:
-            if not _supervised(_is_current, "speech", clip, job, record["stages"], since):
-                return EMPTY, REVISION
-        except ClipError as error:  # the stages will say it
-            if error.code in OUTSIDE:
-                return again, since  # looked at when the file is back
-            return EMPTY, REVISION
-    return again, REVISION
-
-
-def _is_current(stage: str, clip: Clip, job: Job, stages: dict, since: int | None) -> bool:
-    """Whether this revision makes the same features of the clip as the code of revision `since`."""
-    if "video" in stages and not _shows_the_same(clip, job, stages):
-        return False
-    if since == 2:
-        return True
-    if "video" in stages and not is_plain(clip.media):
-        return False
-    if "speech" in stages:
-        sound = audio.read_mono(clip.media)
-        first = sound.track == min(audio.sound_tracks(clip.media))
-        return first and sound.channel == audio.MEAN and sound.gaps == 0
-    return not scan_pictures(clip.media).hides  # the face is looked for in the whole picture
-
-
-def _shows_the_same(clip: Clip, job: Job, stages: dict) -> bool:
-    """Whether the pictures are read as revision 2 read them."""
-    if clip.media.suffix.lower() in PICTURES:
-        return not is_deep_grey(clip.media)
-    pictures = scan_pictures(clip.media)
-    spans = [clip.span or (pictures.start, pictures.end)]
-    if "speech" in stages:
-        spans.append(tuple(stages["speech"]["facts"][name] for name in SPEECH_SPAN))
-    for start, end in spans:
-        time = faces.sample_times(start, end, job.settings["video"]["face_fps"])[0]
-        entry = entry_before(clip.media, pictures, time)
-        if entry is not None and not leads_to(clip.media, entry, time):
-            return False
-    return True
+    if not record["stages"].keys() & {"speech", "video"}:
+        return again, REVISION
+    try:
+        asked = clip, record["stages"], since, job.settings
+        same = _supervised("speech", clip, job, is_current, *asked)
+    except ClipError as error:
+        if error.code in OUTSIDE:
+            return again, since  # looked at when the file is back
+        same = False  # the stages will say it
+    return (again if same else EMPTY), REVISION
 
 
 def limits_of(job: Job) -> list[float]:
@@ -377,9 +336,7 @@ def remove_changed(clip: Clip, job: Job) -> list[Path]:
     if unknown and any(place.is_file() for place in places):
         changed.append(path)
     gone: set[str] = set()
-    for name in [*STAGES, *(name for name in job.settings if name not in STAGES)]:
-        if name not in record["stages"]:
-            continue
+    for name in (name for name in stage_names(job) if name in record["stages"]):
         # what another run asked for is not read, but is not left behind what it was made from
         same = gone.isdisjoint(stage_named(name, job).needs)
         if same and name in job.modalities:
@@ -405,14 +362,13 @@ def _is_as_made(name: str, clip: Clip, job: Job, entry: dict) -> bool:
     return True
 
 
-def _supervised(function: Callable, name: str, clip: Clip, job: Job, *args: Any) -> Any:
-    """`function(name, clip, job, *args)` for a stage; in a process of its own if asked."""
+def _supervised(name: str, clip: Clip, job: Job, function: Callable, *args: Any) -> Any:
+    """`function(*args)`, which does what a stage does; in a process of its own if asked."""
     stage = stage_named(name, job)
     reads_file = isinstance(stage.source(clip), Path)  # words of a table can do no harm
     if not (job.clip_seconds and stage.supervised and (reads_file or stage.needs)):
-        return function(name, clip, job, *args)
-    limits = limits_for(stage.source(clip), job)
-    return guarded(function, name, clip, job, *args, limits=limits)
+        return function(*args)
+    return guarded(function, *args, limits=limits_for(stage.source(clip), job))
 
 
 def limits_for(source: Path | str | None, job: Job) -> Limits:
@@ -442,14 +398,13 @@ def is_new(features_dir: Path, clip: Clip) -> bool:
 def _write(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
     """Make one stage's file; what the record says of it."""
     stage, path = stage_named(name, job), feature_path(job.features_dir, clip, name)
-    if stage.libraries:
-        _limit_threads(job.threads, stage.libraries)
     if "torch" in stage.libraries and device_name(job.device) != "cpu":
         lift_memory_limit()
     made: dict[str, Any] = {}
 
     def write(file: BinaryIO) -> None:
-        made.update(stage.make(clip, job, facts, file))
+        with limited_threads(job.threads, stage.libraries):
+            made.update(stage.make(clip, job, facts, file))
         _withdraw(name, clip, job, key)
 
     write_atomic(path, write)
@@ -507,24 +462,36 @@ def _is_there(job: Job, clip: Clip, stage: str) -> bool:
     return feature_path(job.features_dir, clip, stage).is_file()
 
 
-@lru_cache(maxsize=1)  # not again for every clip
-def _limit_threads(threads: int, libraries: tuple[str, ...]) -> None:
+@contextlib.contextmanager
+def limited_threads(threads: int, libraries: tuple[str, ...]) -> Iterator[None]:
     """Without it every worker's BLAS and OpenMP wait in busy loops for all cores.
 
     BLAS gets one thread: its matrices are small here, a second one makes a clip slower. Sound alone
-    does not load what pictures need.
+    does not load what pictures need. Afterwards the process has its own numbers again: it may be
+    one that uses `Predictor` beside other work.
     """
+    if not libraries:
+        yield
+        return
     from threadpoolctl import threadpool_limits
 
-    threadpool_limits(1)
+    setters: list[tuple[Callable[[int], Any], int]] = []
     if "torch" in {*libraries, *sys.modules}:
         import torch
 
-        torch.set_num_threads(threads)
+        setters.append((torch.set_num_threads, torch.get_num_threads()))
     if "cv2" in {*libraries, *sys.modules}:
         import cv2
 
-        cv2.setNumThreads(threads)
+        setters.append((cv2.setNumThreads, cv2.getNumThreads()))
+    with threadpool_limits(1):
+        try:
+            for put, _ in setters:
+                put(threads)
+            yield
+        finally:
+            for put, own in setters:
+                put(own)
 
 
 def warm_up(job: Job) -> None:

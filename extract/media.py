@@ -394,11 +394,11 @@ def frames_at(
         return
     pictures = scan_pictures(path)
     entry = entry_before(path, pictures, times[0])
-    leads = entry is not None and leads_to(path, entry, times[0])
+    leads = leads_to(path, entry, times[0])
     with open_media(path) as container:
         stream = video_stream(container, path)
         stream.thread_type, stream.codec_context.thread_count = "AUTO", threads
-        if leads:
+        if entry is not None and leads:
             container.seek(entry, stream=stream)
         shown, scale = None, scaler(threads)
         for frame in container.decode(stream):
@@ -423,10 +423,13 @@ def entry_before(path: Path, pictures: Pictures, time: float) -> int | None:
     return entries[-1] if sure else None
 
 
-def leads_to(path: Path, entry: int, time: float) -> bool:
-    """Whether decoding from an entry point on gives what is on screen at `time`. The index counts
-    in the order of decoding: where that is another one, as a few frames apart, and nothing in the
-    file makes up for it (fragments, no edit list) the frames begin behind it."""
+def leads_to(path: Path, entry: int | None, time: float) -> bool:
+    """Whether decoding from an entry point on gives what is on screen at `time`; from the beginning
+    (None) it does. The index counts in the order of decoding: where that is another one, as a few
+    frames apart, and nothing in the file makes up for it (fragments, no edit list) the frames begin
+    behind it."""
+    if entry is None:
+        return True
     with open_media(path) as container:
         stream = video_stream(container, path)
         container.seek(entry, stream=stream)

@@ -27,7 +27,7 @@ from scipy.io import wavfile
 from corpora.manifest import Clip
 from extract import audio, detector, faces
 from extract.audio import denoise, extract_speech, log_mel_spectrogram, read_mono
-from extract.clip import SETTINGS, Job, process_clip
+from extract.clip import SETTINGS, STAGES, Job, process_clip
 from extract.detector import Track, detect, overlap, square
 from extract.faces import sample_times
 from extract.media import frames_at, open_media, scan_pictures
@@ -450,6 +450,34 @@ def test_pictures_of_an_earlier_revision_are_made_anew_only_where_they_were_wron
         (tmp_path / "away").rename(clip.media)
         assert process_clip(clip, job) == made
         assert (file.stat().st_mtime > 1) == anew
+
+
+def test_a_stage_leaves_its_process_the_threads_that_it_had(tmp_path, monkeypatch):
+    """Predictor extracts in the process of those who use it."""
+    import cv2
+    from threadpoolctl import threadpool_info
+
+    def threads() -> list:
+        pools = [(pool["filepath"], pool["num_threads"]) for pool in threadpool_info()]
+        return [torch.get_num_threads(), cv2.getNumThreads(), pools]
+
+    def make(*_):
+        inside.append(threads())
+        raise ClipError("E_NOFACE", "no face")
+
+    inside: list = []
+    monkeypatch.setitem(STAGES, "video", STAGES["video"]._replace(make=make))
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(5)
+    cv2.setNumThreads(7)
+    try:
+        own = threads()
+        job = Job(tmp_path, ("video",), SETTINGS, threads=3)
+        assert process_clip(Clip("a", "train", tmp_path / "a.png"), job)["failure"]
+        assert threads() == own and inside[0][:2] == [3, 3]
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 # --- picture ------------------------------------------------------------------------------------
