@@ -7,30 +7,18 @@ import json
 from conftest import make_clip, moving_picture, run_script, tone
 
 HEAVY = (
-    *(
-        "torch",
-        "torchvision",
-        "facenet_pytorch",
-        "librosa",
-        "scipy",
-        "sklearn",
-        "joblib",
-        "skimage",
-    ),
-    *("matplotlib", "pandas", "timm", "transformers", "albumentations", "cv2"),
+    *("torch", "torchvision", "facenet_pytorch", "librosa", "scipy", "sklearn", "joblib"),
+    *("skimage", "matplotlib", "pandas", "timm", "transformers", "albumentations", "cv2"),
 )
-SHOW = """
-import json, sys
-{}
-print(json.dumps([name for name in json.loads(sys.argv[1]) if name in sys.modules]))
-"""
+SHOW = "print(json.dumps([name for name in HEAVY if name in sys.modules]))"
 
 
-def loaded_by(code: str) -> set[str]:
-    """The packages of HEAVY that a process has loaded behind this code."""
-    run = run_script("-c", SHOW.format(code), json.dumps(HEAVY))
+def loaded_by(*steps: str) -> list[set[str]]:
+    """The packages of HEAVY that one process has loaded behind each of these pieces of code."""
+    code = f"import json, sys\nHEAVY = {HEAVY}\n"
+    run = run_script("-c", code + "".join(f"{step}\n{SHOW}\n" for step in steps))
     assert run.returncode == 0, run.stderr
-    return set(json.loads(run.stdout.splitlines()[-1]))
+    return [set(json.loads(line)) for line in run.stdout.splitlines() if line.startswith("[")]
 
 
 def test_the_parent_of_preprocess_loads_tables_alone(tmp_path):
@@ -38,40 +26,39 @@ def test_the_parent_of_preprocess_loads_tables_alone(tmp_path):
     clip.with_name("manifest.csv").write_text("media,split,emotion\na.mp4,test,\n")
     flags = ["--corpus", "csv", "--data_dir", str(clip.parent), "--workers", "2"]
     flags += ["--modalities", "speech", "--features_dir", str(tmp_path / "features")]
-    run = f"flags, sys.argv[1:] = {flags}, [sys.argv[1]]\nimport preprocess\n"
-    run += "given, sys.argv[1:] = sys.argv[1:], flags\npreprocess.main()\nsys.argv[1:] = given"
-    assert loaded_by(run) == {"pandas"}
+    run = f"import preprocess\nsys.argv[1:] = {flags}\npreprocess.main()"
+    assert loaded_by(run) == [{"pandas"}]
     assert (tmp_path / "features" / "test" / "speech" / "a.npy").is_file()
 
 
-def test_the_processes_that_read_clips_load_what_these_need():
-    code = "from extract.clip import libraries_of\n"
-    code += "for name in libraries_of({}): __import__(name)"
-    code += "\nassert 'torch._dynamo' not in sys.modules, 'the compiler takes seconds'"
-    assert loaded_by(code.format("('speech', 'wave', 'text')")) == {"librosa", "scipy", "joblib"}
-    pictures = {"torch", "torchvision", "facenet_pytorch", "cv2"}
-    assert loaded_by(code.format("('video',)")) == pictures
-
-
-def test_a_prediction_begins_with_what_its_model_needs():
-    assert loaded_by("import predict") == set()
-    assert loaded_by("import inference.predictor") == {"torch", "pandas", "scipy"}
-
-
-COMPILED = """
-import torch
+LIBRARIES = """
+from extract.clip import libraries_of
+for name in libraries_of({}): __import__(name)
+assert 'torch._dynamo' not in sys.modules, 'the compiler takes seconds'
+"""
+COMPILER = """
+import importlib
 from extract import networks
-networks.sys.modules.update({name: networks.Later(name) for name in networks.COMPILER})
-from torch._dynamo.utils import is_compile_supported, counters
+asked = importlib.import_module("torchvision.ops.roi_align").is_compile_supported
+assert asked is networks.is_compile_supported
+with networks.without_compiler():
+    from torch._dynamo.utils import counters
 assert type(counters).__name__ == "defaultdict", "what else is asked is answered at once"
-assert networks.importlib.import_module("torchvision.ops").roi_align.__globals__[
-    "is_compile_supported"]("cpu") == is_compile_supported("cpu") == True
+from torch._dynamo.utils import is_compile_supported
+assert is_compile_supported is not asked and asked("cpu") == is_compile_supported("cpu") == True
 assert torch.compile(torch.nn.Linear(8, 2), backend="eager")(torch.rand(3, 8)).shape == (3, 2)
 """
 
 
-def test_the_compiler_is_loaded_when_it_is_needed():
-    assert "torchvision" in loaded_by(COMPILED)
+def test_the_processes_that_read_clips_load_what_these_need():
+    """And the compiler when it is asked for."""
+    sounds, pictures = (
+        LIBRARIES.format("('speech', 'wave', 'text')"),
+        LIBRARIES.format("('video',)"),
+    )
+    heard, seen, _ = loaded_by(sounds, pictures, f"import torch{COMPILER}")
+    assert heard == {"librosa", "scipy", "joblib"}
+    assert seen == heard | {"torch", "torchvision", "facenet_pytorch", "cv2"}
 
 
 OPTIMIZED = """
@@ -83,9 +70,12 @@ layer(torch.ones(3, 8)).sum().backward()
 optimizer.step()
 optimizer.zero_grad()
 optimizer.load_state_dict(optimizer.state_dict())
-assert "torch._dynamo" not in sys.modules
+assert "torch._dynamo" not in sys.modules, "the compiler takes seconds"
 """
 
 
-def test_a_training_loads_no_compiler():
-    assert "torch" in loaded_by(OPTIMIZED)
+def test_commands_predictions_and_trainings_begin_with_what_they_need():
+    started, predicting, _ = loaded_by(
+        "import predict, preprocess, extract.clip", "import inference.predictor", OPTIMIZED
+    )
+    assert started == set() and predicting == {"torch", "pandas", "scipy"}
