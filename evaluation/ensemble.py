@@ -33,7 +33,7 @@ from training.checkpoint import (
 from training.data import ClipDataset
 from training.features import Features, comparable
 from training.inference import Views
-from training.modalities import MODALITIES
+from training.modalities import MODALITIES, modality
 from training.tasks import Task, task_of
 from utils.errors import IntegrityError, UsageError, listed, one_of
 
@@ -165,6 +165,7 @@ def load_member(path: Path, run: Path, features: Features) -> Member:
     made, here = (
         comparable(each) for each in (checkpoint["features_config"], features.config_for(inputs))
     )
+    made = dict.fromkeys(modality(name).folder for name in inputs) | made  # None: another tool's
     # A face that was learnt without sound, as from still pictures, is known while somebody speaks.
     check_match(path, "features", made, {name: here[name] for name in here if name in made})
     return member

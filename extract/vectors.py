@@ -20,9 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from extract.words import Vectors, candidates, read_header
+from extract.words import Vectors, candidates
 from utils.errors import UsageError, in_short
-from utils.files import DAMAGED, check_packing, digest, is_file, sha256, write_atomic
+from utils.files import (
+    DAMAGED,
+    check_packing,
+    digest,
+    is_file,
+    read_array,
+    read_header,
+    sha256,
+    write_atomic,
+)
 
 Rows = Iterator[tuple[bytes, np.ndarray]]  # word, (D,)
 STORE = "word_vectors.npz"  # below features/: the vectors of the corpus' words, and their origin
@@ -108,12 +117,23 @@ def _origin(store: Path) -> dict[str, Any]:
     if not is_file(store):  # reading a pipe would wait for ever
         return {}
     try:
-        with np.load(store, allow_pickle=False) as archive:
-            check_packing(archive.zip.infolist(), (zipfile.ZIP_STORED,))  # as `gather` writes it
-            words, values, origin = (archive[name] for name in ("words", "vectors", "origin"))
-            return json.loads(origin.item()) if len(words) == len(values) else {}
+        origin = json.loads(_arrays(store)[2].item())
+        return origin if isinstance(origin["sha256"], str) else {}
     except DAMAGED:
         return {}
+
+
+def _arrays(store: Path) -> tuple[np.ndarray, ...]:
+    """Words (V,), vectors (V, D) and origin of a store; any of DAMAGED for none of ours."""
+    with zipfile.ZipFile(store) as archive:
+        check_packing(archive.infolist(), (zipfile.ZIP_STORED,))  # as `gather` writes it
+        names = ("words", "vectors", "origin")
+        words, vectors, origin = (read_array(archive, name) for name in names)
+    if words.ndim != 1 or words.dtype.kind != "U" or vectors.dtype != np.float32:
+        raise ValueError(f"its words are {words.dtype}, its vectors {vectors.dtype}")
+    if vectors.ndim != 2 or len(words) != len(vectors):
+        raise ValueError(f"it holds {len(words)} words, and vectors {vectors.shape}")
+    return words, vectors, origin
 
 
 def open_store(features_dir: Path) -> Vectors:
@@ -124,9 +144,8 @@ def open_store(features_dir: Path) -> Vectors:
 
 @lru_cache(maxsize=1)
 def _read_store(store: Path, version: int) -> Vectors:
-    with np.load(store, allow_pickle=False) as archive:
-        check_packing(archive.zip.infolist(), (zipfile.ZIP_STORED,))
-        return dict(zip(archive["words"].tolist(), archive["vectors"], strict=True))
+    words, vectors, _ = _arrays(store)
+    return dict(zip(words.tolist(), vectors, strict=True))
 
 
 def read_vectors(path: Path, wanted: set[str]) -> Vectors:

@@ -17,13 +17,12 @@ import zipfile
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from extract.media import unreadable
 from utils.errors import ClipError, in_short, listed
-from utils.files import DAMAGED, check_packing, is_file
+from utils.files import DAMAGED, check_packing, is_file, read_header
 
 Vectors = dict[str, np.ndarray]  # word -> (D,) float32
 UNSPACED = re.compile(  # Thai, Lao, Myanmar, Khmer, kana and Chinese characters
@@ -102,15 +101,6 @@ def _parse_npy(data: bytes, path: Path) -> np.ndarray:
         reason = f"{path.name}: its header claims {size} bytes of values, it holds {len(body)}"
         raise ClipError("E_LIMIT" if size > len(body) else "E_NPZ", reason)
     return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
-
-
-def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether it lies by columns, and type that an .npy claims; ValueError for damage."""
-    try:
-        version = np.lib.format.read_magic(file)
-        return getattr(np.lib.format, f"read_array_header_{version[0]}_0")(file)
-    except Exception as error:  # numpy parses the header as Python: damage raises anything
-        raise ValueError("an array whose header is damaged or of a newer numpy") from error
 
 
 def embed(transcript: str, vectors: Vectors, settings: dict = TEXT_SETTINGS) -> np.ndarray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import json
+import shutil
 import struct
 import tracemalloc
 import zipfile
@@ -13,14 +15,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_untrained, write_features
-from trainings import make_run, one_step
+from trainings import add_feature, make_run, one_step
 
+from evaluation.ensemble import load_member
+from extract import vectors
 from training import checkpoint as checkpoints
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.features import read_words
+from training.features import Features, read_words
 from training.optim import OPTIMIZERS
 from training.record import Record
-from utils.errors import IntegrityError
+from utils.errors import IntegrityError, UsageError
 
 # Of one zip Python's reader and torch's may find other members
 
@@ -192,6 +196,25 @@ def test_a_custom_feature_needs_no_settings(features, sound, tmp_path):
     load_checkpoint(tmp_path / "a.pth")
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_what_a_checkpoint_does_not_name_is_compared_too(tmp_path, named):
+    """Of a feature that an encoder makes; of one that another tool made nobody knows anything."""
+    features, path = tmp_path / "features", tmp_path / "a.pth"
+    write_features(features, 1, modalities=("text",))
+    add_feature(features, "au", (12,))
+    save_untrained(path, features, inputs="text,au")
+    known = load_checkpoint(path)
+    if not named:
+        del known["features_config"]["au"]
+        save_checkpoint(path, known)
+    load_member(path, path, Features.open(features))
+    encoder = {"library": "file", "input": "text", "reads": "text"}
+    about = {"learnt_without_fold": None, "encoder": encoder}
+    (features / "au.json").write_text(json.dumps(about))
+    with pytest.raises(IntegrityError, match=r"a\.pth was trained on other .*au: None then"):
+        load_member(path, path, Features.open(features))
+
+
 # What a run goes on from
 
 
@@ -274,10 +297,17 @@ def test_settings_of_an_optimizer_are_those_of_the_command(features, stopped, tm
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_each_optimizer_goes_on(features, tmp_path, name):
+def test_each_optimizer_goes_on_with_all_of_its_state(features, tmp_path, name):
     run = make_run(features, tmp_path, optim=name)
     one_step(run, Record(run))
     assert make_run(features, tmp_path, resume=True, optim=name).step == 1
+    whole = load_checkpoint(tmp_path / "last.pth")
+    held = whole["optimizer"]["state"]
+    for left in ({0: held[0]}, {**held, 1: {}}, {}):
+        forged = whole | {"optimizer": whole["optimizer"] | {"state": left}}
+        save_checkpoint(tmp_path / "last.pth", forged)
+        with pytest.raises(IntegrityError, match="its optimizer is none of ours"):
+            make_run(features, tmp_path, resume=True, optim=name)
 
 
 # Words of a clip
@@ -301,3 +331,61 @@ def test_words_are_read_from_the_member_whose_size_was_asked(features, tmp_path)
         archive.writestr("word_embed", bytes(100 << 20))
         archive.writestr("word_embed.npy", buffer.getvalue())
     assert read_words(path).shape == (3, 4)
+
+
+SHAPES = {"terabytes": (10**12, 4), "negative": (-3, -4), "too few": (2, 4), "a void": (10**12, 0)}
+
+
+@pytest.mark.parametrize("what", SHAPES)
+def test_what_an_array_claims_is_compared_before_memory_is_taken(features, tmp_path, what):
+    """In the words of a clip, which is named, and in the vectors that a features folder keeps."""
+    header, sound = io.BytesIO(), io.BytesIO()
+    claimed = {"descr": "<f4", "fortran_order": False, "shape": SHAPES[what]}
+    np.lib.format.write_array_header_1_0(header, claimed)
+    np.save(sound, np.array(["a", "b", "c"]))
+    forged = header.getvalue() + bytes(48)
+    members = {"word_embed": forged, "vectors": forged, "words": sound.getvalue()}
+    shutil.copytree(features, tmp_path / "features")
+    (tmp_path / "features" / "train" / "text" / "00003.npz").write_bytes(
+        zip_of([(f"{name}.npy", data) for name, data in members.items()])
+    )
+    opened = Features.open(tmp_path / "features")
+    (row,) = opened.manifest[opened.manifest["clip_id"] == "00003"].to_dict("records")
+    tracemalloc.start()
+    with pytest.raises(
+        IntegrityError, match=r"00003\.npz is missing or damaged \(its word_embed cl"
+    ):
+        opened.load(row, "text")
+    shutil.copy(opened.path(row, "text"), tmp_path / vectors.STORE)
+    with pytest.raises(ValueError, match="its vectors claims"):
+        vectors.open_store(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+# Tables of a features folder
+
+
+@pytest.mark.parametrize(
+    "made", [{"text": {}, "x": {"library": "hf"}}, {"text": {"library": "hf", "input": 5}}]
+)
+def test_an_encoder_that_was_shown_nothing_is_none(features, tmp_path, made):
+    shutil.copytree(features, tmp_path / "features")
+    table = tmp_path / "features" / "settings.json"
+    table.write_text(json.dumps(json.loads(table.read_text()) | {"features": made}))
+    with pytest.raises(UsageError, match=r"settings\.json has no settings for (x|text)"):
+        Features.open(tmp_path / "features")
+    table.write_bytes((features / "settings.json").read_bytes())
+    note = {"learnt_without_fold": None, "encoder": {"library": "hf"}}
+    (tmp_path / "features" / "mine.json").write_text(json.dumps(note))
+    with pytest.raises(IntegrityError, match=r"mine\.json does not say"):
+        Features.open(tmp_path / "features").config_for(("mine",))
+
+
+def test_settings_that_do_not_tell_a_shape_are_named(tmp_path):
+    write_features(tmp_path, 1, modalities=("speech",))
+    opened = Features.open(tmp_path)
+    del opened.settings["features"]["speech"]["n_mels"]
+    with pytest.raises(IntegrityError, match=r"settings\.json tells no 'n_mels' of speech"):
+        opened.load(opened.rows("train").iloc[0].to_dict(), "speech")

@@ -351,13 +351,21 @@ def test_what_is_packed_as_nobody_packs_it_is_refused(tmp_path, packing):
 @pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
 def test_a_packed_store_is_none_of_ours(tmp_path, packing):
     """A few bytes of it could be gigabytes."""
-    members = {"words": saved(np.array(["the"])), "vectors": saved(np.ones((1, 3)))}
-    archive(tmp_path / vectors.STORE, packing, **members, origin=saved(np.array('{"a": 1}')))
+    members = {"words": saved(np.array(["the"])), "vectors": saved(np.ones((1, 3), "f4"))}
+    members["origin"] = saved(np.array('{"sha256": "1"}'))
+    archive(tmp_path / vectors.STORE, packing, **members)
     assert vectors._origin(tmp_path / vectors.STORE) == {}
     with pytest.raises(ValueError, match="packed in a way"):
         vectors.open_store(tmp_path)
-    archive(tmp_path / vectors.STORE, **members, origin=saved(np.array('{"a": 1}')))
-    assert vectors._origin(tmp_path / vectors.STORE) == {"a": 1}
+    archive(tmp_path / vectors.STORE, **members)
+    assert vectors._origin(tmp_path / vectors.STORE) == {"sha256": "1"}
+
+
+@pytest.mark.parametrize("origin", ['{"stamp": 1}', "3", "[]", '{"sha256": 1}', "{"])
+def test_a_store_that_tells_no_origin_is_made_anew(tmp_path, origin):
+    members = {"words": saved(np.array(["the"])), "vectors": saved(np.ones((1, 3), "f4"))}
+    archive(tmp_path / vectors.STORE, **members, origin=saved(np.array(origin)))
+    assert vectors._origin(tmp_path / vectors.STORE) == {}
 
 
 def archive(path: Path, packing: int = zipfile.ZIP_STORED, **members: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from utils.files import (
     digest,
     in_threads,
     is_utf8,
+    read_array,
     read_csv,
     read_json,
     read_stages,
@@ -130,7 +132,7 @@ class Features:
             return {}
         about = read_json(path)
         encoder = about.get("encoder", {}) if isinstance(about, dict) else None
-        if not isinstance(encoder, dict) or "learnt_without_fold" not in about:
+        if not _is_known(encoder) or "learnt_without_fold" not in about:
             raise IntegrityError(
                 f"{path} does not say what {name} was learnt from: make the feature anew, or "
                 "delete that file where no labels were used"
@@ -276,7 +278,13 @@ class Features:
         kind, first = modality(name), self.shapes.get(name)
         made = self.settings["features"].get(kind.folder)
         if kind.layout and made:
-            kinds, shape = kind.layout(made, row)
+            try:
+                kinds, shape = kind.layout(made, row)
+            except KeyError as error:
+                tables = self.folder / "settings.json"
+                raise IntegrityError(
+                    f"{tables} tells no {error} of {kind.folder}: run preprocess.py again"
+                ) from error
         else:  # a custom feature: (D,), (T, D) or (layers, T, D)
             like = first or feature.shape[:3]
             kinds, shape = "fiu", (*like[:-2], *([None] if len(like) > 1 else []), SAME)
@@ -359,10 +367,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
             raise UsageError(f"{path}: {odd[0]!r} among its {name}: run preprocess.py again")
     if len({*values["classes"]}) < max(2, len(values["classes"])):
         raise UsageError(f"{path}: expected two or more different classes: run preprocess.py again")
-    for name in values["modalities"]:
-        if not isinstance(values["features"].get(name), dict):
+    for name in {*values["modalities"], *values["features"]}:
+        if not _is_known(values["features"].get(name)):
             raise UsageError(f"{path} has no settings for {name}: run preprocess.py again")
     return values
+
+
+def _is_known(made: Any) -> bool:
+    """Whether settings of a feature tell, of a pretrained encoder, what it was shown."""
+    shown = ("input", "reads") if isinstance(made, dict) and "library" in made else ()
+    return isinstance(made, dict) and all(isinstance(made.get(each), str) for each in shown)
 
 
 def read_feature(path: Path) -> np.ndarray:
@@ -375,15 +389,12 @@ def read_feature(path: Path) -> np.ndarray:
 def read_words(path: Path) -> np.ndarray:
     """The words (L, D) of an .npz; ValueError where it would unpack to more than words take."""
     # read at once: zipfile reads from the disk in small pieces
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-        check_packing(archive.zip.infolist())
-        size = archive.zip.getinfo("word_embed.npy").file_size
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+        check_packing(archive.infolist())
+        size = archive.getinfo("word_embed.npy").file_size
         if size > MOST_BYTES:
             raise ValueError(f"{size} bytes of words, at most {MOST_BYTES}")
-        words = archive["word_embed.npy"]  # without the ending a member of that name comes first
-    if not isinstance(words, np.ndarray):  # bytes, where it does not begin as an array does
-        raise ValueError("its word_embed is no array")
-    return words
+        return read_array(archive, "word_embed")
 
 
 def stamp(path: Path) -> Stamp:

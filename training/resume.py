@@ -106,7 +106,8 @@ def check_parts(state: Checkpoint, sums: tuple[str, ...], steps: int, path: Path
         "best": best is None or (_has_numbers(best, measured) and is_measured(best)),
         "sums": _has_numbers(state["sums"], {*sums}) and len(state["sums"]) == len(sums),
         "ema": is_tensors(state["ema"]),
-        "optimizer": _is_optimizer(state["optimizer"]),
+        "optimizer": _is_optimizer(state["optimizer"])
+        and (step == 0 or state["optimizer"]["state"] or state["scaler"]),  # float16 overflowed
         "scaler": _has_numbers(state["scaler"], set()),
     }
     if wrong := [name for name, good in fits.items() if not good]:
@@ -137,10 +138,10 @@ def check_optimizer(optimizer: Optimizer, name: str, steps: int, path: Path) -> 
     """IntegrityError unless it holds of each parameter what one of this `name` does after some of
     the `steps` that are done."""
     like: dict[torch.Size, dict[str, Any]] = {}
+    if not optimizer.state:  # it has made no step
+        return
     for parameter in chain.from_iterable(group["params"] for group in optimizer.param_groups):
-        held, shape = optimizer.state.get(parameter), parameter.shape
-        if not held:  # it has had no gradient
-            continue
+        held, shape = optimizer.state.get(parameter, {}), parameter.shape
         if shape not in like:
             like[shape] = _after_a_step(name, shape)
         fits = all(_is_alike(held.get(key), each) for key, each in like[shape].items())

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import secrets
 import shutil
@@ -21,7 +22,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from utils.errors import IntegrityError, LockedError, UsageError, in_short
 
@@ -203,6 +204,32 @@ def check_packing(members: Iterable[zipfile.ZipInfo], known: tuple[int, ...] = P
     unpacks all that there is, whatever size it is asked for."""
     if any(member.compress_type not in known for member in members):
         raise ValueError("it is packed in a way that numpy does not use")
+
+
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
+    """Shape, whether it lies by columns, and type that an .npy claims; ValueError for damage."""
+    from numpy.lib import format as npy
+
+    try:
+        version = npy.read_magic(file)
+        return getattr(npy, f"read_array_header_{version[0]}_0")(file)
+    except Exception as error:  # numpy parses the header as Python: damage raises anything
+        raise ValueError("an array whose header is damaged or of a newer numpy") from error
+
+
+def read_array(archive: zipfile.ZipFile, name: str) -> Any:
+    """An array of an .npz, read-only; ValueError for damage, and for one that claims another size
+    than it has, before memory is taken."""
+    import numpy as np
+
+    with archive.open(f"{name}.npy") as file:
+        shape, by_column, dtype = read_header(file)
+        held = archive.getinfo(f"{name}.npy").file_size - file.tell()
+        size = dtype.itemsize * math.prod(shape)
+        if size != held or not dtype.itemsize or min(shape, default=0) < 0:
+            what = f"its {name} claims {dtype} of shape {shape}, {size} bytes"
+            raise ValueError(f"{what}; it holds {held}")
+        return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if by_column else "C")
 
 
 def in_threads(read: Callable, *args: Any, **how: Any) -> Any:
