@@ -152,6 +152,28 @@ def test_sweeps_never_meet_a_folder_in_the_making(temporary):
     assert list(temporary.iterdir()) == [] and not files.held_locks
 
 
+SOCKETS = """
+from utils.guard import Limits, guarded
+print(guarded(os.getpid, limits=Limits(60, 0)), flush=True)
+{end}
+"""
+
+
+def test_folders_of_sockets_are_swept_after_a_kill():
+    """In a folder with a short name: in others the paths of sockets would be too long."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="t") as name:
+        (Path(name) / "pymp-other").mkdir()  # of another program
+        dead = start(SOCKETS.format(end="input()"), Path(name))
+        dead.stdout.readline()
+        dead.kill()
+        dead.wait()
+        assert len([*Path(name).iterdir()]) == 2
+        last = start(SOCKETS.format(end=""), Path(name))
+        last.communicate(timeout=60)
+        assert last.returncode == 0
+        assert [each.name for each in Path(name).iterdir()] == ["pymp-other"]
+
+
 def test_no_place_is_one_line(temporary, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / "absent"))
     with pytest.raises(UsageError, match="TMPDIR"):

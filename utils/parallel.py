@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import gc
 import multiprocessing
 import os
-import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from utils.errors import UsageError, one_of
+from utils.scratch import Scratch, scratch_folder, sweep
 
 BACKENDS = ("loky", "dask", "ray")  # "loky" is this machine
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # of mallopt(3)
@@ -23,6 +23,9 @@ KEEP = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1}  # freed memory stays with the p
 GLIBC = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20}  # without our change
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 LONGEST_PLACE = 60  # bytes, of a folder for pymp-xxxxxxxx/listener-xxxxxxxx
+SOCKETS = "pymp-"  # as multiprocessing calls such folders
+_sockets: list[Scratch] = []
+_sockets_lock = threading.Lock()
 
 
 def available_cores() -> int:
@@ -56,14 +59,16 @@ def no_collection() -> Iterator[None]:
 
 
 def short_sockets() -> None:
-    """Have multiprocessing keep its sockets in /tmp where TMPDIR is too long for them: a system
-    allows their path 108 bytes, and batch systems name folders by job and user."""
+    """Have multiprocessing keep its sockets in a folder of ours, which the next start sweeps after
+    a kill; in /tmp where TMPDIR is too long for them: a system allows their path 108 bytes, and
+    batch systems name folders by job and user."""
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]
-    if len(tempfile.gettempdir()) <= LONGEST_PLACE or config.get("tempdir"):
-        return
-    folder = tempfile.mkdtemp(prefix="pymp-", dir="/tmp")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    config["tempdir"] = folder
+    place = tempfile.gettempdir() if len(tempfile.gettempdir()) <= LONGEST_PLACE else "/tmp"
+    with _sockets_lock:
+        if not config.get("tempdir"):
+            sweep(SOCKETS, place)
+            _sockets.append(scratch_folder(SOCKETS, place))  # deleted at the end of this process
+            config["tempdir"] = str(_sockets[-1].path.parent)
 
 
 def use_tensor_cores(device: str) -> None:

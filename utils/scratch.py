@@ -38,12 +38,13 @@ class Scratch:
         self.close()
 
 
-def scratch_folder(prefix: str) -> Scratch:
-    """A new folder where the system keeps temporary files; UsageError where there can be none."""
+def scratch_folder(prefix: str, place: str | None = None) -> Scratch:
+    """A new folder in `place`, or where the system keeps temporary files; UsageError where there
+    can be none."""
     folder = None
     try:
         while True:
-            folder = Path(tempfile.mkdtemp(prefix=prefix))
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
             lock = _lock(folder, os.O_CREAT)
             if lock is not None:  # else a sweep came between the two lines
                 (folder / FILES).mkdir(mode=0o700)
@@ -51,17 +52,17 @@ def scratch_folder(prefix: str) -> Scratch:
     except OSError as error:
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
-        place = f"in {tempfile.gettempdir()} (TMPDIR)"
-        raise UsageError(f"cannot make a temporary folder {place}: {error.strerror}") from error
+        where = f"in {place or tempfile.gettempdir()} (TMPDIR)"
+        raise UsageError(f"cannot make a temporary folder {where}: {error.strerror}") from error
 
 
-def sweep(prefix: str) -> int:
+def sweep(prefix: str, place: str | None = None) -> int:
     """Delete the folders of this prefix whose processes are gone; how many there were.
 
     A folder of another user, one without our lock, and a link are left alone: not ours to judge.
     """
     swept = 0
-    with os.scandir(tempfile.gettempdir()) as entries:
+    with os.scandir(place or tempfile.gettempdir()) as entries:
         found = [entry for entry in entries if entry.name.startswith(prefix)]
     for entry in found:
         with contextlib.suppress(OSError):
