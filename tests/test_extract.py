@@ -11,6 +11,7 @@ import os
 import signal
 import struct
 import subprocess
+import threading
 import time
 import tracemalloc
 import zipfile
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import extract_faces, flat, make_clip, moving_picture, tone
+from mutants import read_all, read_mutant_clip, read_mutant_words
 from PIL import Image
 from scipy.io import wavfile
 
@@ -258,21 +260,24 @@ def tenth_on_screen(clip: Path, time: float) -> int:
         ("m4a", "aac", ""),
     ],
 )
-@pytest.mark.parametrize("lost", [(1.5, 3.5), (1.5, 1.6)], ids=["2 s", "0.1 s"])
-def test_a_hole_in_the_sound_is_silence_of_its_length(tmp_path, ending, sound_codec, codec, lost):
-    kinds = {"sound_codec": sound_codec, "codec": codec}
+def test_a_hole_in_the_sound_is_silence_of_its_length(tmp_path, ending, sound_codec, codec):
+    fast = {"deadline": "realtime", "cpu-used": "8"} if codec == "libvpx" else {}
+    kinds = {"sound_codec": sound_codec, "codec": codec, "codec_options": fast}
     whole = clock_clip(tmp_path / f"whole.{ending}", **kinds)
-    clip = remux(whole, tmp_path / f"clip.{ending}", lost)
-    speech, expected = extract_speech(clip), extract_speech(whole)
-    assert abs(speech.start - expected.start) <= HOP and abs(speech.end - expected.end) <= HOP
-    assert abs(speech.gaps - (lost[1] - lost[0])) < 0.04 and expected.gaps == 0
-    if codec:
-        late = speech.end - 4.5  # what the .flv starts late, sound and picture alike
-        assert tenth_on_screen(clip, speech.end - 0.15) == 43
-        assert tenth_on_screen(clip, 4.35 + late) == tenth_on_screen(whole, 4.35 + late)
-    wave, offset, *_ = read_mono(clip)
-    middle = round((np.mean(lost) - offset) * 16_000)
-    assert not wave[middle - 300 : middle + 300].any()
+    expected = extract_speech(whole)
+    assert expected.gaps == 0
+    for lost in ((1.5, 3.5), (1.5, 1.6)):
+        clip = remux(whole, tmp_path / f"clip.{ending}", lost)
+        speech = extract_speech(clip)
+        assert abs(speech.start - expected.start) <= HOP and abs(speech.end - expected.end) <= HOP
+        assert abs(speech.gaps - (lost[1] - lost[0])) < 0.04
+        if codec:
+            late = speech.end - 4.5  # what the .flv starts late, sound and picture alike
+            assert tenth_on_screen(clip, speech.end - 0.15) == 43
+            assert tenth_on_screen(clip, 4.35 + late) == tenth_on_screen(whole, 4.35 + late)
+        wave, offset, *_ = read_mono(clip)
+        middle = round((np.mean(lost) - offset) * 16_000)
+        assert not wave[middle - 300 : middle + 300].any()
 
 
 def test_frames_that_a_flac_lost_are_silence(tmp_path):
@@ -923,56 +928,20 @@ def test_bytes_after_the_end_change_nothing(tmp_path, whole):
 MUTANTS = 2000 if os.environ.get("RELEASE") else 500  # clips; and as many word vectors
 
 
-def mutant(data: bytes, seed: int) -> bytes:
-    """`data` with bits or bytes flipped, a part cut, zeroed or doubled, or its index damaged."""
-    rng, made = np.random.default_rng(seed), bytearray(data)
-    kind, at = seed % 6, int(rng.integers(8, len(data)))
-    places = rng.integers(8, [len(data), len(data) // 8][kind == 5], [1, 20, 0, 0, 0, 5][kind])
-    for place in places:
-        made[place] ^= 0xFF if kind else 1 << int(rng.integers(8))
-    parts = {2: made[:at], 3: made[:at] + bytes(256) + made[at + 256 :]}
-    return bytes(parts.get(kind, made[:at] + made[at // 2 :] if kind == 4 else made))
-
-
-def read_all(folder: Path, read, seeds: range) -> list[str]:
-    """What became of each mutant: a code, or that it was read."""
-    codes = []
-    for seed in seeds:
-        try:
-            read(folder, seed)
-            codes.append("read")
-        except ClipError as error:
-            assert error.reason
-            codes.append(error.code)
-    return codes
-
-
-def read_mutant_clip(folder: Path, seed: int) -> None:
-    path = folder / "a.mp4"
-    path.write_bytes(mutant((folder / "whole").read_bytes(), seed))
-    read_mono(path)
-    list(frames_at(path, np.arange(5) / 10))
-
-
-def read_mutant_words(folder: Path, seed: int) -> None:
-    (folder / "a.npz").write_bytes(mutant(npz(), seed))
-    words = read_words(folder / "a.npz", 8)
-    assert words.dtype == np.float32 and words.shape[1] == 8
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("read", [read_mutant_clip, read_mutant_words], ids=["clips", "words"])
-def test_mutants_are_read_or_classified(tmp_path, read):
+def test_mutants_are_read_or_classified(tmp_path, monkeypatch, read):
     """No crash, no hang, no other exception, and memory stays below the limit."""
-    if getattr(guard._here, "process", None):
-        guard._stop()  # what earlier tests read there would count
+    monkeypatch.setattr(guard, "_here", threading.local())  # what earlier tests read would count
     noise = np.random.default_rng(0).integers(0, 255, (8, 32, 48, 3), np.uint8)
     small = make_clip(tmp_path / "a.mp4", noise, tone(0.5), options={"movflags": "faststart"})
     small.rename(tmp_path / "whole")
+    (tmp_path / "words").write_bytes(npz())
     codes = []
     for first in range(0, MUTANTS, 50):
         limits = Limits(seconds=60, memory_mb=1000)
         codes += guarded(read_all, tmp_path, read, range(first, first + 50), limits=limits)
+    guard._stop()
     assert len(codes) == MUTANTS
     expected = {"E_OPEN", "E_CODEC"} if read is read_mutant_clip else {"E_NPZ"}
     assert expected <= set(codes) <= {*CLIP_CODES, "read"} - {"E_CRASH"}
@@ -1031,9 +1000,9 @@ def test_bombs_that_zipfile_would_unpack_whole_are_refused(tmp_path, packing):
         archive.open("word_embed.npy", "w", force_zip64=True) as member,
     ):
         np.lib.format.write_array_header_1_0(
-            member, {"descr": "<f4", "fortran_order": False, "shape": (1, 200 << 18)}
+            member, {"descr": "<f4", "fortran_order": False, "shape": (1, 20 << 18)}
         )
-        for _ in range(200):
+        for _ in range(20):
             member.write(bytes(1 << 20))
     tracemalloc.start()
     assert code_of(read_words, tmp_path / "a.npz", None) == "E_NPZ"
@@ -1191,7 +1160,7 @@ def test_numbers_of_all_kinds_are_words(tmp_path, kind):
 
 @pytest.mark.parametrize("size", [1 << 30, 100], ids=["honest", "its directory claims 100 bytes"])
 def test_a_zip_bomb_is_refused_fast_and_small(tmp_path, size):
-    bomb = bytearray(archive(npy() + bytes(300 << 20), how=zipfile.ZIP_DEFLATED))
+    bomb = bytearray(archive(npy() + bytes(100 << 20), how=zipfile.ZIP_DEFLATED))
     if size == 100:
         struct.pack_into("<I", bomb, bomb.rindex(b"PK\x01\x02") + 24, size)
     (tmp_path / "a.npz").write_bytes(bomb)
@@ -1201,7 +1170,7 @@ def test_a_zip_bomb_is_refused_fast_and_small(tmp_path, size):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert code == ("E_LIMIT" if size > 100 else "E_NPZ")
-    assert time.perf_counter() - began < 1 and peak < 200 << 20
+    assert time.perf_counter() - began < 1 and peak < 60 << 20
 
 
 def test_damaged_arrays_are_read_or_classified(tmp_path):
@@ -1232,13 +1201,10 @@ def test_embeddings_come_from_the_cached_weights_and_are_zero_without_a_face(tmp
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     faces.embedder.cache_clear()
     crops = np.random.default_rng(0).integers(0, 255, (3, 160, 160, 3)).astype(np.uint8)
-    vectors = faces.embed(crops, np.array([True, False, True]))
-    faces.embedder.cache_clear()
+    known = faces.embedding_weights()
+    vectors = faces.embed(crops, np.array([True, False, True]), "cpu", known)
     assert vectors.shape == (3, 512) and vectors.dtype == np.float32
     assert (vectors[1] == 0).all()
-    known = faces.embedding_weights()
-    again = faces.embed(crops, np.array([True, False, True]), "cpu", known)
-    np.testing.assert_allclose(again, vectors, atol=1e-5)
     with pytest.raises(IntegrityError, match="not those that the features were made with"):
         faces.embed(crops, np.array([True, False, True]), "cpu", "0" * 64)
     faces.embedder.cache_clear()
