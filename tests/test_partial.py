@@ -239,7 +239,7 @@ def test_every_tool_says_over_how_many_clips(features, tmp_path):
 
 def relabelled(folder: Path, missing: Callable[[pd.DataFrame], np.ndarray]) -> Path:
     """Whole features, of which the manifest says that something is missing."""
-    write_features(folder, 4)
+    write_features(folder, 2)
     table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
     table["missing"] = missing(table)
     table.to_csv(folder / "manifest.csv", index=False)
@@ -275,8 +275,8 @@ def test_words_alone_are_judged_where_there_are_words(tmp_path):
     assert run.code == 0, run.err
     (system,) = json.loads((tmp_path / "report" / "metrics.json").read_text())["systems"]
     clips = {each["level"]: each["clips"] for each in system["conditions"]}
-    assert (clips["all"], clips["text"], clips["speech+text"]) == (28, 14, 28)
-    assert "<small>14 clips</small>" in (tmp_path / "report" / "index.html").read_text()
+    assert (clips["all"], clips["text"], clips["speech+text"]) == (14, 7, 14)
+    assert "<small>7 clips</small>" in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_an_exported_model_passes_over_clips_that_lack_an_input(features, monkeypatch):

@@ -229,11 +229,11 @@ def test_order_workers_and_hash_seeds_change_nothing(corpus, tmp_path):
     shutil.copytree(corpus / TRAIN, data)
     rows = [f"{path.name},train,hap" for path in sorted(data.glob("*.mp4"))]
     trees = []
-    for order, workers, seed in ((1, 1, "0"), (-1, 2, "1")):
+    # the first run in this process, whose seed is another one
+    for order, workers, options in ((1, 1, {}), (-1, 2, {"env": {"PYTHONHASHSEED": "1"}})):
         (data / "manifest.csv").write_text("\n".join(["media,split,emotion", *rows[::order]]))
         features = tmp_path / f"features{workers}"
-        flags = ("--corpus", "csv", "--workers", workers)
-        preprocess(data, features, *flags, env={"PYTHONHASHSEED": seed})
+        preprocess(data, features, "--corpus", "csv", "--workers", workers, **options)
         trees.append(content(features))
     assert trees[0] == trees[1] and len(trees[0]) == 2 * 3 + 4
 
@@ -519,11 +519,15 @@ def test_places_that_cannot_be_written_are_refused(corpus, tmp_path, place):
     assert str(tmp_path / place) in done.stderr and "Traceback" not in done.stderr
 
 
-def test_missing_weights_are_known_before_any_work(corpus, tmp_path):
-    offline = dict.fromkeys(("http_proxy", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    offline |= {"TORCH_HOME": str(tmp_path / "torch"), "no_proxy": "", "NO_PROXY": ""}
+def test_missing_weights_are_known_before_any_work(corpus, tmp_path, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("urllib.request._opener", None)  # which would keep other proxies
     features = tmp_path / "features"
-    done = preprocess(corpus, features, "--video_embedding", code=2, env=offline)
+    done = preprocess(corpus, features, "--video_embedding", code=2)
     assert "vggface2" in done.stderr and str(tmp_path / "torch") in done.stderr
     assert "Traceback" not in done.stderr and not list(features.glob("*/*"))
 
@@ -769,19 +773,21 @@ def test_nothing_names_a_feature_that_is_being_replaced(copies, monkeypatch):
     assert left == {name: old["stages"][name] for name in ("video", "text")}
 
 
-def test_failures_are_tried_again_when_their_cause_may_be_gone(tmp_path):
+def test_failures_are_tried_again_when_their_cause_may_be_gone(tmp_path, monkeypatch):
     raw, features = tmp_path / "raw", tmp_path / "features"
     make_clip(raw / "a.wav", sound=tone(120), sound_codec="pcm_s16le")
     (raw / "manifest.csv").write_text("media,split,emotion\na.wav,train,hap\n")
     command = ("--corpus", "csv", "--modalities", "speech")
-    fresh = {"timeout": 120}  # processes of their own: what tests before it freed is memory, too
-    preprocess(raw, features, *command, "--memory_mb", 1, code=3, **fresh)
+    # in a new process: what clips of earlier tests freed in the old one is memory, too
+    monkeypatch.setattr(guard, "_here", threading.local())
+    preprocess(raw, features, *command, "--memory_mb", 1, code=3)
     [row] = table(features / "failed.csv").to_dict("records")
     assert row["code"] in ("E_KILLED", "E_CODEC") and "--memory_mb" in row["reason"]
     before = stamps(features)
-    preprocess(raw, features, *command, "--memory_mb", 1, code=3, **fresh)
+    preprocess(raw, features, *command, "--memory_mb", 1, code=3)
     assert stamps(features) == before
     preprocess(raw, features, *command)
+    guard._stop()
 
 
 def test_the_folder_of_the_clips_is_no_place_for_features(tmp_path):

@@ -296,7 +296,7 @@ def archive_of(path: Path, words: tuple, values: tuple) -> None:
 
 def one_line(path: Path) -> None:
     with gzip.open(path, "wb", compresslevel=1) as file:
-        for _ in range(500):
+        for _ in range(200):
             file.write(b"the 0.5 " * 100_000)
 
 
@@ -322,10 +322,10 @@ def test_a_small_file_cannot_ask_for_gigabytes(tmp_path, name):
 
 @pytest.mark.parametrize("by_column", [False, True])
 def test_long_rows_and_columns_are_read_in_pieces(tmp_path, by_column):
-    """Of 40 MB, and of words that are the same a hundred thousand times."""
-    values = np.zeros((100_000, 100), "<f4", order="F" if by_column else "C")
+    """Of 20 MB, and of words that are the same fifty thousand times."""
+    values = np.zeros((50_000, 100), "<f4", order="F" if by_column else "C")
     values[0], values[-1] = 7, 9
-    names = np.array(["the"] * 99_999 + ["I"])
+    names = np.array(["the"] * 49_999 + ["I"])
     np.savez_compressed(tmp_path / "x.npz", words=names, vectors=values)
     tracemalloc.start()
     found = vectors.read_vectors(tmp_path / "x.npz", {"the", "I"})
