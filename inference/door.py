@@ -24,7 +24,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ASKED = ("Host", "Origin", "Sec-Fetch-Site")  # headers that tell who sends a request
 HOST = re.compile(r"([\w.-]{1,253}|\[[\da-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 POLICY = (
-    "default-src 'self'; img-src 'self' data:; media-src 'self' blob:; "
+    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 HEADERS = {  # of every answer

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from extract.media import FORMATS
+from extract.media import FORMATS, PICTURES
 from inference.door import ASKED, BUSY, HEADERS, Door
 from inference.service import Service
 from utils.errors import UsageError
@@ -16,6 +16,9 @@ ASSETS = Path(__file__).parent / "page"
 UPLOADS = "upload-"  # how the folders of uploads are named
 CHARACTERS = 2000  # of a sentence
 TICKET = 64  # characters of the name by which a visitor asks how far his answer is
+# Bytes of an example that are sent for one Range: waitress keeps them, and no thread waits until
+# they are read. A browser asks for the next ones.
+PIECE = 4 << 20
 
 
 def create_page(service: Service, door: Door) -> Any:
@@ -42,7 +45,18 @@ def create_page(service: Service, door: Door) -> Any:
     @app.get("/example/<name>")
     def example(name: str) -> Any:
         known = service.examples.get(name)
-        return send_file(known.resolve()) if known else ("no such example", 404)
+        if not known:
+            return "no such example", 404
+        part = request.range and request.range.range_for_length(known.stat().st_size)
+        if part:
+            start, stop = part
+            request.environ["HTTP_RANGE"] = f"bytes={start}-{min(stop, start + PIECE) - 1}"
+        return send_file(known.resolve())
+
+    @app.get("/thumbnail/<name>")
+    def thumbnail(name: str) -> Any:
+        known = service.thumbnails.get(name)
+        return Response(known, mimetype="image/jpeg") if known else ("no such picture", 404)
 
     @app.post("/answer")
     def answer() -> Any:
@@ -78,7 +92,15 @@ def create_page(service: Service, door: Door) -> Any:
 
 
 def answer_form(service: Service, request: Any) -> dict[str, Any]:
-    """What the page shows for a filled form, or its `error`; no text names a folder."""
+    """What the page shows for a filled form, or its `error`. No text names a folder, and each calls
+    the clip as the visitor does."""
+    upload = request.files.get("clip")
+    given = Path(upload.filename or "").name if upload else ""
+
+    def told(text: str) -> str:
+        text = service.without_folders(text)
+        return text.replace(kept_name(given), given) if given else text
+
     try:
         with scratch_folder(UPLOADS) as scratch:
             question = read_form(service, request, scratch.path)
@@ -88,11 +110,9 @@ def answer_form(service: Service, request: Any) -> dict[str, Any]:
     except UsageError as error:
         result = {"error": str(error)}
     if "error" in result:
-        return {"error": service.without_folders(result["error"])}
-    told = {name: result[name] for name in ("head", "title") if name in result}
-    told = {name: service.without_folders(text) for name, text in told.items()}
-    remarks = [service.without_folders(each) for each in result.get("remarks", ())]
-    return result | told | {"remarks": remarks}
+        return {"error": told(result["error"])}
+    texts = {name: told(result[name]) for name in ("head", "title") if name in result}
+    return result | texts | {"remarks": [told(each) for each in result.get("remarks", ())]}
 
 
 def read_form(service: Service, request: Any, folder: Path) -> tuple[str, Path | None, str]:
@@ -110,18 +130,22 @@ def read_form(service: Service, request: Any, folder: Path) -> tuple[str, Path |
 
 
 def keep(upload: Any, folder: Path) -> Path | None:
-    """The upload as a file of `folder`, under a name of ours."""
+    """The upload as a file of `folder`."""
     if not upload or not upload.filename:
         return None
     ending = Path(upload.filename).suffix.lower()
-    if ending not in FORMATS:
-        raise UsageError(
-            f"{ending or 'A file without an ending'} is not a clip: give {' '.join(FORMATS)}."
-        )
-    name = re.sub(r"[^\w.-]+", "_", Path(upload.filename).stem).strip(".-")[:60] or "clip"
-    path = folder / f"{name}{ending}"
+    if ending not in (*FORMATS, *PICTURES):
+        known = " ".join([*FORMATS, *PICTURES])
+        raise UsageError(f"{ending or 'A file without an ending'} is not a clip: give {known}.")
+    path = folder / kept_name(upload.filename)
     try:
         upload.save(path)
     except OSError as error:
         raise UsageError(f"The upload could not be kept: {error.strerror}.") from error
     return path
+
+
+def kept_name(given: str) -> str:
+    """What a file of that name is called here: no folder, nothing odd, not too long."""
+    stem = re.sub(r"[^\w.-]+", "_", Path(given).stem).strip(".-")[:60] or "clip"
+    return stem + Path(given).suffix.lower()

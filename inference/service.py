@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import multiprocessing
 import re
 import sys
@@ -11,13 +12,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from extract.media import PICTURES, SOUNDS, frames_at, scan_pictures
 from inference.door import BUSY
 from utils.errors import ClipError, UsageError
 from utils.files import write_text
@@ -32,6 +36,7 @@ CANCELLED = {"error": "Cancelled."}
 STAGE, STOP = ".stage", ".cancelled"
 BEFORE = r"(?<![\w.~/-])(?!//)"  # no part of a longer word or address
 Checkpoints = Path | tuple[Path, ...]  # of one run, or of an ensemble
+THUMBNAIL = 320  # pixels of its longer side
 FOLDERS = re.compile(BEFORE + r"~?/[^\s'\",;:()]*/(?=[^\s/])")  # the folders of a path
 
 
@@ -42,6 +47,7 @@ class Asked:
     folder: Path
     begun: bool = False
     cancelled: bool = False
+    answer: Future | None = None
 
 
 @dataclass
@@ -58,6 +64,7 @@ class Service:
     encoders: tuple[tuple[str, str], ...] = ()  # (name, place) of pretrained encoders
     transcribe: str | None = None  # the recogniser of words
     offers: list[dict[str, Any]] = field(default_factory=list)  # as of inference/offer.py
+    thumbnails: dict[str, bytes] = field(default_factory=dict)  # of examples, as JPEG
     asked: dict[str, Asked] = field(default_factory=dict)  # by the tickets of visitors
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -67,12 +74,31 @@ class Service:
     def about(self) -> dict[str, Any]:
         return {
             "models": self.offers or [{"name": name, "title": name} for name in self.models],
-            "examples": [{"name": n, "title": spoken(n)} for n in self.examples],
+            "examples": [
+                {
+                    "name": name,
+                    "title": spoken(name),
+                    "sound": path.suffix.lower() in SOUNDS,
+                    "thumbnail": name in self.thumbnails,
+                }
+                for name, path in self.examples.items()
+            ],
             "words": self.word_vectors is not None,
             "megabytes": self.megabytes,
             "seconds": self.seconds,
             "busy": BUSY if self.in_line >= self.places else "",
         }
+
+    @property
+    def limits(self) -> Limits:
+        """Of the process that answers."""
+        return Limits(self.patience, RECORDING_MB, ("torch", "librosa.filters", "av"))
+
+    def draw_thumbnails(self) -> None:
+        """In the process that answers, which is ready for the first visitor then."""
+        for name, path in self.examples.items():
+            with contextlib.suppress(ClipError):  # a sound has none
+                self.thumbnails[name] = guarded(thumbnail_of, path, limits=self.limits)
 
     def enter(self) -> bool:
         """Take a place in the line; False where none is free."""
@@ -110,17 +136,19 @@ class Service:
         asked = self.asked[ticket] = Asked(folder)
         call = (answer_one, self.models[model], clip, text, folder)
         options = (self.word_vectors, self.device, self.seconds, self.encoders, self.transcribe)
-        limits = Limits(self.patience, RECORDING_MB, ("torch", "librosa.filters", "av"))
 
         def begin() -> dict[str, Any]:
             asked.begun = True
             if asked.cancelled:
                 return CANCELLED
-            return guarded(*call, *options, quick, limits=limits)
+            return guarded(*call, *options, quick, limits=self.limits)
 
         try:
-            return self.worker.submit(begin).result()
-        except (CancelledError, RuntimeError):
+            asked.answer = self.worker.submit(begin)
+            return asked.answer.result()
+        except CancelledError:
+            return CANCELLED if asked.cancelled else CLOSING
+        except RuntimeError:
             if self.places:
                 raise
             return CLOSING
@@ -147,9 +175,12 @@ class Service:
             return "Starting"
 
     def cancel(self, ticket: str) -> None:
-        """The answering process sees it at its next stage, and keeps the model that it loaded."""
+        """The answering process sees it at its next stage, and keeps the model that it loaded. Who
+        is still waiting leaves the line at once."""
         if asked := self.asked.get(ticket):
             asked.cancelled = True
+            if asked.answer:
+                asked.answer.cancel()
             with contextlib.suppress(OSError):  # its folder is just being deleted
                 (asked.folder / STOP).touch()
 
@@ -168,6 +199,18 @@ class Service:
 def spoken(name: str) -> str:
     """The name of a file without its ending, as a title."""
     return re.sub(r"[_\s]+", " ", Path(name).stem).strip() or name
+
+
+def thumbnail_of(clip: Path) -> bytes:
+    """A small JPEG of what a clip shows half a second after its start; ClipError for a sound."""
+    from PIL import Image
+
+    start = scan_pictures(clip).start
+    *_, (_, frame) = frames_at(clip, start + np.array([0.01, 0.5]))  # the last that there is
+    picture, file = Image.fromarray(frame), io.BytesIO()
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.save(file, "jpeg", quality=80)
+    return file.getvalue()
 
 
 def answer_one(
@@ -193,7 +236,7 @@ def answer_one(
         lift_memory_limit()
     # a live answer is there before anybody could read what is being done
     told = (lambda stage: None) if quick else partial(tell, folder)
-    if clip:
+    if clip and clip.suffix.lower() not in PICTURES:
         check_length(clip, seconds)
     told("Loading the model")
     predictor = load(checkpoints, word_vectors, device, encoders, transcribe)
@@ -238,8 +281,7 @@ def describe(predictions: list, picture: bool = True) -> dict[str, Any]:
 
     usable = [prediction for prediction in predictions if prediction.parts]
     if not usable:
-        reasons = [text for each in predictions[:1] for text in wording.absences(each)]
-        raise UsageError(" ".join(["Nothing in this clip can be used.", *reasons]))
+        raise UsageError(no_answer(predictions[0]))
     is_long = len(predictions) > 1
     shown = b""
     if picture:
@@ -254,6 +296,21 @@ def describe(predictions: list, picture: bool = True) -> dict[str, Any]:
         "caution": CAUTION,
         "picture": base64.b64encode(shown).decode(),
     }
+
+
+def no_answer(prediction: Any) -> str:
+    """Why there is none, in words of a person who gave a clip, or a sentence alone."""
+    from inference import wording
+
+    reasons = wording.absences(prediction)
+    if prediction.source.name != wording.SENTENCE:
+        return " ".join(["Nothing in this clip can be used.", *reasons])
+    reasons = [each for each in reasons if wording.GIVEN[0] not in each]
+    if reasons:  # of the words
+        short = any(why.startswith("E_SHORT") for why in prediction.missing.values())
+        return " ".join([*reasons, "Try other words, or give a clip." if short else "Give a clip."])
+    reads = "is not enough for" if prediction.seen else "cannot be read by"
+    return f"A sentence alone {reads} this model: give a clip."
 
 
 def part_of(prediction: Any) -> dict[str, Any]:

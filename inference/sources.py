@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from corpora.manifest import Clip
-from extract.media import FORMATS
+from extract.media import FORMATS, PICTURES
 from extract.transcribe import Cue
-from utils.errors import UsageError
+from utils.errors import UsageError, listed
 from utils.files import files_below
 
 SUBTITLES = (".srt", ".vtt")  # words with times
@@ -34,13 +34,20 @@ class Source(NamedTuple):
 
 
 def find_sources(paths: list[Path], text: str | None) -> list[Source]:
-    """A clip per file, and per media file of a folder; UsageError when there is nothing there."""
+    """A clip per file, and per video and sound of a folder; UsageError when there is nothing there.
+
+    The still pictures of a folder are left out, and a line says so: they may be covers of its
+    clips, or pictures of their answers.
+    """
     files: list[Path] = []
+    stills: list[Path] = []
     for path in paths:
         if not path.exists():
             raise UsageError(f"no such file or folder: {path}")
         if path.is_dir():
-            files += [file for file in files_below(path) if file.suffix.lower() in FORMATS]
+            below = files_below(path)
+            files += [file for file in below if file.suffix.lower() in FORMATS]
+            stills += [file for file in below if file.suffix.lower() in PICTURES]
         else:
             files.append(path)
     once = {file.resolve(): file for file in reversed(files)}  # a folder, and a clip of it
@@ -49,9 +56,13 @@ def find_sources(paths: list[Path], text: str | None) -> list[Source]:
         files = [file for file in files if once[file.resolve()] is file]
     if text is not None and len(files) > 1:
         raise UsageError(f"--text is one clip's words, here are {len(files)}: put .txt beside them")
+    by_name = f"still pictures are read where they are named: {listed(stills, 1)}" if stills else ""
     if not files and text is None:
         given = f"no clip in {', '.join(map(str, paths))}" if paths else "nothing given"
-        raise UsageError(f"{given}: expected files ending in {' '.join(FORMATS)}, or --text")
+        expected = by_name or f"expected files ending in {' '.join(FORMATS)}, or --text"
+        raise UsageError(f"{given}: {expected}")
+    if stills := [file for file in stills if file.resolve() not in once]:
+        print(f"left out: {by_name}", file=sys.stderr)
     if not files:
         return [Source("--text", Clip("text", SPLIT, Path(), transcript=text or ""))]
     names: set[str] = set()
@@ -59,12 +70,12 @@ def find_sources(paths: list[Path], text: str | None) -> list[Source]:
 
 
 def left_out(paths: list[Path]) -> list[Path]:
-    """What the folders hold that is neither a clip nor the words of one."""
+    """What the folders hold that is neither a clip nor the words of one, nor a still picture."""
     files = [file for folder in paths if folder.is_dir() for file in files_below(folder)]
     clips = {file.with_suffix("") for file in files if file.suffix.lower() in FORMATS}
     clips |= {clip.with_name(clip.name.split("-")[0]) for clip in clips}  # MERC2020's words
     words = [f for f in files if f.suffix.lower() in TEXTS and f.with_suffix("") in clips]
-    known = {*words, *(file for file in files if file.suffix.lower() in FORMATS)}
+    known = {*words, *(file for file in files if file.suffix.lower() in (*FORMATS, *PICTURES))}
     return [file for file in files if file not in known and file.name[0] != "."]
 
 

@@ -23,9 +23,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import QUIET, ROOT, make_clip, tone
+from conftest import QUIET, ROOT, make_clip, moving_picture, tone
 from extras import need
 from inside import run_main
+from PIL import Image
 
 import app
 from inference import door, page, service, windows
@@ -107,6 +108,45 @@ def test_no_message_tells_where_files_are(behind, monkeypatch, tmp_path):
     assert post(client_of(behind), text="x").json == {"head": "a", "remarks": [told]}
 
 
+def test_a_clip_is_called_as_its_visitor_calls_it(behind, monkeypatch):
+    def fails(answer_one, checkpoint, clip, *_, **__):
+        raise UsageError(f"cannot open {clip}: it is {clip.name}")
+
+    monkeypatch.setattr(service, "guarded", fails)
+    for given in (
+        "my clip (1).MP4",
+        "<b>a & b</b>.jpg",
+        "мой клип.mp4",
+        "?.wav",
+        80 * "a " + ".mp4",
+    ):
+        name = given.rpartition("/")[2]
+        found = post(client_of(behind), given, b"x").json
+        assert found == {"error": f"cannot open {name}: it is {name}"}
+
+
+def test_a_sentence_alone_is_told_what_is_wrong_with_it():
+    from inference.prediction import ClipPrediction, Seen
+    from inference.predictor import Predictor
+    from inference.sources import find_sources
+
+    (source,) = find_sources([], "zzqx")
+
+    def told(why, seen=()):
+        missing = {"speech": "E_MISSING: no clip was given"} | ({"text": why} if why else {})
+        prediction = ClipPrediction(source, ["hap", "sad"], missing, {}, seen=dict(seen))
+        with pytest.raises(UsageError) as failed:
+            service.describe([prediction])
+        return str(failed.value)
+
+    unknown = told("E_SHORT: none of the words is English that the models know")
+    assert unknown.startswith("Words not used: the model knows none of them.")
+    assert "Try other words, or give a clip." in unknown and "no clip" not in unknown
+    assert told(f"E_MISSING: {Predictor.no_words}").endswith("given. Give a clip.")
+    assert told("") == "A sentence alone cannot be read by this model: give a clip."
+    assert "is not enough for" in told("", {"text": Seen(None, None)})
+
+
 # Who is let in
 
 STRANGERS = ["evil.com", "localhost.evil.com", "127.0.0.1.evil.com", "evil.com:7860", "[::2]"]
@@ -180,6 +220,22 @@ def test_the_page_asks_nothing_of_the_internet():
         assert "//" not in text.replace("// ", ""), name
 
 
+def test_examples_have_a_picture_that_every_browser_shows(behind, monkeypatch, tmp_path):
+    monkeypatch.setattr(service, "guarded", lambda function, *args, limits: function(*args))
+    make_clip(tmp_path / "old.avi", [*moving_picture()], codec="mpeg4")
+    make_clip(tmp_path / "one.wav", sound=tone(1), sound_codec="pcm_s16le")
+    behind.examples |= {path.name: path for path in tmp_path.iterdir()}
+    behind.draw_thumbnails()
+    client = client_of(behind)
+    told = {each.pop("name"): each for each in client.get("/about").json["examples"]}
+    assert told["old.avi"] == {"title": "old", "sound": False, "thumbnail": True}
+    assert told["one.wav"] == {"title": "one", "sound": True, "thumbnail": False}
+    for name, size in (("old.avi", (120, 90)), ("anna.mp4", (240, 180))):
+        picture = Image.open(io.BytesIO(client.get(f"/thumbnail/{name}").data))
+        assert picture.format == "JPEG" and picture.size == size
+    assert client.get("/thumbnail/one.wav").status_code == 404
+
+
 def test_a_visitor_is_told_how_far_his_answer_is_and_may_cancel(behind, monkeypatch):
     """The process that answers is told between two stages, and keeps what it loaded."""
     told: list[str] = []
@@ -204,6 +260,7 @@ def test_a_visitor_is_told_how_far_his_answer_is_and_may_cancel(behind, monkeypa
         wait_until(lambda: client_of(behind).get("/progress/8").json["stage"])
         told.append(client_of(behind).get("/progress/8").json["stage"])
         client_of(behind).post("/cancel/8")
+        wait_until(lambda: second, 10)  # he leaves the line at once
         go_on.set()
 
     helper = threading.Thread(target=wait_in_line)
@@ -281,6 +338,30 @@ def test_no_name_of_an_upload_puts_words_into_its_mouth(behind, place):
         found = post(client_of(behind), name, clip).json
         assert "Words not used: no sentence was given." in found["remarks"], found
         assert found["parts"][0]["words"] == ""
+
+
+def test_a_still_picture_is_answered(behind, face_image, tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(face_image).save(file, "jpeg")
+    found = post(client_of(behind), "face.JPG", file.getvalue()).json
+    assert "%" in found["head"] and found["picture"], found
+    assert "Voice not used: the clip has no sound." in found["remarks"]
+    assert ".jpg" in post(client_of(behind), "x.txt", b"x").json["error"]
+
+
+def test_still_pictures_of_a_folder_are_told_to_be_left_out(tmp_path, capsys):
+    from inference.sources import find_sources, left_out
+
+    (tmp_path / "face.jpg").touch()
+    with pytest.raises(UsageError, match=r"no clip in .*: still pictures are read where they are"):
+        find_sources([tmp_path], None)
+    (tmp_path / "a.wav").touch()
+    (source,) = find_sources([tmp_path], None)
+    assert source.clip.clip_id == "a" and left_out([tmp_path]) == []
+    assert "left out: still pictures are read where they are named" in capsys.readouterr().err
+    found = find_sources([tmp_path, tmp_path / "face.jpg"], None)
+    assert [each.clip.clip_id for each in found] == ["a", "face"]
+    assert capsys.readouterr().err == ""
 
 
 def test_folds_are_one_model_and_models_of_one_name_are_two(place, tmp_path):
@@ -404,6 +485,29 @@ def test_who_asks_much_at_once_and_reads_nothing_holds_nobody_up(live, tmp_path)
     assert get_about(live.port) < 5
     for line in lines:
         line.close()
+
+
+def test_who_asks_for_a_part_and_reads_nothing_holds_nobody_up(live, tmp_path):
+    with_large_example(live.behind, tmp_path)
+    part = LARGE.replace(b"\r\n\r\n", b"\r\nRange: bytes=7-\r\n\r\n")
+    lines = [connect(live.port, part) for _ in range(door.THREADS)]
+    time.sleep(0.5)
+    assert get_about(live.port) < 5
+    for line in lines:
+        line.close()
+    client = client_of(live.behind)
+    for asked, told in {
+        "7-": f"7-{7 + page.PIECE - 1}",
+        "7-9": "7-9",
+        "-9": "39999991-39999999",
+        "-39999999": f"1-{page.PIECE}",
+    }.items():
+        response = client.get("/example/large.mp4", headers={"Range": f"bytes={asked}"})
+        assert response.headers["Content-Range"] == f"bytes {told}/40000000"
+        assert response.status_code == 206 and len(response.data) <= page.PIECE
+    for asked in ("40000000-", "0-1,5-6"):
+        response = client.get("/example/large.mp4", headers={"Range": f"bytes={asked}"})
+        assert response.status_code == 416
 
 
 def test_of_requests_that_are_sent_at_once_the_first_is_answered(live):

@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from conftest import QUIET, ROOT, make_clip, voice
+from conftest import QUIET, ROOT, make_clip, moving_picture, voice
 from extras import need, unavailable
+from PIL import Image
 
 from inference.door import create_server, open_door
 from inference.page import create_page
@@ -34,7 +37,10 @@ def server(place, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     vectors = {"words": np.array(SAID.split()), "vectors": np.ones((3, 16), "f4")}
     np.savez(folder / "words.npz", **vectors)
-    flags = ["--checkpoints", place / "any.pth", "--examples", place / "clips", "--port", port]
+    examples = tmp_path_factory.mktemp("examples") / "clips"
+    shutil.copytree(place / "clips", examples)
+    make_clip(examples / "old.avi", [*moving_picture()], codec="mpeg4")
+    flags = ["--checkpoints", place / "any.pth", "--examples", examples, "--port", port]
     flags += ["--word_vectors", folder / "words.npz", "--max_mb", 1]
     command = [sys.executable, "app.py", *map(str, flags), "--patience", str(PATIENCE)]
     environment = {**os.environ, **QUIET, "TMPDIR": str(folder)}
@@ -43,6 +49,10 @@ def server(place, tmp_path_factory):
     )
     try:
         assert "open http://127.0.0.1" in process.stdout.readline()
+        until = time.monotonic() + PATIENCE
+        while b'"thumbnail":false' in urlopen(f"http://127.0.0.1:{port}/about").read():
+            assert time.monotonic() < until, "no thumbnails"
+            time.sleep(0.2)
         yield SimpleNamespace(address=f"http://127.0.0.1:{port}", folder=folder)
     finally:
         process.terminate()
@@ -132,13 +142,17 @@ def test_errors_and_examples(server, browser, tmp_path):
     assert "cannot open junk.mp4" in visit.ask() and not visit.find("#found").is_displayed()
     assert any("400" in each for each in visit.complaints())  # so complaints are seen
     named = [each.text for each in browser.find_elements("css selector", "#examples button")]
-    assert named == ["anna", "ben"]
-    visit.wait.until(
-        lambda _: visit.run("return document.querySelector('#examples video').videoWidth")
-    )
+    assert named == ["anna", "ben", "old"]
+    seen = "return [...document.querySelectorAll('#examples img')].map((each) => each.naturalWidth)"
+    visit.wait.until(lambda _: visit.run(seen) == [240, 240, 120])
     visit.find("#examples button").click()
     answer, remarks = visit.ask(), visit.find("#remarks").text
     assert "%" in answer and "no sentence" not in remarks  # its .npz lies beside it
+    assert visit.find("#which").text.startswith("anna, answered in ")
+    browser.find_elements("css selector", "#examples button")[2].click()
+    visit.wait.until(lambda _: "(this browser cannot play it" in visit.find("#chosen").text)
+    assert visit.find("#still").is_displayed() and not visit.find("#video").is_displayed()
+    assert "Nothing in this clip can be used." in visit.ask()  # nobody is in it
 
 
 def test_nothing_typed_is_lost_and_no_old_clip_is_answered(server, browser, place, tmp_path):
@@ -155,6 +169,102 @@ def test_nothing_typed_is_lost_and_no_old_clip_is_answered(server, browser, plac
     visit.upload(tmp_path / "huge.mp4")
     assert "huge.mp4 has 1.2 MB; the limit is 1 MB" in visit.find("#error").text
     assert not visit.find("#video").is_displayed() and visit.find("#chosen").text == ""
+    assert visit.ask() == "Give a clip or a sentence."
+
+
+def test_a_still_picture_is_answered_under_the_name_that_it_has(
+    server, browser, face_image, tmp_path
+):
+    name = "<b>a & b</b>".replace("/", "\u2044") + " (1).png"
+    Image.fromarray(face_image).save(tmp_path / name)
+    visit = Visit(browser, server.address, 390)
+    visit.upload(tmp_path / name)
+    visit.wait.until(lambda _: visit.run("return get('still').naturalWidth") == 240)
+    assert "%" in visit.ask() and visit.find("#which").text.startswith(f"{name}, answered in")
+    assert visit.find("#still").is_displayed() and visit.complaints() == []
+
+
+ANSWER_LATE = """window.sent = send;
+send = (form) => new Promise((done) => { window.reply = async () => done(await sent(form)); });
+"""
+OPEN_LATE = """window.opened = null;
+navigator.mediaDevices.getUserMedia = (wanted) => new Promise((done) => {
+  window.open = async () => {
+    opened = await MediaDevices.prototype.getUserMedia.call(navigator.mediaDevices, wanted);
+    done(opened);
+  };
+});
+"""
+
+
+def check_chosen(visit: Visit, name: str) -> None:
+    """Only this clip stands there, and nothing else goes on."""
+    assert visit.find("#chosen").text == name
+    assert visit.run("return get('video').src.startsWith('blob:') && !get('video').srcObject")
+    assert visit.find("#video").is_displayed() and not visit.find("#working").is_displayed()
+    assert not visit.find("#found").is_displayed() and not visit.find("#error").is_displayed()
+    assert visit.find("#camera").text == "Record video" and visit.find("#live").text == "Live"
+    assert visit.find("#go").is_enabled()
+
+
+def test_what_is_begun_ends_what_was_going_on(server, browser, place):
+    anna, ben = (place / "clips" / f"{name}.mp4" for name in ("anna", "ben"))
+    visit = Visit(browser, server.address, 1280)
+    visit.run(ANSWER_LATE)
+    visit.upload(anna)
+    visit.find("#go").click()
+    visit.wait.until(lambda _: visit.run("return Boolean(window.reply)"))
+    visit.upload(ben)
+    check_chosen(visit, "ben.mp4")
+    visit.browser.execute_async_script("reply().then(() => setTimeout(arguments[0]))")
+    check_chosen(visit, "ben.mp4")  # the answer for anna comes, and nobody sees it
+    visit.run("send = sent")
+    assert "%" in visit.ask() and visit.find("#which").text.startswith("ben.mp4, ")
+
+    visit.find("#camera").click()
+    visit.wait.until(lambda _: "Stop" in visit.find("#camera").text)
+    assert not visit.find("#found").is_displayed(), "an old answer beside a new recording"
+    visit.upload(anna)
+    check_chosen(visit, "anna.mp4")
+    visit.find("#microphone").click()
+    visit.wait.until(lambda _: "Stop" in visit.find("#microphone").text)
+    visit.find("#live").click()
+    visit.wait.until(lambda _: visit.find("#live").text == "Stop live")
+    assert visit.find("#microphone").text == "Record sound"
+    visit.upload(ben)
+    time.sleep(0.3)  # as long as a recording that was ended may take to say so
+    check_chosen(visit, "ben.mp4")
+
+    visit.run(OPEN_LATE)
+    for button in ("live", "camera"):
+        visit.find(f"#{button}").click()  # the browser asks whether the page may
+        visit.upload(anna)
+        visit.browser.execute_async_script("open().then(() => setTimeout(arguments[0]))")
+        check_chosen(visit, "anna.mp4")
+        assert visit.run("return opened.getTracks().every((each) => each.readyState === 'ended')")
+
+
+def test_a_recording_that_goes_on_is_ended_and_answered(server, browser):
+    visit = Visit(browser, server.address, 1280)
+    visit.find("#camera").click()
+    visit.wait.until(lambda _: "Stop (1" in visit.find("#camera").text)
+    said = visit.ask()
+    assert "%" in said or "Nothing in this clip can be used" in said
+    assert visit.find("#chosen").text.startswith("your recording, ")
+
+
+def test_what_is_chosen_can_be_taken_back_by_keyboard(server, browser, place):
+    from selenium.webdriver.common.keys import Keys
+
+    visit = Visit(browser, server.address, 390)
+    assert not visit.find("#remove").is_displayed()
+    visit.upload(place / "clips" / "anna.mp4")
+    assert "%" in visit.ask()
+    visit.find("#remove").send_keys(Keys.ENTER)
+    for gone in ("#found", "#video", "#chosen", "#remove"):
+        assert not visit.find(gone).is_displayed(), gone
+    assert visit.find("#hint").text.startswith("The answer appears here")
+    assert visit.run("return document.activeElement.id") == "clip"
     assert visit.ask() == "Give a clip or a sentence."
 
 
@@ -203,9 +313,10 @@ def test_an_answer_can_be_cancelled(server, browser, place):
     assert visit.find("#stage").text and visit.find("#cancel").is_displayed()
     visit.find("#cancel").click()  # as the second half of a double click on Answer
     assert visit.find("#working").is_displayed()
-    visit.run("asked = 0")  # as if some time had passed
+    visit.run("turn.asked = 1")  # as if some time had passed
     visit.find("#cancel").click()
-    visit.wait.until(lambda _: not visit.find("#working").is_displayed())
+    assert not visit.find("#working").is_displayed()
+    assert visit.find("#hint").text == "Cancelled. What you chose is still here."
     assert visit.find("#error").text == "" and not visit.find("#found").is_displayed()
     assert "%" in visit.ask()  # the clip is still there
 

@@ -3,7 +3,6 @@ const WINDOW = 2000; // milliseconds that an answer is about
 const EVERY = 1000; // between the starts of two windows
 const SMALLEST = 1000; // bytes: less is no picture and no sound
 const STALE = 10; // seconds: the first answer waits for the model, and nobody wants it any more
-let stopLive = null;
 
 /** The last WINDOW milliseconds as a file of its own: pieces of one recording could not be read. */
 function windowOf(stream) {
@@ -22,9 +21,13 @@ function windowOf(stream) {
 }
 
 async function live(button) {
-  if (stopLive) { stopLive(); return; }
-  if (recorder || asking) return;
-  const stream = await openDevice({ video: { width: 480, height: 360, frameRate: 15 }, audio: true });
+  if (turn.button === button) {
+    if (turn.leave) turn.leave();
+    return;
+  }
+  const mine = newTurn({ button });
+  const size = { width: 480, height: 360, frameRate: 15 };
+  const stream = await openDevice({ video: size, audio: true }, mine);
   if (!stream) return;
   forget();
   mirror(stream);
@@ -37,7 +40,10 @@ async function live(button) {
   const end = new AbortController();
   const stop = make("button", "Stop live"); // beside the answer, which on a phone is far below
   stop.type = "button";
-  stop.onclick = () => stopLive();
+  stop.onclick = () => mine.leave();
+  for (const track of stream.getTracks()) { // a camera is pulled out
+    track.onended = () => { mine.leave(); fail("The camera or the microphone is gone."); };
+  }
   const timer = setInterval(begin, EVERY);
   begin();
 
@@ -53,8 +59,7 @@ async function live(button) {
     while (waiting && !end.signal.aborted) {
       const { file, ended } = waiting;
       waiting = null;
-      ticket = newTicket();
-      const form = formOf(file);
+      const form = formOf(file, newTicket());
       form.set("quick", "yes");
       form.delete("text"); // a sentence that was typed is not said again every second
       try {
@@ -83,16 +88,18 @@ async function live(button) {
     busy = false;
   }
 
-  stopLive = () => {
+  mine.end = () => {
     clearInterval(timer);
     end.abort();
-    stream.getTracks().forEach((track) => track.stop());
+    close(stream);
     stop.remove();
     forget();
-    button.focus();
     get("go").disabled = false;
     button.textContent = "Live";
     button.classList.remove("on");
-    stopLive = null;
+  };
+  mine.leave = () => {
+    newTurn();
+    button.focus();
   };
 }

@@ -2,78 +2,114 @@
 let about = null;
 let clip = null; // a File, a Blob, or null
 let example = "";
-let recorder = null;
-let asking = null; // the AbortController of a question that is on its way
-let asked = 0; // when it was asked
-let ticket = ""; // its name at the server
+let named = ""; // what a visitor calls it
+let turn = { end() {} }; // what is going on: a question, a recording, the live mode, or nothing
 let wordsOf = null; // the sentence of the last answer
 
 const offerOf = () => about.models[get("model").selectedIndex];
 const players = () => [get("video"), get("audio")];
-const player = () => players().find((each) => !each.hidden);
+const player = () => players().find((each) => !each.hidden) || null;
+const close = (stream) => stream.getTracks().forEach((track) => track.stop());
+
+/** Whatever is begun ends what was going on. Who waits for something asks afterwards whether it is
+ * still his turn. */
+function newTurn(its = {}) {
+  const before = turn;
+  turn = { end() {}, ...its };
+  before.end();
+  return turn;
+}
 
 /** Nothing is chosen any more: no old clip is answered under a new name, no old answer is shown. */
 function forget() {
   clip = null;
-  show("found", false);
-  show("hint", true);
-  example = "";
+  example = named = "";
+  showNone();
   get("clip").value = "";
   get("chosen").textContent = "";
+  show("remove", false);
   for (const each of players()) {
     if (each.src.startsWith("blob:")) URL.revokeObjectURL(each.src);
     each.pause();
     each.srcObject = null;
+    each.ontimeupdate = null;
     each.removeAttribute("src");
     each.load();
     each.hidden = true;
     get("preview").append(each);
   }
+  if (get("still").src.startsWith("blob:")) URL.revokeObjectURL(get("still").src);
+  get("still").removeAttribute("src");
+  show("still", false);
 }
 
-function choose(file, url, name, isSound, fromExample = "") {
+/** `kind`: video, audio or still, the element that shows it; `thumbnail`: of an example. */
+function choose(file, url, name, kind, fromExample = "", thumbnail = "") {
+  newTurn();
   forget();
   clip = file;
   example = fromExample;
-  get("chosen").textContent = name;
-  const shown = isSound ? get("audio") : get("video");
+  named = get("chosen").textContent = name;
+  show("remove", true);
+  const shown = get(kind);
   shown.muted = false; // a recording was silent while it was made
   shown.src = url;
   shown.hidden = false;
-  shown.onerror = () => {
-    if (!shown.src || shown.hidden) return;
+  const unseen = (what) => {
     shown.hidden = true;
-    get("chosen").textContent = `${name} (this browser cannot play it; it can be answered all the same)`;
+    get("chosen").textContent = `${name} (this browser cannot ${what}; it can be answered all the same)`;
+    if (thumbnail) get("still").src = thumbnail;
+    show("still", Boolean(thumbnail));
   };
-  show("error", false);
+  const here = () => shown.getAttribute("src") === url && !shown.hidden;
+  shown.onerror = () => { if (here()) unseen(kind === "still" ? "show it" : "play it"); };
+  get("video").onloadedmetadata = () => { // of a format that it does not know it plays the sound alone
+    if (!here() || kind !== "video" || shown.videoWidth) return;
+    unseen("show a picture of it");
+    get("audio").src = url;
+    show("audio", true);
+  };
   show("old_words", Boolean(get("text").value) && get("text").value === wordsOf);
 }
 
-function take(file) {
-  if (!file) return;
+function take(file, name = file.name) {
   if (file.size > about.megabytes * 1e6) {
+    newTurn();
     forget();
     const size = (file.size / 1e6).toFixed(1);
-    fail(`${file.name} has ${size} MB; the limit is ${about.megabytes} MB. No clip is chosen now.`);
+    fail(`${name} has ${size} MB; the limit is ${about.megabytes} MB. No clip is chosen now.`);
     return;
   }
-  const isSound = file.type.startsWith("audio/");
-  choose(file, URL.createObjectURL(file), file.name, isSound);
+  const [kind] = file.type.split("/");
+  choose(file, URL.createObjectURL(file), name, { audio: "audio", image: "still" }[kind] || "video");
 }
 
-async function openDevice(wanted) {
-  if (!navigator.mediaDevices) {
-    fail("Browsers give camera and microphone only to pages of this machine, or over https.");
-    return null;
-  }
+function remove() {
+  newTurn();
+  forget();
+  show("old_words", false);
+  get("clip").focus();
+}
+
+/** A stream for this turn; null where there is none, or where it comes when another has begun. */
+async function openDevice(wanted, mine) {
+  let why = "Browsers give camera and microphone only to pages of this machine, or over https.";
   try {
-    return await navigator.mediaDevices.getUserMedia(wanted);
+    if (navigator.mediaDevices) {
+      const stream = await navigator.mediaDevices.getUserMedia(wanted);
+      if (turn === mine) return stream;
+      close(stream);
+    }
   } catch (error) {
-    const what = wanted.video ? "camera" : "microphone";
+    const what = wanted.video ? "camera and microphone" : "microphone";
     const allow = error.name === "NotAllowedError" ? ": allow it in the browser's settings" : "";
-    fail(`The browser gives no ${what}: ${error.message}${allow}`);
-    return null;
+    why = `The browser gives no ${what}: ${error.message}${allow}`;
   }
+  if (turn === mine) {
+    newTurn();
+    fail(why);
+  }
+  return null;
 }
 
 /** What the camera sees, without its sound: else the loudspeaker would speak into it. */
@@ -86,8 +122,12 @@ function mirror(stream) {
 }
 
 async function record(button, wanted, name) {
-  if (recorder) { recorder.stop(); return; }
-  const stream = await openDevice(wanted);
+  if (turn.button === button) {
+    if (turn.finish) turn.finish();
+    return;
+  }
+  const mine = newTurn({ button });
+  const stream = await openDevice(wanted, mine);
   if (!stream) return;
   forget();
   const label = button.textContent;
@@ -95,28 +135,39 @@ async function record(button, wanted, name) {
   const most = about.seconds - 1;
   const began = Date.now();
   let ended = "";
-  recorder = new MediaRecorder(stream);
+  const recorder = new MediaRecorder(stream);
   const clock = setInterval(() => {
     const seconds = Math.floor((Date.now() - began) / 1000);
     button.textContent = `Stop (${seconds} of ${most} s)`;
-    if (seconds >= most && recorder) {
+    if (seconds >= most) {
       ended = `, ended at the limit of ${most} s`;
-      recorder.stop();
+      mine.finish();
     }
   }, 250);
-  recorder.ondataavailable = (event) => pieces.push(event.data);
-  recorder.onstop = () => {
+  const taken = new Promise((done) => {
+    recorder.onstop = () => {
+      if (turn === mine) { // else another has begun, and nobody wants it
+        const ending = recorder.mimeType.includes("mp4") ? "mp4" : "webm";
+        const type = `${wanted.video ? "video" : "audio"}/${ending}`;
+        const seconds = ((Date.now() - began) / 1000).toFixed(0);
+        take(new File(pieces, `${name}.${ending}`, { type }), `your recording, ${seconds} s${ended}`);
+      }
+      done();
+    };
+  });
+  mine.finish = () => {
+    if (recorder.state !== "inactive") recorder.stop();
+    return taken;
+  };
+  mine.end = () => {
     clearInterval(clock);
-    stream.getTracks().forEach((track) => track.stop());
-    const ending = recorder.mimeType.includes("mp4") ? "mp4" : "webm";
-    recorder = null;
+    mine.finish();
+    close(stream);
     button.textContent = label;
     button.classList.remove("on");
-    const type = wanted.video ? pieces[0].type : `audio/${ending}`;
-    take(new File(pieces, `${name}.${ending}`, { type }));
-    const seconds = ((Date.now() - began) / 1000).toFixed(0);
-    if (clip) get("chosen").textContent = `your recording, ${seconds} s${ended}`;
+    forget();
   };
+  recorder.ondataavailable = (event) => pieces.push(event.data);
   recorder.start();
   button.textContent = `Stop (0 of ${most} s)`;
   button.classList.add("on");
@@ -124,7 +175,7 @@ async function record(button, wanted, name) {
   if (wanted.video) mirror(stream);
 }
 
-function formOf(file) {
+function formOf(file, ticket) {
   const form = new FormData();
   form.set("model", get("model").value);
   form.set("text", get("text").value);
@@ -146,78 +197,92 @@ async function send(form, signal) {
   return kind.includes("json") ? response.json() : { error: await response.text() };
 }
 
-function showProgress(began) {
+function showProgress(mine) {
   get("stage").textContent = "Sending the clip";
   show("working", true);
   get("working").scrollIntoView({ block: "nearest" });
   return setInterval(async () => {
-    get("clock").textContent = `${Math.round((Date.now() - began) / 1000)} s`;
+    get("clock").textContent = `${Math.round((Date.now() - mine.asked) / 1000)} s`;
     try {
-      const { stage } = await (await fetch(`progress/${ticket}`)).json();
-      if (asking && stage && stage !== get("stage").textContent) get("stage").textContent = stage;
+      const { stage } = await (await fetch(`progress/${mine.ticket}`)).json();
+      if (turn === mine && stage && stage !== get("stage").textContent) get("stage").textContent = stage;
     } catch (error) { /* the answer itself tells when the server is gone */ }
   }, 500);
 }
 
 function cancel() {
-  if (!asking || Date.now() - asked < 700) return; // the second half of a double click on Answer
-  navigator.sendBeacon(`cancel/${ticket}`);
-  asking.abort();
+  if (Date.now() - turn.asked < 700) return; // the second half of a double click on Answer
+  newTurn();
+  const rest = clip || example ? " What you chose is still here." : "";
+  showNone(`Cancelled.${rest}`);
+  get("hint").scrollIntoView({ block: "nearest" });
+  get("go").focus();
 }
 
 async function answer(event) {
   event.preventDefault();
-  if (asking) return;
-  const began = Date.now();
+  if (turn.finish) { // a recording is answered, too
+    await turn.finish();
+    if (!clip) return;
+  }
+  if (turn.asked) return;
   const words = get("text").value;
-  const mine = player() || null;
+  const shown = player();
   const offer = offerOf(); // the menu may be another one when the answer comes
-  asking = new AbortController();
-  asked = began;
-  ticket = newTicket();
+  const mine = newTurn({ asked: Date.now(), ticket: newTicket() });
+  const request = new AbortController();
+  const clock = showProgress(mine);
+  const rest = () => {
+    clearInterval(clock);
+    show("working", false);
+    get("clock").textContent = "";
+    get("go").disabled = false;
+  };
+  mine.end = () => {
+    rest();
+    navigator.sendBeacon(`cancel/${mine.ticket}`);
+    request.abort();
+  };
   get("go").disabled = true;
-  show("error", false);
-  const clock = showProgress(began);
+  if (shown) get("preview").append(shown);
+  showNone("The answer is being made.");
   try {
-    const { busy } = await (await fetch("about", { signal: asking.signal })).json();
-    const found = busy ? { error: busy } : await send(formOf(), asking.signal);
+    const { busy } = await (await fetch("about", { signal: request.signal })).json();
+    const found = busy ? { error: busy } : await send(formOf(null, mine.ticket), request.signal);
+    if (turn !== mine) return;
     if (found.error) { fail(found.error); return; }
-    found.took = ((Date.now() - began) / 1000).toFixed(1);
+    found.took = ((Date.now() - mine.asked) / 1000).toFixed(1);
+    found.title = named || found.title; // the server has another name for an upload
     wordsOf = words;
-    const long = found.parts.length > 1;
-    if (mine) get(long ? "player" : "preview").append(mine);
-    showFound(found, offer, mine);
+    if (shown && found.parts.length > 1) get("player").append(shown);
+    showFound(found, offer, shown);
     say(`Answer: ${found.head}. ${offer.warning || ""}`);
     get("head").focus({ preventScroll: true });
     get("head").scrollIntoView({ block: "start" });
   } catch (error) {
-    if (error.name === "AbortError") say("Cancelled");
-    else fail("The server does not answer: is it still running? A clip that is too large is refused, too.");
+    if (turn !== mine) return;
+    fail("The server does not answer: is it still running? A clip that is too large is refused, too.");
   } finally {
-    clearInterval(clock);
-    asking = null;
-    show("working", false);
-    get("clock").textContent = "";
-    get("go").disabled = false;
+    if (turn === mine) {
+      rest();
+      turn = { end() {} };
+    }
   }
 }
 
-function exampleButton({ name, title }) {
-  const address = `example/${encodeURIComponent(name)}`;
-  const isSound = /\.(wav|mp3|m4a|flac|ogg|opus|aac)$/i.test(name);
+function exampleButton({ name, title, sound, thumbnail }) {
+  const place = encodeURIComponent(name);
+  const address = `thumbnail/${place}`;
   const button = make("button");
   button.type = "button";
-  const picture = isSound ? make("div", "sound", "sound") : make("video");
-  if (!isSound) {
-    picture.preload = "metadata";
-    picture.muted = true;
-    picture.playsInline = true;
-    picture.tabIndex = -1;
-    picture.src = `${address}#t=0.5`;
-    picture.setAttribute("aria-hidden", "true");
+  const picture = thumbnail ? make("img") : make("div", sound ? "sound" : "video", "kind");
+  if (thumbnail) {
+    picture.alt = "";
+    picture.src = address;
   }
   button.append(picture, make("span", title));
-  button.onclick = () => choose(null, address, title, isSound, name);
+  const kind = sound ? "audio" : "video";
+  button.onclick = () => choose(null, `example/${place}`, title, kind, name, thumbnail ? address : "");
   const item = make("li");
   item.append(button);
   return item;
@@ -235,17 +300,24 @@ async function start() {
   show("examples", about.examples.length > 0);
   get("form").onsubmit = answer;
   get("cancel").onclick = cancel;
-  addEventListener("pagehide", cancel);
+  get("remove").onclick = remove;
+  addEventListener("pagehide", () => newTurn());
   get("text").oninput = () => show("old_words", false);
   get("clear").onclick = () => { get("text").value = ""; show("old_words", false); get("text").focus(); };
-  get("clip").onchange = (event) => take(event.target.files[0]);
-  const drop = get("drop");
-  drop.ondragover = (event) => { event.preventDefault(); drop.classList.add("over"); };
-  drop.ondragleave = () => drop.classList.remove("over");
-  drop.ondrop = (event) => {
+  get("clip").onchange = ({ target }) => { if (target.files[0]) take(target.files[0]); };
+  const { classList } = get("drop"); // beside it a drop counts, too: else the browser leaves the page
+  const isFile = (event) => event.dataTransfer.types.includes("Files");
+  document.ondragover = (event) => {
+    if (!isFile(event)) return;
     event.preventDefault();
-    drop.classList.remove("over");
-    take(event.dataTransfer.files[0]);
+    classList.add("over");
+  };
+  document.ondragleave = () => classList.remove("over");
+  document.ondrop = (event) => {
+    classList.remove("over");
+    if (!isFile(event)) return;
+    event.preventDefault();
+    if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
   };
   get("camera").onclick = (event) => record(event.target, { video: true, audio: true }, "camera");
   get("microphone").onclick = (event) => record(event.target, { audio: true }, "microphone");

@@ -1,6 +1,7 @@
 "use strict"; // an answer of the server -> what the visitor sees of it
 const get = (id) => document.getElementById(id);
 const say = (text) => { get("spoken").textContent = text; }; // for those who do not see
+const BEGIN = get("hint").textContent;
 let answered = null; // the answer that is shown
 
 function show(id, visible) { get(id).hidden = !visible; }
@@ -140,6 +141,15 @@ function drawLine(found, player) {
     const part = found.parts.find((each) => now >= each.start && now < each.end);
     if (part) select(part);
   };
+}
+
+/** No answer and no error any more; why, in their place. */
+function showNone(why = BEGIN) {
+  answered = null;
+  get("hint").textContent = why;
+  show("hint", true);
+  show("found", false);
+  show("error", false);
 }
 
 function fail(message) {
