@@ -276,13 +276,32 @@ def test_what_a_library_says_is_one_short_line():
     assert len(in_short(ValueError("x" * 10_000))) < 210
 
 
-def test_too_little_memory_to_load_a_library_is_told_with_its_remedy(capsys):
-    """`ulimit -v` that is too low for torch."""
+WITHOUT_MEMORY = {  # as `ulimit -v` of 2.5 to 4.5 GB gives them
+    "libtorch_cpu.so: failed to map segment": ImportError,
+    "could not create a primitive": RuntimeError,
+    "can't start new thread": RuntimeError,
+    "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried": RuntimeError,
+    "Caught ImportError in worker\nTraceback:\n x.so: failed to map segment from": ImportError,
+    "": MemoryError,
+}
 
+
+@pytest.mark.parametrize("said", WITHOUT_MEMORY)
+def test_too_little_memory_is_told_with_its_remedy(capsys, said):
     def main() -> None:
-        raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
+        raise WITHOUT_MEMORY[said](said)
 
     with pytest.raises(SystemExit) as stop:
         run_script(main)
     told = capsys.readouterr().err
     assert stop.value.code == 2 and "ulimit -v" in told and told.count("\n") == 1
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("kind", [ImportError, RuntimeError])
+def test_what_is_no_lack_of_memory_stays_a_traceback(kind):
+    def main() -> None:
+        raise kind("of ours")
+
+    with pytest.raises(kind):
+        run_script(main)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, make_clip, run_script, tone
 
+from utils import guard
 from utils.errors import ClipError, UsageError
 from utils.guard import Limits, guarded, lift_memory_limit
 
@@ -94,6 +97,20 @@ def test_a_network_that_comes_back_is_read(tmp_path):
 def test_what_stops_the_run_passes_through():
     with pytest.raises(UsageError, match="no space"):
         guarded(refuse, UsageError, "no space left", limits=FEW)
+
+
+def test_a_process_that_cannot_start_lacks_memory(monkeypatch):
+    """Where address space is short, the process that the others are forked from dies."""
+
+    def start(process):
+        raise EOFError("unexpected EOF")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(guard, "_here", threading.local())
+        patch.setattr(multiprocessing.context.ForkServerProcess, "start", start)
+        with pytest.raises(MemoryError, match="could not start"):
+            guarded(os.getpid, limits=FEW)
+    assert guarded(abs, -1, limits=FEW) == 1
 
 
 ORPHAN = """

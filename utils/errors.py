@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 
 class UsageError(Exception):
@@ -66,6 +67,10 @@ CLIP_CODES = {  # how the closing summary of preprocess.py names them
 }
 
 
+# what the dynamic loader, torch's allocator, oneDNN and Python say where memory is limited
+NO_MEMORY = ("map segment", "can't allocate memory", "a primitive", "can't start new thread")
+
+
 class ClipError(Exception):
     """One clip cannot be used: `code` from CLIP_CODES (docs/questions.md), `reason` for people."""
 
@@ -88,12 +93,12 @@ def run_script(main: Callable[[], int | None]) -> None:
     except UsageError as error:
         print(f"{script}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except (ImportError, MemoryError) as error:
-        if isinstance(error, ImportError) and "failed to map segment" not in str(error):
+    except (ImportError, MemoryError, RuntimeError) as error:
+        lines = str(error).splitlines()  # of a worker's error torch hands on the traceback, too
+        said = [line for line in lines if any(each in line for each in NO_MEMORY)]
+        if not (said or isinstance(error, MemoryError)):
             raise
-        remedy = "raise its limit (`ulimit -v unlimited`), or ask for less at once"
-        print(f"{script}: too little memory: {in_short(error)}; {remedy}", file=sys.stderr)
-        sys.exit(UsageError.exit_code)
+        _end_without_memory(script, said[0] if said else error)
     except UnicodeEncodeError as error:
         if sys.getfilesystemencoding().lower() in ("utf-8", "utf8"):
             raise
@@ -115,12 +120,20 @@ def run_script(main: Callable[[], int | None]) -> None:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             print(f"{script}: {error.strerror}: raise the limit, `ulimit -n 1024`", file=sys.stderr)
             sys.exit(UsageError.exit_code)
+        if error.errno == errno.ENOMEM:
+            _end_without_memory(script, error.strerror)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         with contextlib.suppress(OSError):
             print(f"{script}: cannot write its output: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(UsageError.exit_code)
+
+
+def _end_without_memory(script: str, said: object) -> NoReturn:
+    remedy = "raise the limits (`ulimit -v unlimited`, `ulimit -u`), or ask for less at once"
+    print(f"{script}: too little memory: {in_short(said)}; {remedy}", file=sys.stderr)
+    sys.exit(UsageError.exit_code)
 
 
 def make_streams_usable() -> None:

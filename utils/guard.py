@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import stopwatch
-from utils.errors import ClipError, UsageError
+from utils.errors import NO_MEMORY, ClipError, UsageError
 from utils.files import discard_unfinished
 from utils.parallel import short_sockets
 
@@ -31,7 +31,6 @@ LOST = ("E_TIMEOUT", "E_KILLED", "E_CRASH")  # after these the child is replaced
 TRY_AGAIN = ("E_KILLED", "E_CRASH", "E_READ")  # the cause may be outside: other processes, networks
 CLIP_MB = 2048  # that a process may hold beyond its libraries, which reads one clip after the other
 RECORDING_MB = 6000  # one that also hears whole recordings: an hour of sound takes about 1,000
-NO_MEMORY = ("alloc", "map zero-fill", "map segment")
 _here = threading.local()  # each supervising thread keeps one child, which keeps what it loaded
 
 
@@ -112,7 +111,11 @@ def _start(limits: Limits) -> None:
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     _here.pipe, its_end = context.Pipe()
     _here.process = context.Process(target=_serve, args=(its_end,), daemon=True)
-    _here.process.start()
+    try:
+        _here.process.start()
+    except EOFError as error:  # of the process that all are forked from
+        _here.process = None
+        raise MemoryError("the process that reads clips could not start") from error
     its_end.close()
 
 
@@ -179,7 +182,8 @@ def _result(function: Callable, args: tuple) -> Any:
 
 def _lacks_memory(error: Exception) -> bool:
     """MemoryError, or what a library, the allocator or the dynamic loader says instead."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+    said = ("alloc", "map zero-fill", *NO_MEMORY)
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def _end_with_parent() -> None:
