@@ -17,15 +17,14 @@ import shutil
 import signal
 import statistics
 import sys
-import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from corpora import CORPORA, list_corpus
-from corpora.manifest import Listing, keep_classes
+from corpora.manifest import Listing, colliding_names, keep_classes, similar_speakers
 from extract import RANGES
 from utils.config import Flags, device_name, ranged
 from utils.errors import (
@@ -198,16 +197,18 @@ def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, 
 
     reserved = {*STAGES, *encoders.INPUTS, "records", transcribe.FOLDER}
     args.encoder = encoders.parse_all(args.encoder, reserved)
+    seen = {each["input"] for each in args.encoder.values()}
+    with_vectors = any(clip.words for clip in listing.clips)
+    spoken = args.transcribe or not listing.clips or any(each.transcript for each in listing.clips)
     wanted = [name for name in listing.modalities if name not in never_there(listing)]
     if args.modalities:
         given = [name.strip().lower() for name in args.modalities.split(",")]
         wanted = [CALLED.get(name, name) for name in given]
     elif args.word_vectors and "text" not in wanted:
         wanted.append("text")
-    if not (args.word_vectors or any(clip.words for clip in listing.clips)):
-        read_by_encoder = any(each["input"] == "text" for each in args.encoder.values())
-        if read_by_encoder or (args.encoder and not args.modalities):
-            wanted = [name for name in wanted if name != "text"]
+    without_vectors = "text" in seen or (seen and not args.modalities)
+    if without_vectors and not (args.word_vectors or with_vectors):
+        wanted = [name for name in wanted if name != "text"]
     known = [name for name in STAGES if name not in ("video_embedding", "wave")]  # of other flags
     if not (wanted or args.encoder) or not set(wanted).issubset(known):
         names = ",".join(known)
@@ -216,17 +217,18 @@ def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, 
         if "video" not in wanted:
             raise UsageError("--video_embedding needs the modality video")
         wanted.append("video_embedding")
-    wanted += encoder_inputs(args, wanted, listing)
+    check_encoder_inputs(args, wanted, spoken)
+    if "speech" in seen:
+        wanted.append("wave")
     if args.word_vectors and "text" not in wanted:
         what = f"which --modalities {args.modalities} leaves out: add it there"
         raise UsageError(f"--word_vectors is for text, {what}")
     if "text" in wanted and args.word_vectors:
-        spoken = args.transcribe or any(clip.transcript for clip in listing.clips)
-        if listing.clips and not spoken:
+        if not spoken:
             raise UsageError(f"--word_vectors: no clip of {args.corpus} has a transcript")
         # their words are looked up, so word vectors beside the clips are not read
         listing.clips = [replace(clip, words=None) for clip in listing.clips]
-    elif "text" in wanted and listing.clips and not any(clip.words for clip in listing.clips):
+    elif "text" in wanted and listing.clips and not with_vectors:
         raise UsageError(f"the text of {args.corpus} needs --word_vectors FILE, see --help")
     return tuple(dict.fromkeys(wanted))
 
@@ -241,17 +243,15 @@ def never_there(listing: Listing) -> set[str]:
     return {"video"} if endings <= SOUNDS else {"speech"} if endings <= {*PICTURES} else set()
 
 
-def encoder_inputs(args: argparse.Namespace, wanted: list[str], listing: Listing) -> list[str]:
-    """The stages that make what the encoders see, where no flag names them."""
+def check_encoder_inputs(args: argparse.Namespace, wanted: list[str], spoken: bool) -> None:
+    """UsageError where nothing makes what an encoder sees."""
     for name, settings in args.encoder.items():
         needed = {"speech": "speech", "face": "video"}.get(settings["input"])
         if needed and needed not in wanted:
             what = f"--encoder {name} reads the {settings['input']}"
             raise UsageError(f"{what}, which needs {needed} in --modalities {','.join(wanted)}")
-        spoken = args.transcribe or any(clip.transcript for clip in listing.clips)
-        if not needed and not spoken and listing.clips:
+        if not (needed or spoken):
             raise UsageError(f"--encoder {name}: no clip of {args.corpus} has a transcript")
-    return ["wave"] if any(each["input"] == "speech" for each in args.encoder.values()) else []
 
 
 def describe(args: argparse.Namespace, listing: Listing) -> list[str]:
@@ -283,58 +283,17 @@ def not_listed(args: argparse.Namespace, listing: Listing) -> list[str]:
     return [f"in no row of manifest.csv: {listed(others, 2)}"] if others else []
 
 
-def similar_speakers(clips: list) -> list[str]:
-    """A warning for people of nearly one name: as two they can stand on both sides of a split."""
-    groups = defaultdict(set)
-    for name in {clip.speaker for clip in clips}:
-        groups[unicodedata.normalize("NFKC", name).casefold().strip()].add(name)
-    return [
-        f"warning: the speakers {' and '.join(map(ascii, sorted(group)))} count as different people"
-        for group in groups.values()
-        if len(group) > 1
-    ]
-
-
-def colliding_names(clips: list) -> list[str]:
-    """A warning for each group of ids that other systems take for the same file name."""
-    groups = defaultdict(list)
-    for clip in clips:
-        groups[clip.split, unicodedata.normalize("NFC", clip.clip_id).casefold()].append(clip)
-    return [
-        f"warning: clips {', '.join(ascii(clip.clip_id) for clip in group)} have names that are "
-        "one file where capitals or Unicode forms do not count: do not copy features/ there"
-        for group in groups.values()
-        if len(group) > 1
-    ]
-
-
 def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path]]:
     """The clips' records by split and id, and the files that --verify found changed."""
     from tqdm import tqdm
 
-    from extract import encoders
-    from extract.clip import SETTINGS, Job
-    from extract.faces import embedder, embedding_weights
+    from extract.clip import Job
 
     device = args.device if args.device in ("auto", "cpu") else device_name(args.device)
-    if args.video_embedding:
-        embedder(device_name(device))  # missing weights are known before any work
-    settings = {name: dict(each) for name, each in SETTINGS.items()}
-    if args.video_embedding:
-        settings["video_embedding"]["sha256"] = embedding_weights()
-    settings["video"] |= {name: getattr(args, name) for name in FACE_FLAGS}
-    settings["video"]["margin"] = args.face_margin
-    settings |= earlier_encoders(args.features_dir)
-    for name, given in args.encoder.items():  # weights that are not there are known now, too
-        settings[name] = encoders.known(given, device_name(device))
-        if len(args.encoder) > 1:
-            encoders.load.cache_clear()  # the memory holds one at a time
-    if args.word_vectors and "text" in args.modalities and listing.clips:
-        settings["text"] |= looked_up(args, listing)
     job = Job(
         features_dir=args.features_dir,
         modalities=args.modalities,
-        settings=settings,
+        settings=settings_of(args, listing, device),
         word_dim=listing.word_dim or common_width(listing),
         device=device,
         threads=max(1, available_cores() // args.workers),
@@ -360,6 +319,29 @@ def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path
         job = replace(job, modalities=(*job.modalities, name))
         encode_clips(name, listing, job, records)
     return records, changed
+
+
+def settings_of(args: argparse.Namespace, listing: Listing, device: str) -> dict[str, dict]:
+    """Of every stage. Weights and word vectors that are not there are known here, before any work
+    on clips."""
+    from extract import encoders
+    from extract.clip import SETTINGS
+    from extract.faces import embedder, embedding_weights
+
+    settings = {name: dict(each) for name, each in SETTINGS.items()}
+    if args.video_embedding:
+        embedder(device_name(device))
+        settings["video_embedding"]["sha256"] = embedding_weights()
+    settings["video"] |= {name: getattr(args, name) for name in FACE_FLAGS}
+    settings["video"]["margin"] = args.face_margin
+    settings |= earlier_encoders(args.features_dir)
+    for name, given in args.encoder.items():
+        settings[name] = encoders.known(given, device_name(device))
+        if len(args.encoder) > 1:
+            encoders.load.cache_clear()  # the memory holds one at a time
+    if args.word_vectors and "text" in args.modalities and listing.clips:
+        settings["text"] |= looked_up(args, listing)
+    return settings
 
 
 def transcribe_clips(args: argparse.Namespace, listing: Listing) -> dict[tuple[str, str], Any]:
@@ -482,7 +464,7 @@ def begin_tree(args: argparse.Namespace, listing: Listing, job: Any) -> None:
     """
     from importlib.metadata import version
 
-    from extract.clip import SCHEMA
+    from extract.clip import SCHEMA, STAGES
 
     libraries = ("numpy", "librosa", "av", "facenet-pytorch", "opencv-python-headless", "scipy")
     settings = {
@@ -500,12 +482,9 @@ def begin_tree(args: argparse.Namespace, listing: Listing, job: Any) -> None:
         if before.get(name, settings[name]) != settings[name]:
             change = f"had {name} {before[name]}, it gets {settings[name]}"
             print(f"{args.features_dir} {change}", file=sys.stderr)
-    earlier = earlier_encoders(args.features_dir)
-    if lost := ", ".join(name for name in earlier if name not in settings["features"]):
-        what = (
-            f"{lost}: not made now, so no tool can ask a model of it; repeat --encoder to keep it"
-        )
-        print(f"{args.features_dir} {what}", file=sys.stderr)
+    if lost := ", ".join(name for name in job.settings if name not in {*STAGES, *job.modalities}):
+        what = "not made now, so no tool can ask a model of it; repeat --encoder to keep it"
+        print(f"{args.features_dir} {lost}: {what}", file=sys.stderr)
     write_json(args.features_dir / "settings.json", settings)
 
 

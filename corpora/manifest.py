@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,36 @@ def _why_twice(same_id: list[Clip]) -> str:
     if len(files) == 1:
         return f"is listed {len(same_id)} times: {files[0]}"
     return f"stands for {len(files)} files: {listed(files, 3)}; tell them apart by a column clip_id"
+
+
+def similar_speakers(clips: list[Clip]) -> list[str]:
+    """A warning for people of nearly one name: as two they can stand on both sides of a split."""
+    names = sorted({clip.speaker for clip in clips})
+    return [
+        f"warning: the speakers {' and '.join(map(ascii, group))} count as different people"
+        for group in alike(names, lambda n: unicodedata.normalize("NFKC", n).casefold().strip())
+    ]
+
+
+def colliding_names(clips: list[Clip]) -> list[str]:
+    """A warning for each group of ids that other systems take for the same file name."""
+
+    def seen_elsewhere(clip: Clip) -> tuple[str, str]:
+        return clip.split, unicodedata.normalize("NFC", clip.clip_id).casefold()
+
+    return [
+        f"warning: clips {', '.join(ascii(clip.clip_id) for clip in group)} have names that are "
+        "one file where capitals or Unicode forms do not count: do not copy features/ there"
+        for group in alike(clips, seen_elsewhere)
+    ]
+
+
+def alike(items: Iterable, form: Callable) -> list[list]:
+    """Groups of two or more items that have one form."""
+    groups = defaultdict(list)
+    for item in items:
+        groups[form(item)].append(item)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def keep_inside(listing: Listing, data_dir: Path) -> Listing:

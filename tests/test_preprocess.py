@@ -36,9 +36,9 @@ from inside import run_main
 
 from corpora import merc2020
 from corpora.audit import load_audit
+from corpora.manifest import colliding_names
 from extract import audio, faces, words
 from extract.clip import STAGES, Job, process_clip
-from preprocess import colliding_names
 from utils import guard
 from utils.errors import CLIP_CODES, LockedError, UsageError
 from utils.files import lock_folder
