@@ -11,15 +11,18 @@ The table goes to stdout; report/index.html shows everything.
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
+import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from utils.config import Flags, device_name, ranged
-from utils.errors import UsageError, listed, run_script
+from utils.errors import UsageError, joined, listed, run_script
 from utils.files import check_place, keep_as_it_is, write_json
+from utils.fonts import columns, padded
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "timm", "efficientnet-pytorch")
 COLUMNS = dict(
@@ -168,28 +171,45 @@ def predictions(systems: list, classes: list[str]) -> Any:
 
 
 def print_table(report: dict[str, Any]) -> None:
-    import pandas as pd
-
     rows, first = [], report["systems"][0]
     for each in report["systems"]:
         before = each["calibration"]["before"]
         ece = f"{before['ece']:.4f} ({before['ece_if_calibrated']:.3f})"
         rows.append([each["name"], *(cell(each, name, first["unit"]) for name in COLUMNS), ece])
-        spreads = {"of its": each["parts"], "over folds:": each["folds"]}
-        if each["folds"] == each["parts"]:
-            del spreads["over folds:"]
+        together = len(report["systems"]) > 1 and each is report["systems"][-1]
+        spreads = {"runs" if together else "folds": each["parts"]}
+        if each["folds"] != each["parts"]:
+            spreads["folds"] = each["folds"]
         for title, parts in spreads.items():
             if parts:
                 cells = (f"{parts[n]['mean']:.4f} ± {parts[n]['deviation']:.4f}" for n in COLUMNS)
-                rows.append([f"  mean ± deviation {title} {parts['count']}", *cells, ""])
+                rows.append([f"  mean ± deviation of {parts['count']} {title}", *cells, ""])
     print(f"{first['clips']} clips of {report['clips_of']} in {report['features_dir']}")
-    table = pd.DataFrame(rows, columns=["", *COLUMNS.values(), "ECE (if calibrated)"])
-    text = table.set_index("").rename_axis(None).to_string()
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
+    text = table(["", *COLUMNS.values(), "ECE (if calibrated)"], rows, room)
     print(f"95 % intervals over {about_intervals(first, '*' in text)}\n{text}")
     if report["paired_note"]:
         print(f"comparisons of these runs: in index.html; {report['paired_note']}")
     for text in report["systems"][-1]["warnings"]:
         print(f"note: {text}")
+
+
+def table(head: list[str], rows: list[list[str]], room: float) -> str:
+    """Columns under their names. Where the terminal has no room for them (columns), each row's
+    name stands above its numbers, and the last columns are left out."""
+    first, *widths = (max(map(columns, column)) for column in zip(head, *rows, strict=True))
+    above = first + sum(width + 2 for width in widths) > room
+    while above and len(widths) > 1 and sum(width + 2 for width in widths) > room:
+        widths.pop()
+    lines = []
+    for name, *cells in [head, *rows]:
+        numbers = (padded(text, width + 2) for text, width in zip(cells, widths, strict=False))
+        if above and name:
+            lines.append(name)
+        lines.append(("" if above else padded(name, first, left=True)) + "".join(numbers))
+    if left_out := head[len(widths) + 1 :]:
+        lines.append(f"a wider terminal shows {joined(left_out)}, too; so does index.html")
+    return "\n".join(lines)
 
 
 def cell(each: dict[str, Any], name: str, unit: str) -> str:

@@ -30,6 +30,7 @@ from utils.parallel import no_collection
 from utils.scratch import sweep
 
 PART = 13  # columns of a part's name in the table
+WIDEST, FIRST = 120, 3  # columns of a table with all classes; of a wider one only the first classes
 
 REJECTED = 3  # exit code: finished, but some clips have no answer
 
@@ -197,13 +198,13 @@ def predict_all(args: argparse.Namespace, predictor: Any, sources: list) -> list
 
 def origins(cards: list) -> list[str]:
     """What each model comes from, with a warning in red where the terminal has colours."""
-    from inference.card import card_lines
+    from inference.prediction import told_of
 
     red, plain = ("\033[1;31m", "\033[0m") if sys.stdout.isatty() else ("", "")
     warnings = {card["warning"].upper() for card in cards if card["warning"]}
     return [
         f"{red}{line}{plain}" if any(line.startswith(each) for each in warnings) else line
-        for line in map(without_controls, card_lines(cards))
+        for line in map(without_controls, told_of(cards))
     ]
 
 
@@ -238,9 +239,17 @@ def write_recording(
 
 
 def header(classes: list[str]) -> str:
+    start = f"{'clip':<28}{'part':<{PART}}"
+    if has_many(classes):
+        return f"{start}most probable (all {len(classes)} are in predictions.csv)"
     first, *widths = column_widths(classes)
     named = (padded(name, width) for name, width in zip(classes, widths, strict=True))
-    return f"{'clip':<28}{'part':<{PART}}{padded('answer', first)}  " + "".join(named)
+    return f"{start}{padded('answer', first)}  " + "".join(named)
+
+
+def has_many(classes: list[str]) -> bool:
+    """Whether a table with a column for each class is too wide to be read."""
+    return 28 + PART + 2 + sum(column_widths(classes)) > WIDEST
 
 
 def column_widths(classes: list[str]) -> list[int]:
@@ -255,14 +264,11 @@ def lines(prediction: Any, remarks: list[str] | None = None) -> str:
     name = prediction.title
     if columns(name) > 27:  # the file says more than its folders
         name = shortened(name.rpartition("/")[2], 27)
-    rows, (first, *widths) = [], column_widths(prediction.classes)
+    rows: list[str] = []
     for part, probabilities in prediction.parts.items():
-        label = padded(prediction.classes[int(probabilities.argmax())], first)
-        pairs = zip(probabilities, widths, strict=True)
-        numbers = "".join(f"{value:>{width}.3f}" for value, width in pairs)
         shown = shortened(part if part in PARTS else part_name(part), PART - 1)
         start = padded(name, 28, left=True) + padded(shown, PART, left=True)
-        rows.append(f"{start}{label}  {numbers}")
+        rows.append(start + numbers(probabilities, prediction.classes))
         name = ""
     if not rows:
         rows = [f"{name:<28}no answer"]
@@ -271,6 +277,20 @@ def lines(prediction: Any, remarks: list[str] | None = None) -> str:
     said = prediction.remarks if remarks is None else remarks
     rows += [f"{'':<28}{text}" for text in said]
     return "\n".join(rows)
+
+
+def numbers(probabilities: Any, classes: list[str]) -> str:
+    """The answer and the probability of each class; of many only the largest, and what is left."""
+    if has_many(classes):
+        most = (-probabilities).argsort(kind="stable")[:FIRST]
+        named = (f"{shortened(classes[k], 16)} {probabilities[k]:.3f}" for k in most)
+        rest = max(0.0, 1 - probabilities[most].sum())
+        others = f"; {len(classes) - FIRST} others {rest:.3f}" if len(classes) > FIRST else ""
+        return ", ".join(named) + others
+    first, *widths = column_widths(classes)
+    pairs = zip(probabilities, widths, strict=True)
+    each = "".join(f"{value:>{width}.3f}" for value, width in pairs)
+    return f"{padded(classes[int(probabilities.argmax())], first)}  {each}"
 
 
 def write_tables(args: argparse.Namespace, predictions: list) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from training.modalities import MODALITIES, modality, titles
 from utils.errors import joined
 from utils.files import write_bytes, write_csv, write_json, write_text
 from utils.plots import (
+    DENSE,
     MEASURED,
     corruption_png,
     plot_bars,
@@ -44,8 +46,10 @@ def write_report(folder: Path, report: dict[str, Any], predictions: Any) -> None
     page = Path(__file__).with_name("report.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"titles": titles, "short": short, "together": together}
+    environment.filters["whole"] = whole_flags
     number, usual = commonest(row["support"] for row in main["per_class"].values())
     shown: dict[str, Any] = {"pictures": pictures, "panels": panels, "curves": curves}
+    shown["dense"] = DENSE
     shown["commonest"] = [*main["per_class"]][number], usual
     today = date.today()
     shown |= {"title": title_of(report), "date": f"{today.day} {today:%B %Y}"}
@@ -69,6 +73,13 @@ def title_of(report: dict[str, Any]) -> str:
 def short(name: str) -> str:
     """The last two folders of a run: multimodal/first."""
     return "/".join(Path(name).parts[-2:])
+
+
+def whole_flags(text: str) -> Any:
+    """HTML in which no line ends within a flag, as behind the hyphens of --flag."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"--\w+", r'<span class="whole">\g<0></span>', str(escape(text))))
 
 
 def embedded(picture: bytes) -> str:

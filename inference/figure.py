@@ -18,8 +18,8 @@ SOFT, PALE = "#8aa4c8", "#cfd6e0"
 FRAMES = 8  # of the face strip
 STRIDES = (32, 16, 8, 64)  # columns of a log-mel that a token of a backbone stands for
 UNEQUAL = 1.25  # times the mean: a frame or moment that counted more than the others
-NAME = 15  # columns of a class beside its bar
-ALONE = 8  # bars of what a part says alone
+NAME = 14  # columns of a class beside its bar
+MOST, ALONE = 12, 8  # bars of the answer, and of what a part says alone
 CAUTION = "Displayed emotion as a model classifies it, not what a person feels."
 
 
@@ -44,13 +44,13 @@ def draw_prediction(prediction: ClipPrediction) -> bytes:
             SHOW[picture](axis, prediction, name)
         if name in prediction.parts and len(prediction.parts) > 1:
             axis = figure.add_axes((0.61, low - 0.01, 0.1, 0.2))
-            probabilities, names = prediction.parts[name], class_names(prediction.classes)
-            most = np.sort(np.argsort(-probabilities, kind="stable")[:ALONE])
-            bars(axis, probabilities[most], [names[place] for place in most], 7)
+            names = class_names(prediction.classes)
+            bars(axis, prediction.parts[name], names, 7, most=ALONE)
             axis.set_title(f"{part_name(name)} alone", loc="left", fontsize=9, color=INK, pad=3)
     figure.text(0.02, 0.015, CAUTION, fontsize=7.5, color=GREY)
     warnings = {card["warning"] for card in prediction.cards if card["warning"]}
-    told = "; ".join(warnings) or "; ".join(map(came_from, prediction.cards))
+    origins = dict.fromkeys(map(came_from, prediction.cards))  # folds have the same
+    told = "; ".join(warnings) or "; ".join(origins)
     look = dict(color=VAL, weight="bold") if warnings else dict(color=GREY)
     figure.text(0.02, 0.045, shortened(told[:1].upper() + told[1:], 190), fontsize=7.5, **look)
     return png(figure)
@@ -115,8 +115,11 @@ def note(axis: Any, text: str) -> None:
 def show_frames(axis: Any, prediction: ClipPrediction, name: str) -> None:
     """The frames that the model saw; under each how much it counted, the most in colour."""
     view, weights = evidence(prediction, name)
+    still = bool((view == view[:1]).all())  # repeated for as long as a model wants
+    count = 1 if still else min(len(view), FRAMES)
+    shown = np.linspace(0, len(view) - 1, count).round().astype(int)
     even = weights is not None and weights.max() <= UNEQUAL * weights[weights > 0].mean()
-    shown = np.linspace(0, len(view) - 1, min(len(view), FRAMES)).round().astype(int)
+    even = even or still
     for place, index in enumerate(shown):
         crop = view[index].transpose(1, 2, 0)  # (S, S, 3)
         axis.imshow(crop, extent=(place, place + 0.95, 0, 0.95))
@@ -128,6 +131,7 @@ def show_frames(axis: Any, prediction: ClipPrediction, name: str) -> None:
     floor = 0 if weights is None or even else -0.36
     axis.set(xlim=(0, max(6, len(shown))), ylim=(floor, 0.95), aspect="equal", anchor="NW")
     told = "all frames counted about equally" if even else "bars: how much each frame counted"
+    told = "the same in all frames" if still else told
     note(axis, told if weights is not None else read_by(prediction, name))
 
 
@@ -178,7 +182,7 @@ def show_words(axis: Any, prediction: ClipPrediction, name: str) -> None:
 def show_result(axis: Any, prediction: ClipPrediction, clear: bool) -> None:
     part = prediction.deciding_part
     names = class_names(prediction.classes)
-    bars(axis, prediction.probabilities, names, min(10, 130 // len(names)), clear)
+    bars(axis, prediction.probabilities, names, 10, clear)
     title = part_name(part) if len(prediction.parts) > 1 else f"{part_name(part)} alone"
     if part == FUSED and len(prediction.parts) == 1 and not prediction.missing:
         title = " + ".join(part_name(name) for name in prediction.rests_on)
@@ -194,11 +198,18 @@ ROWS = {"frames": (0.58, 0.23), "spectrogram": (0.335, 0.15), "words": (0.09, 0.
 
 
 def bars(
-    axis: Any, probabilities: np.ndarray, names: list[str], size: float, clear: bool = True
+    axis: Any,
+    probabilities: np.ndarray,
+    names: list[str],
+    size: float,
+    clear: bool = True,
+    most: int = MOST,
 ) -> None:
-    """One bar per class from the top down with its percent; the largest in colour, if `clear`."""
-    largest = VAL if clear else GREY
-    colors = [largest if value == probabilities.max() else PALE for value in probabilities]
+    """One bar per class from the top down with its percent, of many only for the largest; the
+    largest in colour, if `clear`."""
+    largest, top = VAL if clear else GREY, probabilities.max()
+    probabilities, names = wording.likeliest(probabilities, names, most)
+    colors = [largest if value == top else PALE for value in probabilities]
     axis.barh(range(len(probabilities)), probabilities, 0.75, color=colors)
     for place, value in enumerate(probabilities):
         number = wording.percent(value)
@@ -206,6 +217,7 @@ def bars(
     axis.set(xlim=(0, 1), xticks=[])
     shown = [shortened(drawable(name)[0], NAME) for name in names]
     axis.set_yticks(range(len(names)), shown, fontsize=size, color=INK)
-    axis.invert_yaxis()
+    axis.set_ylim(max(len(names), 5) - 0.3, -0.7)  # two bars need not fill the place of five
     axis.tick_params(length=0)
     axis.spines[["top", "right", "bottom"]].set_visible(False)
+    axis.spines["left"].set_bounds(-0.7, len(names) - 0.3)

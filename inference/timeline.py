@@ -12,11 +12,14 @@ from inference import wording
 from inference.figure import CAUTION
 from inference.prediction import ClipPrediction
 from inference.wording import class_names, part_name
-from utils.fonts import drawable, shortened
-from utils.plots import GREY, INK, blank_figure, literal, png
+from utils.errors import counted
+from utils.fonts import columns, drawable, shortened
+from utils.plots import GREY, INK, LETTER, blank_figure, literal, png
 
+WIDTH = 8.58  # inches of the time line
 BARS_FROM = 480  # pixels of width: a narrower picture shows the answer alone
 COLORS = ("#e8b93c", "#c8553d", "#6a9a4f", "#7d5ba6", "#4a78b5", "#b9bec6", "#e58a35", "#4fb3a5")
+OTHERS = "#eeeeee"  # of many classes those without a colour, together
 
 
 def draw_timeline(predictions: list[ClipPrediction]) -> bytes:
@@ -30,24 +33,33 @@ def draw_timeline(predictions: list[ClipPrediction]) -> bytes:
     figure.text(0.03, 0.94, head, fontsize=14, weight="bold", color=INK, va="center")
     grey = dict(fontsize=7.5, color=GREY, va="center")
     figure.text(0.03, 0.87, bases(predictions), **grey)
-    axis = figure.add_axes((0.06, 0.22, 0.78, 0.43))
+    axis = figure.add_axes((0.06, 0.22, WIDTH / 11, 0.43))
+    shown = in_colour(predictions)
     for prediction, (start, end) in zip(predictions, spans, strict=True):
-        stack(axis, prediction, start, end)
-        share = (end - start) / (last - first)
-        if prediction.parts and share > 1 / 90:  # else its colour must do
+        stack(axis, prediction, shown, start, end)
+        inches = WIDTH * (end - start) / (last - first)
+        if prediction.parts and inches > WIDTH / 90:  # else its colour must do
             clear = wording.is_clear(prediction)
-            label = shortened(wording.label_name(prediction), 14) + ("" if clear else "?")
-            narrow = dict(rotation=90, fontsize=7) if share < 1 / 14 else dict(fontsize=9)
+            name = shortened(drawable(wording.label_name(prediction))[0], 14)
+            narrow = dict(fontsize=9)
+            if (columns(name) + 1) * LETTER > inches:
+                name, narrow = shortened(name, 12), dict(rotation=90, fontsize=7)
+            label = wording.isolated(name) + ("" if clear else "?")
             place = ((start + end) / 2, 1.04)
             color = INK if clear else GREY
             axis.text(*place, label, ha="center", va="bottom", color=color, **narrow)
     names = class_names(predictions[0].classes)
-    named = zip(COLORS * 9, names, strict=False)
-    handles = [Patch(color=color, label=shortened(name, 16)) for color, name in named]
+    named = {names[place]: color for place, color in shown.items()}
+    if rest := len(names) - len(shown):
+        named[f"{rest} others"] = OTHERS
+    handles = [
+        Patch(color=color, label=shortened(drawable(name)[0], 16)) for name, color in named.items()
+    ]
     figure.legend(handles=handles[::-1], loc="center right", frameon=False, fontsize=9)
     axis.set(xlim=(first, last), ylim=(0, 1), yticks=[0, 0.5, 1])
     axis.set_yticklabels(["0 %", "50 %", "100 %"], fontsize=8, color=GREY)
     axis.set_xlabel("seconds", fontsize=8, color=INK)
+    axis.set_ylabel("probability", fontsize=8, color=INK)
     axis.spines[["top", "right"]].set_visible(False)
     name = shortened(Path(predictions[0].source.name).name, 70)
     figure.text(0.03, 0.03, CAUTION, **grey)
@@ -55,15 +67,28 @@ def draw_timeline(predictions: list[ClipPrediction]) -> bytes:
     return png(figure)
 
 
+def in_colour(predictions: list[ClipPrediction]) -> dict[int, str]:
+    """{class: its colour}: all, or of more than there are colours first the answers of the parts,
+    then what is likely over the recording."""
+    weights = np.zeros(len(predictions[0].classes))
+    for each in filter(lambda each: each.parts, predictions):
+        weights += each.probabilities
+        weights[each.probabilities.argmax()] += len(predictions)
+    most = np.sort(np.argsort(-weights, kind="stable")[: len(COLORS)])
+    return dict(zip(most.tolist(), COLORS, strict=False))
+
+
 def summary(predictions: list[ClipPrediction]) -> str:
     """What is said most often, and in how many of the parts."""
     clear = [each for each in predictions if each.parts and wording.is_clear(each)]
-    counts = Counter(wording.label_name(each) for each in clear).most_common()
-    parts = f"{len(predictions)} parts"
+    names = (wording.isolated(wording.label_name(each)) for each in clear)
+    counts = Counter(names).most_common()
+    parts = counted(len(predictions), "part")
     if not counts:
-        return f"no clear answer in any of {parts}"
+        return "no clear answer" + (f" in any of {parts}" if len(predictions) > 1 else "")
     if len(counts) > 2 and counts[0][1] == counts[2][1]:
-        return f"no emotion prevails: {len(counts)} in {len(clear)} clear parts of {parts}"
+        answers = counted(len(clear), "clear answer")
+        return f"no emotion prevails: {len(counts)} different ones in {answers} of {parts}"
     said = " and ".join(f"{name} in {count}" for name, count in counts[:2])
     return f"{said} of {parts}"
 
@@ -78,13 +103,17 @@ def bases(predictions: list[ClipPrediction]) -> str:
     return ". ".join([f"rests on {', '.join(shares)}", " ".join(list(reasons)[:2])]).strip(". ")
 
 
-def stack(axis: Any, prediction: ClipPrediction, start: float, end: float) -> None:
-    """One utterance: the probabilities on top of each other, or an empty box."""
+def stack(
+    axis: Any, prediction: ClipPrediction, shown: dict[int, str], start: float, end: float
+) -> None:
+    """One utterance: the probabilities of the classes `shown` on top of each other and what the
+    others share, or an empty box."""
     if not prediction.parts:
         axis.bar(start, 1, end - start, align="edge", color="none", edgecolor="#cccccc", hatch="//")
         return
-    floors = np.cumsum([0, *prediction.probabilities[:-1]])
-    for value, floor, color in zip(prediction.probabilities, floors, COLORS * 9, strict=False):
+    values = prediction.probabilities[[*shown]]
+    values, floors = np.append(values, max(0.0, 1 - values.sum())), np.cumsum([0, *values])
+    for value, floor, color in zip(values, floors, (*shown.values(), OTHERS), strict=True):
         axis.bar(start, value, end - start, floor, align="edge", color=color, edgecolor="white")
 
 

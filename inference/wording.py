@@ -77,6 +77,19 @@ def doubt(probabilities: np.ndarray, names: Sequence[str]) -> str:
     return ""
 
 
+def likeliest(
+    probabilities: np.ndarray, names: Sequence[str], most: int
+) -> tuple[np.ndarray, list[str]]:
+    """The probabilities (K,) and their names; of more than `most` classes only the largest, in
+    their order, and last what the others share."""
+    if len(probabilities) <= most:
+        return probabilities, list(names)
+    first = np.sort(np.argsort(-probabilities, kind="stable")[: most - 1])
+    rest = max(0.0, 1 - probabilities[first].sum())
+    others = f"{len(probabilities) - len(first)} others"
+    return np.append(probabilities[first], rest), [*(names[place] for place in first), others]
+
+
 def headline(prediction: ClipPrediction) -> str:
     """happiness, 88 %; or happiness, 16 %; chance is 14 %: no clear answer."""
     if not prediction.parts:

@@ -21,6 +21,7 @@ from evaluation.ensemble import load_members
 from evaluation.pack import calibrated, judged
 from inference.card import card_lines, cards
 from inference.offer import offer
+from inference.prediction import told_of
 from inference.predictor import Predictor
 from inference.windows import has_voice
 from models import build_model
@@ -59,6 +60,25 @@ def test_a_checkpoint_knows_its_origin(trained):
     assert line.startswith("words: trained on merc2020, 28 clips of 4 people")
     assert "chance 14%" in line
     assert "over clips) of 28 other clips" in line  # too narrow for other people
+
+
+def test_folds_of_one_run_share_a_card(trained, tmp_path):
+    best = load_checkpoint(best_checkpoint(trained / "logs" / "text" / "a"))
+    best["card"]["corpus"] = "demo"
+    for fold, (accuracy, clips) in enumerate(((0.5, 20), (0.8, 30))):
+        best["val"] |= {"accuracy": accuracy, "clips": clips}
+        best["card"]["clips"] = 28 + fold
+        best["weights"]["heads.text.linear.bias"] += 1  # no two files are the same model
+        save_checkpoint(tmp_path / "run" / f"fold_{fold}" / "1_best_1.0000.pth", best)
+    found = cards(members(tmp_path / "run", trained))
+    line, warning = told_of(found)
+    assert line.startswith("words: trained on demo, 28 to 29 clips of 4 people; right on 68% (")
+    assert line.endswith(" of 50 other clips, chance 14%; 2 folds together")
+    assert warning.startswith("TRAINED ON GENERATED CLIPS")
+    assert told_of(found[:1]) == card_lines(found[:1]), "one alone is as it was"
+    for card in found:  # files of one name are different models
+        card["model"] = "words.pth"
+    assert told_of(found) == card_lines(found)
 
 
 CHOICES = {  # settings, packed: whether its clips chose the epoch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -14,6 +16,7 @@ import torch
 from conftest import CLASSES, TINY, write_features
 from inside import run_main
 
+from evaluate import print_table
 from evaluation import report
 from evaluation.certificate import compare
 from evaluation.corruptions import add_noise, blur, corrupt, drop_words
@@ -190,7 +193,7 @@ def test_several_runs_and_their_ensemble(evaluate, members, tmp_path):
         {"mean": np.mean(accuracies), "deviation": np.std(accuracies, ddof=1)}
     )
     pairs = run.report["paired"]
-    assert len(pairs) == 3 and "mean ± deviation of its 3" in run.out
+    assert len(pairs) == 3 and "mean ± deviation of 3 runs" in run.out
     assert {each[key] for each in pairs for key in ("first", "second")} == set(names)
     assert pairs[0]["accuracy"]["difference"] == pytest.approx(accuracies[1] - accuracies[0])
     page = (tmp_path / "out" / "index.html").read_text()
@@ -256,21 +259,25 @@ def test_each_fold_answers_the_clips_that_it_held_out(evaluate, features, tmp_pa
         assert mine[columns].to_numpy().tolist() == same
     parts = run.report["systems"][0]["parts"]
     assert parts["count"] == 2 and parts["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
-    assert "mean ± deviation of its 2" in run.out
+    assert "mean ± deviation of 2 folds" in run.out
     for k in (0, 1):
         save_member(
             tmp_path / "z" / f"fold_{k}" / "1_best_1.0000.pth", features, 5 + k, fold=str(k)
         )
     run = evaluate(checkpoints=[tmp_path / "x", tmp_path / "z"])  # the ensemble has a line, too
-    lines = [line for line in run.out.splitlines() if "mean ± deviation of its 2" in line]
+    lines = [
+        line for line in run.out.splitlines() if re.search("± deviation of 2 (folds|runs)", line)
+    ]
+    spread = [line for line in lines if "of 2 runs" in line]
     means = [each["parts"]["accuracy"]["mean"] for each in run.report["systems"]]
-    assert [float(line.split()[6]) for line in lines] == pytest.approx(means, abs=1e-4)
+    assert [float(line.split()[6]) for line in lines[:3]] == pytest.approx(means, abs=1e-4)
+    assert spread == [lines[2]]
     together = answers(tmp_path)  # beside the spread over its runs, that over its folds
     together = together[together["run"] == "ensemble of 2"]
     by_fold = (together["truth"] == together["answer"]).groupby(together["fold"]).mean()
     found = run.report["systems"][-1]["folds"]["accuracy"]
     assert found == pytest.approx({"mean": by_fold.mean(), "deviation": by_fold.std()})
-    assert "mean ± deviation over folds: 2" in run.out
+    assert "of 2 folds" in lines[3] and len(lines) == 4
     assert "mean ± deviation over its 2 folds" in (tmp_path / "out" / "index.html").read_text()
     assert evaluate("--split", "val", checkpoints=folds).code == 4, "the other fold's clips"
     run = evaluate(checkpoints=[folds[0], save_member(tmp_path / "y.pth", features, 9)])
@@ -412,7 +419,8 @@ def test_subsets_and_harms_of_a_fused_run(evaluate, features, tmp_path, dropout)
         own = {"all": "integrated", "speech": "speech", "face": "face"}
         assert heads == absent | own and len(found) == 7
         page = (tmp_path / "out" / "index.html").read_text()
-        assert page.count(">no prediction<") == 4 and "without --modality_dropout" in page
+        assert page.count(">no prediction<") == 4
+        assert 'without <span class="whole">--modality_dropout</span>' in page  # on one line
         assert not (tmp_path / "out" / "robustness.png").exists()
         return
     assert len(heads) == 7 and set(heads.values()) == {"integrated"}
@@ -737,6 +745,38 @@ def test_every_cell_has_its_name_where_tables_become_lists(evaluate, members, tm
     for row in rows:
         for named, content in re.findall(r"<td([^>]*)>(.*?)</td>", row, re.DOTALL)[1:]:
             assert "data-label" in named or not content, row
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("room", "left_out"), [(80, "weighted F1 and ECE (if"), (120, "")])
+def test_in_a_narrow_terminal_numbers_stand_under_their_names(
+    evaluate, members, monkeypatch, room, left_out
+):
+    run = evaluate("--split", "val", checkpoints=members)
+    wide = [line for line in run.out.splitlines() if "0." in line and "[" in line]
+    assert len(wide) == 4 and all(len(line) > 120 for line in wide), "a file has all in one line"
+    monkeypatch.setenv("COLUMNS", str(room))
+    with contextlib.redirect_stdout(Terminal()) as shown:
+        print_table(run.report)
+    head, *lines = shown.getvalue().splitlines()[2:]
+    assert [line for line in lines if line in map(str, members)] == [*map(str, members)]
+    rows = [line for line in lines if line.startswith("  0.")]
+    assert len(rows) == 4 and {*map(len, (head, *rows))} == {len(head)} and len(head) <= room
+    assert (f"a wider terminal shows {left_out}" in shown.getvalue()) == bool(left_out)
+
+
+def test_many_classes_have_a_matrix_as_wide_as_the_page(evaluate, members, tmp_path, monkeypatch):
+    assert evaluate().code == 0
+    assert '<figure class="wide"' not in page_of(tmp_path)
+    monkeypatch.setattr(report, "DENSE", 6)
+    assert evaluate().code == 0
+    page = page_of(tmp_path)
+    assert '<figure class="wide"><img alt="confusion matrix"' in page
+    assert page.count("<div") == page.count("</div>")
 
 
 def test_many_inputs_are_looked_at_one_by_one():

@@ -7,7 +7,8 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_features
+from trainings import make_run
 
 from corpora.manifest import Clip
 from inference import wording
@@ -15,12 +16,18 @@ from inference.figure import draw_evidence, draw_prediction
 from inference.prediction import FUSED, ClipPrediction, Seen
 from inference.sources import Source
 from inference.timeline import draw_timeline, overlay, summary
+from training import record
+from training.loop import fit
+from training.run import Run
 from utils import fonts, plots
-from utils.errors import CLIP_CODES
+from utils.errors import CLIP_CODES, Interrupted
 
+BEST = {"epoch": 1, "clips": 7, "loss": 1.0, "accuracy": 0.5, "uar": 0.5}
+TEN = range(1, 11)
 LISTS = {
     "codes": ["hap", "ang", "dis", "fea", "sad", "neu", "sur"],
     "long": ["embarrassment", "happiness", "contemptuousness", "a long name of three words"],
+    "many": [f"{name}{number}" for name in ("joy", "embarrassment", "remorse") for number in TEN],
     "Korean": ["기쁨", "두려움", "놀라움"],
     "Chinese": ["高兴", "愤怒", "厌恶"],
     "Arabic": ["سعادة", "غضب", "اشمئزاز"],
@@ -158,6 +165,29 @@ def test_curves_show_what_guessing_gives(figures, tmp_path):
     assert {"guessing: ln 7", "guessing: 14%", "always sad: 29%"} <= set(told)
 
 
+def test_a_run_draws_its_matrix_at_its_end_and_where_it_is_stopped(tmp_path, monkeypatch):
+    """Not at each better epoch, which may take less time than the picture."""
+    features, drawn = write_features(tmp_path / "features", 1, modalities=("text",)), []
+    draw = lambda path, counts, *_: drawn.append((path.name, counts.sum()))  # noqa: E731
+    monkeypatch.setattr(record, "plot_confusion", draw)
+    monkeypatch.setattr(Run, "is_best", lambda run, epoch, _: setattr(run, "best", BEST) or True)
+    run = make_run(features, tmp_path / "a")
+    with record.started(run) as (kept, stop):
+        fit(run, kept, stop)
+        assert drawn == [("confusion.png", 7)]
+    assert len(drawn) == 1
+    with (
+        pytest.raises(Interrupted),
+        record.started(run := make_run(features, tmp_path / "b")) as (
+            kept,
+            stop,
+        ),
+    ):
+        monkeypatch.setattr(kept, "add", lambda row: setattr(stop, "signum", 15))
+        fit(run, kept, stop)
+    assert len(drawn) == 2
+
+
 def test_only_the_list_that_we_know_is_translated():
     assert wording.class_names(["hap", "sad", "cal"]) == ["happiness", "sadness", "calm"]
     assert wording.class_names(["happy", "sad"]) == ["happy", "sad"]
@@ -214,12 +244,70 @@ def test_the_picture_says_where_its_model_comes_from(warning, told, figures, mon
 def test_columns_of_the_table_stand_under_their_names():
     from predict import header, lines
 
-    for classes in LISTS.values():
+    for classes in (LISTS[name] for name in LISTS if name not in ("long", "many")):
         first = np.full(len(classes), 0.5 / (len(classes) - 1))
         first[0] = 0.5
         head, row = header(classes), lines(said(first, classes)).splitlines()[0]
         assert fonts.columns(head) == fonts.columns(row)
         assert all(f" {name}" in head for name in classes)
+
+
+@pytest.mark.parametrize("names", ["long", "many"])
+def test_of_many_classes_the_table_shows_the_likeliest(names):
+    from predict import WIDEST, header, lines
+
+    classes = LISTS[names]
+    shares = np.full(len(classes), 0.1 / (len(classes) - 2))
+    shares[[2, 0]] = 0.6, 0.3
+    row = lines(said(shares, classes))
+    assert f"all {len(classes)} are in" in header(classes)
+    assert row.split("fused")[1].split()[:2] == [fonts.shortened(classes[2], 16), "0.600,"]
+    rest = len(classes) - 3
+    assert row.endswith(f"; {rest} others {0.1 * rest / (rest + 1):.3f}")
+    assert max(map(fonts.columns, (row, header(classes)))) <= WIDEST
+
+
+def test_many_classes_can_be_read(no_fonts, figures, monkeypatch, tmp_path):
+    """In the bars, the time line and the matrix; what is left out is counted."""
+    from matplotlib.colors import to_hex
+
+    for place in ("figure", "timeline"):
+        monkeypatch.setattr(f"inference.{place}.png", plots.png)
+    classes = LISTS["many"]
+    shares = [np.full(30, 0.68 / 29) for _ in classes]
+    for place, each in enumerate(shares):
+        each[place] = 0.32
+    given = said(shares[4], classes, rests_on=["speech"])
+    given.parts["speech"] = given.probabilities
+    draw_prediction(given)
+    shown = [text.get_text() for text, _ in texts(figures[-1])]
+    assert "19 others" in shown and "23 others" in shown  # 0.68 * 19 / 29: more than the answer has
+    alone, answer = (axis for axis in figures[-1].axes if axis.patches)
+    if len(alone.patches) > len(answer.patches):
+        alone, answer = answer, alone
+    for axis, bars in ((alone, 8), (answer, 12)):
+        widths = [bar.get_width() for bar in axis.patches]
+        assert len(widths) == bars and sum(widths) == pytest.approx(1)
+        (colored,) = (bar for bar in axis.patches if to_hex(bar.get_facecolor()) == plots.VAL)
+        assert colored.get_width() == pytest.approx(0.32)
+    assert min(label.get_fontsize() for label in answer.get_yticklabels()) == 10
+
+    parts = [said(each, classes) for each in shares[:9]]
+    for place, each in enumerate(parts):
+        each.source = each.source._replace(start=5.0 * place, end=5.0 * place + 5)
+    draw_timeline(parts)
+    (legend,) = figures[-1].legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names[0] == "22 others" and {*names[1:]} <= {*classes[:9]}
+    assert len({patch.get_facecolor() for patch in legend.get_patches()}) == 9
+    boxes = [box for text, box in texts(figures[-1]) if text.get_text() not in names]
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+
+    plots.plot_confusion(tmp_path / "a.png", 8 * np.eye(30, dtype=int), classes, "run")
+    (axis,) = figures[-1].axes
+    assert len([text for text in axis.texts if text.get_text()]) == 30, "an empty cell is a zero"
+    on_the_page = 952 / 72 / figures[-1].get_figwidth()  # pixels of a point where it fills a page
+    assert min(text.get_fontsize() for text, _ in texts(figures[-1])) * on_the_page >= 9
 
 
 REASONS = {
@@ -288,6 +376,17 @@ def test_the_evidence_alone_is_narrow_enough_for_a_phone(monkeypatch, figures):
     assert draw_evidence(given)
     on_a_phone = 358 / 72 / figures[0].get_figwidth()  # pixels of a point, on a page of 390
     assert min(text.get_fontsize() for text, _ in texts(figures[0])) * on_a_phone >= 10
+
+
+def test_a_still_picture_is_shown_once(figures, monkeypatch):
+    monkeypatch.setattr("inference.figure.png", plots.png)
+    given, frame = said([0.9, 0.1], ["hap", "sad"]), np.random.default_rng(0).random((1, 3, 8, 8))
+    for frames, count in ((frame.repeat(4, 0), 1), (np.concatenate([frame, 1 - frame]), 2)):
+        given.seen["face"] = Seen(frames, np.full(len(frames), 0.5))
+        draw_prediction(given)
+        assert sum(len(axis.images) for axis in figures[-1].axes) == count
+        told = [text.get_text() for text, _ in texts(figures[-1])]
+        assert ("the same in all frames" in told) == (count == 1)
 
 
 def test_the_plate_in_a_video_hides_no_face():

@@ -77,6 +77,9 @@ class Record(RunLog):
         if run.resumed is None:
             for stale in best_checkpoints(folder):
                 stale.unlink()  # of a run that was killed before it saved anything else
+        self.confusion: tuple[Any, int] | None = (
+            None  # of the best epoch, where it is not drawn yet
+        )
         self.last_is_sound = run.resumed is None or run.resumed[0].name == LAST
         self.saved_at = time.monotonic()
         write_json(folder / "config.json", run.config)
@@ -109,8 +112,16 @@ class Record(RunLog):
         weights = self.run.mean_weights.model.state_dict()
         checkpoint = self.run.checkpoint(weights, epoch)
         save_best(self.folder, checkpoint)
-        title = f"{self.folder.name}: epoch {epoch}, {confusion.sum()} validation clips"
-        plot_confusion(self.folder / "confusion.png", confusion, checkpoint["classes"], title)
+        self.confusion = confusion, epoch
+
+    def draw_curves(self) -> None:
+        """Both pictures, as often as the curves need it: one takes as long as many short epochs."""
+        super().draw_curves()
+        if self.confusion:
+            counts, epoch = self.confusion
+            title = f"{self.folder.name}: epoch {epoch}, {counts.sum()} validation clips"
+            plot_confusion(self.folder / "confusion.png", counts, self.run.features.classes, title)
+            self.confusion = None
 
     def finish(self, best: dict[str, Any]) -> None:
         self.close()

@@ -12,6 +12,7 @@ from utils.fonts import columns, drawable, shortened, wrapped
 
 INK, TRAIN, VAL, GREY = "#222222", "#8aa4c8", "#c8553d", "#777777"
 COUNTED = 40  # classes: more are shown without the counts of each cell
+DENSE = 12  # classes: more have small cells, names of one line, and no zeros
 LABEL, LETTER = 18, 0.085  # columns of a line of an axis label; inches of one
 CURVES = {  # a column of metrics.csv: what stands above its panel, and beside its axis
     "train_loss": ("what the training lowers", "training objective"),
@@ -78,7 +79,7 @@ def training_png(
     for number, (name, parts) in enumerate(runs.items()):
         for part, rows in enumerate(parts):
             style = dict(color=f"C{number % 10}", lw=1.5 if len(parts) == 1 else 0.8)
-            style |= dict(ls="-" if number < 10 else "--", marker="o", ms=2)
+            style |= dict(ls=("-", "--", ":", "-.")[number // 10 % 4], marker="o", ms=2)
             for column, axis in panels.items():
                 known = [row for row in rows if row[column] is not None]
                 label = name if part == 0 and column == shown[0] else None
@@ -108,9 +109,10 @@ def _by_epoch(axes: dict[str, Any], first: int, last: int) -> None:
 def plot_confusion(path: Path, confusion: Any, classes: list[str], title: str) -> None:
     """Confusion matrix: rows are labels and add up to 1, columns predictions; with the counts.
     Long names are wrapped, and those of the columns turned where they would touch."""
-    names = [wrapped(drawable(name)[0], LABEL) for name in classes]
+    dense = len(classes) > DENSE
+    names = [wrapped(drawable(name)[0], LABEL, 1 if dense else 2) for name in classes]
     widest = max(columns(line) for name in names for line in name.split("\n"))
-    cell = min(1.2, max(0.4, 4 / len(classes)), 40 / len(classes))  # inches
+    cell = min(1.2, max(0.3 if dense else 0.4, 4 / len(classes)), 40 / len(classes))  # inches
     turned = widest * LETTER > 0.85 * cell
     side, labels = cell * len(classes), widest * LETTER
     size = (side + labels + 0.9, side + (labels if turned else 0.2) + 0.9)
@@ -119,8 +121,10 @@ def plot_confusion(path: Path, confusion: Any, classes: list[str], title: str) -
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for label, row in enumerate(confusion if len(classes) <= COUNTED else []):
         for prediction, count in enumerate(row):
+            if dense and not count:
+                continue
             color = "white" if shares[label, prediction] > 0.6 else INK
-            small = 10 if count < 1000 else 7
+            small = 7 if count >= 1000 else 8 if dense else 10
             axis.text(
                 prediction, label, str(count), ha="center", va="center", color=color, fontsize=small
             )
@@ -130,9 +134,11 @@ def plot_confusion(path: Path, confusion: Any, classes: list[str], title: str) -
         for name, row in zip(names, confusion, strict=True)
     ]
     axis.set_yticks(range(len(classes)), named)
+    axis.tick_params(labelsize=8 if dense else 10)
     axis.set(xlabel="prediction", ylabel="label")
     narrow = int(figure.get_figwidth() / 0.075)  # letters of the title that fit
     colours = "darker: a larger share of the row"
+    colours += "; empty: no clip" if dense and len(classes) <= COUNTED else ""
     axis.set_title(f"{wrapped(title, narrow, 3)}\n{colours}", loc="left", color=INK, fontsize=9)
     _save(figure, path)
 
@@ -150,7 +156,7 @@ def plot_bars(path: Path, rows: list[tuple], title: str, chance: float) -> None:
         axis.plot([low, high], [place, place], "|-", color=INK, lw=1, ms=5)
     axis.axvline(chance, color=VAL, lw=1, ls="--", label=f"guessing: {chance:.0%}")
     axis.set_yticks(places, shown)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set(xlim=(-0.01, 1.01), xticks=[0, 0.25, 0.5, 0.75, 1])
     axis.set_xlabel("share of the clips; line: 95 % interval")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
