@@ -129,9 +129,7 @@ def check_file(path: Path) -> None:
     if path.suffix.lower() not in {*FORMATS, *PICTURES}:
         with open(path, "rb") as file:
             if kind := kind_of(file.read(512)):
-                endings = ENDINGS[kind].replace(" ", " or ")
-                what = f"{path.name} is {NAMES[kind]}, but has no ending that says so"
-                raise ClipError("E_OPEN", f"{what}: rename it, with the ending {endings}")
+                raise misnamed(path, kind, "but has no ending that says so")
         known = " ".join([*FORMATS, *PICTURES])
         raise ClipError("E_OPEN", f"{path.name}: known endings are {known}")
 
@@ -147,8 +145,8 @@ def broken(code: str, path: Path, error: Exception) -> ClipError:
             promised = promised_bytes(file, kind)
     except OSError as fault:
         return unreadable(path, fault)
-    if misnamed := other_kind(path, start):
-        return misnamed
+    if other := other_kind(path, start):
+        return other
     if promised > there:
         reason = f"{path.name} is cut short: {there} of {promised} bytes are there"
         return ClipError("E_TRUNC", reason)
@@ -173,8 +171,12 @@ def other_kind(path: Path, start: bytes) -> ClipError | None:
     kind = kind_of(start)
     if kind in ("", FORMATS[path.suffix.lower()]):
         return None
+    return misnamed(path, kind, "whatever its name says")
+
+
+def misnamed(path: Path, kind: str, but: str) -> ClipError:
+    what = f"{path.name} is {NAMES[kind]}, {but}"
     endings = ENDINGS[kind].replace(" ", " or ")
-    what = f"{path.name} is {NAMES[kind]}, whatever its name says"
     return ClipError("E_OPEN", f"{what}: rename it, with the ending {endings}")
 
 
@@ -182,8 +184,8 @@ def without(code: str, path: Path, what: str) -> ClipError:
     """A track that turns out to hold nothing; some readers find such tracks in files that are not
     theirs."""
     with open(path, "rb") as file:
-        misnamed = other_kind(path, file.read(512))
-    return misnamed or ClipError(code, f"{path.name} has {what}")
+        other = other_kind(path, file.read(512))
+    return other or ClipError(code, f"{path.name} has {what}")
 
 
 def kind_of(start: bytes) -> str:

@@ -273,9 +273,15 @@ def test_films_of_other_containers_are_read(base, tmp_path, name):
     assert np.abs(frame_of(film, pictures.start + 1) - frame_of(base)).mean() < 15
 
 
+@pytest.fixture(scope="module")
+def long(tmp_path_factory) -> Path:
+    """Eight seconds of picture and voice."""
+    place = tmp_path_factory.mktemp("long") / "long.mp4"
+    return make_clip(place, moving_picture(120), voice(8), fps=15)
+
+
 @pytest.mark.parametrize("name", [*SOUNDS, *FILMS])
-def test_long_recordings_of_every_container_are_cut(tmp_path, name):
-    long = make_clip(tmp_path / "long.mp4", moving_picture(120), voice(8), fps=15)
+def test_long_recordings_of_every_container_are_cut(long, tmp_path, name):
     flags = FILMS.get(name) or ("-vn", "-c:a", *SOUNDS[name])
     film = ffmpeg("-i", long, *flags, tmp_path / name)
     parts = cut_long(find_sources([film], None)[0], 3.0, tmp_path)
