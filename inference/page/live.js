@@ -31,7 +31,7 @@ async function live(button) {
   if (!stream) return;
   forget();
   mirror(stream);
-  button.textContent = "Stop live";
+  button.textContent = "Stop";
   button.classList.add("on");
   get("go").disabled = true;
   get("chosen").textContent = "Live: the model is being loaded.";
@@ -79,7 +79,8 @@ async function live(button) {
             get("head").scrollIntoView({ block: "start" });
           }
         } else {
-          get("chosen").textContent = found.error;
+          get("chosen").textContent = `Live, no answer. ${found.error}`;
+          if (answered) get("which").textContent = "live: the last answer that there was";
         }
       } catch (error) {
         if (error.name !== "AbortError") get("chosen").textContent = "The server does not answer.";

@@ -254,6 +254,7 @@ async function answer(event) {
     found.took = ((Date.now() - mine.asked) / 1000).toFixed(1);
     found.title = named || found.title; // the server has another name for an upload
     wordsOf = words;
+    show("old_words", false);
     if (shown && found.parts.length > 1) get("player").append(shown);
     showFound(found, offer, shown);
     say(`Answer: ${found.head}. ${offer.warning || ""}`);
@@ -270,33 +271,49 @@ async function answer(event) {
   }
 }
 
-function exampleButton({ name, title, sound, thumbnail }) {
-  const place = encodeURIComponent(name);
-  const address = `thumbnail/${place}`;
+function exampleButton({ name, title, sound }) {
   const button = make("button");
-  button.type = "button";
-  const picture = thumbnail ? make("img") : make("div", sound ? "sound" : "video", "kind");
-  if (thumbnail) {
-    picture.alt = "";
-    picture.src = address;
-  }
-  button.append(picture, make("span", title));
+  const address = `example/${encodeURIComponent(name)}`;
   const kind = sound ? "audio" : "video";
-  button.onclick = () => choose(null, `example/${place}`, title, kind, name, thumbnail ? address : "");
+  button.type = "button";
+  button.append(make("div", sound ? "sound" : "video", "kind"), make("span", title));
+  button.onclick = () => {
+    const thumbnail = button.querySelector("img");
+    choose(null, address, title, kind, name, thumbnail ? thumbnail.src : "");
+  };
   const item = make("li");
   item.append(button);
   return item;
 }
 
+/** Those that there are; the server draws them after its start, and is asked for the others again. */
+function showThumbnails(examples, tries = 30) {
+  examples.forEach(({ name, thumbnail }, place) => {
+    const [button] = document.querySelector("#examples ul").children[place].children;
+    if (!thumbnail || button.querySelector("img")) return;
+    const picture = make("img");
+    picture.alt = "";
+    picture.src = `thumbnail/${encodeURIComponent(name)}`;
+    button.firstChild.replaceWith(picture);
+  });
+  if (!tries || examples.every(({ sound, thumbnail }) => sound || thumbnail)) return;
+  setTimeout(async () => {
+    try {
+      showThumbnails((await (await fetch("about")).json()).examples, tries - 1);
+    } catch (error) { /* the server is gone: the next answer says so */ }
+  }, 2000);
+}
+
 async function start() {
   about = await (await fetch("about")).json();
-  get("limits").textContent = `video or sound, up to ${about.megabytes} MB and ${about.seconds} s`;
+  get("limits").textContent = `video, sound or picture, up to ${about.megabytes} MB and ${about.seconds}\u00a0s`;
   get("model").replaceChildren(...about.models.map(({ name, title }) => new Option(title, name)));
   get("model").onchange = () => showWarning("toy_before", offerOf());
   get("model").onchange();
   get("text").disabled = !about.words;
   show("no_words", !about.words);
   document.querySelector("#examples ul").append(...about.examples.map(exampleButton));
+  showThumbnails(about.examples);
   show("examples", about.examples.length > 0);
   get("form").onsubmit = answer;
   get("cancel").onclick = cancel;
