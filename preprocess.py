@@ -158,10 +158,11 @@ def cropped(clip: Any) -> Any:
 
 def load_ahead(args: argparse.Namespace, listing: Listing) -> None:
     """Have the libraries of the workers loaded from now on, where there is a clip to work on."""
-    from extract.clip import is_new, libraries_of
+    from extract.clip import libraries_of, record_path
     from utils.guard import begin_loading
 
-    if args.backend == "loky" and any(is_new(args.features_dir, clip) for clip in listing.clips):
+    records = (record_path(args.features_dir, clip) for clip in listing.clips)
+    if args.backend == "loky" and not all(record.exists() for record in records):
         begin_loading(libraries_of(args.modalities))
 
 

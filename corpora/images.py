@@ -83,8 +83,6 @@ def clip_of(path: Path, data_dir: Path) -> Clip | None:
     """The clip of a picture; None for one that lies beside the folders. A label that nobody knows
     stays as it is: it is listed among the failures."""
     folders = path.relative_to(data_dir).parts[:-1]
-    if not folders:
-        return None
     split = next((PLACES[name.lower()] for name in folders if name.lower() in PLACES), "train")
     named = [name for name in folders if name.lower() not in PLACES]
     if not named:

@@ -40,7 +40,6 @@ LACKING = {
     "video": ("E_NOVIDEO", "E_NOFACE"),
     "text": ("E_MISSING", "E_SHORT"),
 }
-LACKING_WORDS = ("E_SHORT",)  # of an encoder
 OUTSIDE = ("E_MISSING", "E_PERM", "E_READ")  # these say nothing about the file, and may pass
 EMPTY: dict[str, Any] = {"stages": {}, "failure": None}  # the record of a clip without any
 
@@ -261,7 +260,7 @@ def process_clip(clip: Clip, job: Job) -> dict:
         if not why:
             keys[name] = key
             facts |= stages[name]["facts"]
-        elif lost or (job.partial and why["code"] in LACKING.get(name, LACKING_WORDS)):
+        elif lost or (job.partial and why["code"] in LACKING.get(name, ("E_SHORT",))):  # of words
             missing[name] = why
             stages.pop(name, None)
         else:
@@ -390,11 +389,6 @@ def libraries_of(modalities: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(library for stage in stages for library in stage.libraries))
 
 
-def is_new(features_dir: Path, clip: Clip) -> bool:
-    """Whether nothing was ever made of this clip."""
-    return not record_path(features_dir, clip).exists()
-
-
 def _write(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
     """Make one stage's file; what the record says of it."""
     stage, path = stage_named(name, job), feature_path(job.features_dir, clip, name)
@@ -475,23 +469,18 @@ def limited_threads(threads: int, libraries: tuple[str, ...]) -> Iterator[None]:
         return
     from threadpoolctl import threadpool_limits
 
-    setters: list[tuple[Callable[[int], Any], int]] = []
-    if "torch" in {*libraries, *sys.modules}:
-        import torch
+    with threadpool_limits(1, "blas"), contextlib.ExitStack() as undo:
+        if "torch" in {*libraries, *sys.modules}:
+            import torch
 
-        setters.append((torch.set_num_threads, torch.get_num_threads()))
-    if "cv2" in {*libraries, *sys.modules}:
-        import cv2
+            undo.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(threads)
+        if "cv2" in {*libraries, *sys.modules}:
+            import cv2
 
-        setters.append((cv2.setNumThreads, cv2.getNumThreads()))
-    with threadpool_limits(1):
-        try:
-            for put, _ in setters:
-                put(threads)
-            yield
-        finally:
-            for put, own in setters:
-                put(own)
+            undo.callback(cv2.setNumThreads, cv2.getNumThreads())
+            cv2.setNumThreads(threads)
+        yield
 
 
 def warm_up(job: Job) -> None:

@@ -331,24 +331,18 @@ def code_and_weights(source: str) -> tuple[Path, Path | None]:
     return paths[0], paths[1] if len(paths) > 1 else None
 
 
-def open_hub(settings: dict[str, str], device: str) -> Encoder:
-    from extract.hub import open_model
-
-    return open_model(settings, device)
-
-
-def open_own(settings: dict[str, str], device: str) -> Encoder:
-    """A run of train.py. What reads it stands on models and trainings, so above this package: it is
-    found by its name, as a plug-in is."""
-    return importlib.import_module("inference.frozen").open_run(settings, device)
+def opener(module: str, name: str) -> Callable[[dict[str, str], str], Encoder]:
+    """A function of a module that is imported when it is called."""
+    return lambda settings, device: getattr(importlib.import_module(module), name)(settings, device)
 
 
 LIBRARIES: dict[str, Callable[[dict[str, str], str], Encoder]] = {
-    "hf": open_hub,
+    "hf": opener("extract.hub", "open_model"),
     "timm": open_timm,
     "opensmile": open_smile,
     "file": open_file,
-    "run": open_own,
+    # of train.py: what reads it stands on models and trainings, so above this package
+    "run": opener("inference.frozen", "open_run"),
 }
 SEES = {
     "hf": [*INPUTS],
