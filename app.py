@@ -82,8 +82,8 @@ def main() -> None:
     door = open_door(host, args.trust or (), args.max_mb)
     server = create_server(create_page(service, door), door, host, args.port)
     sweep(UPLOADS)
-    if service.examples:
-        service.worker.submit(service.draw_thumbnails)
+    if service.examples:  # a thread that no end of the program waits for
+        threading.Thread(target=service.draw_thumbnails, daemon=True).start()
     place = f"[{host}]" if ":" in host else host
     print(f"open http://{place}:{args.port}/ (models: {len(service.models)})", flush=True)
     serve(server, service)

@@ -95,7 +95,7 @@ class Service:
         return Limits(self.patience, RECORDING_MB, ("torch", "librosa.filters", "av"))
 
     def draw_thumbnails(self) -> None:
-        """In the process that answers, which is ready for the first visitor then."""
+        """In a process of its own; the libraries that it loads are those of the answers."""
         for name, path in self.examples.items():
             with contextlib.suppress(ClipError):  # a sound has none
                 self.thumbnails[name] = guarded(thumbnail_of, path, limits=self.limits)
