@@ -17,10 +17,11 @@ from inference.prediction import FUSED, ClipPrediction, Seen
 from inference.sources import Source
 from inference.timeline import draw_timeline, overlay, summary
 from training import record
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.loop import fit
 from training.run import Run
 from utils import fonts, plots
-from utils.errors import CLIP_CODES, Interrupted
+from utils.errors import CLIP_CODES, IntegrityError, Interrupted
 
 BEST = {"epoch": 1, "clips": 7, "loss": 1.0, "accuracy": 0.5, "uar": 0.5}
 TEN = range(1, 11)
@@ -186,6 +187,14 @@ def test_a_run_draws_its_matrix_at_its_end_and_where_it_is_stopped(tmp_path, mon
         monkeypatch.setattr(kept, "add", lambda row: setattr(stop, "signum", 15))
         fit(run, kept, stop)
     assert len(drawn) == 2
+    with record.started(make_run(features, tmp_path / "b", resume=True)) as (kept, _):
+        kept.draw_curves()  # as of a run that was killed before it came to it
+    assert len(drawn) == 3
+    last = load_checkpoint(tmp_path / "b" / "last.pth")
+    last["confusion"]["counts"] = last["confusion"]["counts"][:3]
+    save_checkpoint(tmp_path / "b" / "last.pth", last)
+    with pytest.raises(IntegrityError, match="its confusion is none of ours"):
+        record.Record(make_run(features, tmp_path / "b", resume=True))
 
 
 def test_only_the_list_that_we_know_is_translated():

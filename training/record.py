@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from training.checkpoint import (
     LAST,
     PREVIOUS,
     best_checkpoint,
     best_checkpoints,
+    is_tensors,
     keep_best,
     save_best,
     save_last,
@@ -77,9 +80,8 @@ class Record(RunLog):
         if run.resumed is None:
             for stale in best_checkpoints(folder):
                 stale.unlink()  # of a run that was killed before it saved anything else
-        self.confusion: tuple[Any, int] | None = (
-            None  # of the best epoch, where it is not drawn yet
-        )
+        self.confusion = known_confusion(run)  # {"counts": (K, K)} of the best epoch
+        self.undrawn = bool(self.confusion)  # a run that was killed may not have come to it
         self.last_is_sound = run.resumed is None or run.resumed[0].name == LAST
         self.saved_at = time.monotonic()
         write_json(folder / "config.json", run.config)
@@ -96,6 +98,7 @@ class Record(RunLog):
         run = self.run
         self.check_ground()
         checkpoint = run.checkpoint(state["weights"], len(run.rows)) | state
+        checkpoint["confusion"] = self.confusion
         save_last(self.folder, checkpoint, keep=self.last_is_sound)
         self.last_is_sound = True
         keep_best(self.folder, run.best)
@@ -112,16 +115,17 @@ class Record(RunLog):
         weights = self.run.mean_weights.model.state_dict()
         checkpoint = self.run.checkpoint(weights, epoch)
         save_best(self.folder, checkpoint)
-        self.confusion = confusion, epoch
+        self.confusion, self.undrawn = {"counts": torch.from_numpy(confusion)}, True
 
     def draw_curves(self) -> None:
         """Both pictures, as often as the curves need it: one takes as long as many short epochs."""
         super().draw_curves()
-        if self.confusion:
-            counts, epoch = self.confusion
+        if self.undrawn and self.run.best:
+            counts, classes = self.confusion["counts"].numpy(), self.run.features.classes
+            epoch = self.run.best["epoch"]
             title = f"{self.folder.name}: epoch {epoch}, {counts.sum()} validation clips"
-            plot_confusion(self.folder / "confusion.png", counts, self.run.features.classes, title)
-            self.confusion = None
+            plot_confusion(self.folder / "confusion.png", counts, classes, title)
+            self.undrawn = False
 
     def finish(self, best: dict[str, Any]) -> None:
         self.close()
@@ -137,6 +141,18 @@ class Record(RunLog):
         print(f"{best_checkpoint(self.folder)}: {measures(best)} over {clips}", flush=True)
         if said := no_better_than_guessing(best, self.run.val_loader.dataset):
             print(said, file=sys.stderr)
+
+
+def known_confusion(run: Run) -> dict[str, Tensor]:
+    """Of the best epoch of a run that goes on; IntegrityError where it is none of ours."""
+    path, checkpoint = run.resumed or (run.folder, {})
+    found, classes = checkpoint.get("confusion", {}), len(run.features.classes)
+    ours = is_tensors(found) and found.keys() <= {"counts"}
+    if not ours or any(
+        each.shape != (classes, classes) or each.dtype != torch.int64 for each in found.values()
+    ):
+        raise IntegrityError(f"{path} is no checkpoint of train.py: its confusion is none of ours")
+    return found
 
 
 def no_better_than_guessing(best: dict[str, Any], clips: ClipDataset) -> str:
