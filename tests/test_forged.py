@@ -333,6 +333,15 @@ def test_words_are_read_from_the_member_whose_size_was_asked(features, tmp_path)
     assert read_words(path).shape == (3, 4)
 
 
+def test_words_are_in_memory_once(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", word_embed=np.zeros((1 << 18, 16), np.float32))
+    tracemalloc.start()
+    words = read_words(tmp_path / "a.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.4 * words.nbytes, peak
+
+
 SHAPES = {"terabytes": (10**12, 4), "negative": (-3, -4), "too few": (2, 4), "a void": (10**12, 0)}
 
 

@@ -218,8 +218,8 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
 
 
 def read_array(archive: zipfile.ZipFile, name: str) -> Any:
-    """An array of an .npz, read-only; ValueError for damage, and for one that claims another size
-    than it has, before memory is taken."""
+    """An array of an .npz; ValueError for damage, and for one that claims another size than it
+    has, before memory is taken."""
     import numpy as np
 
     with archive.open(f"{name}.npy") as file:
@@ -229,7 +229,10 @@ def read_array(archive: zipfile.ZipFile, name: str) -> Any:
         if size != held or not dtype.itemsize or min(shape, default=0) < 0:
             what = f"its {name} claims {dtype} of shape {shape}, {size} bytes"
             raise ValueError(f"{what}; it holds {held}")
-        return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if by_column else "C")
+        data = bytearray()
+        while part := file.read(1 << 19):  # all at once it would be in memory twice
+            data += part
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if by_column else "C")
 
 
 def in_threads(read: Callable, *args: Any, **how: Any) -> Any:
