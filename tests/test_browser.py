@@ -136,10 +136,10 @@ def test_errors_and_examples(server, browser, tmp_path):
     visit.upload(tmp_path / "junk.mp4")
     assert "cannot open junk.mp4" in visit.ask() and not visit.find("#found").is_displayed()
     assert any("400" in each for each in visit.complaints())  # so complaints are seen
-    named = [each.text for each in browser.find_elements("css selector", "#examples button")]
-    assert named == ["anna", "ben", "old"]
     seen = "return [...document.querySelectorAll('#examples img')].map((each) => each.naturalWidth)"
     visit.wait.until(lambda _: visit.run(seen) == [240, 240, 120])
+    named = [each.text for each in browser.find_elements("css selector", "#examples button")]
+    assert named == ["anna", "ben", "old"]
     visit.find("#examples button").click()
     answer, remarks = visit.ask(), visit.find("#remarks").text
     assert "%" in answer and "no sentence" not in remarks  # its .npz lies beside it
