@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import re
@@ -294,6 +295,7 @@ def test_a_clip_that_kills_its_reader_costs_no_other(place, ask, tmp_path, monke
 
 
 def crash(path, predictions):
+    faulthandler.disable()  # pytest's: it would print what looks like a crash of the tests
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
