@@ -108,7 +108,7 @@ def test_what_the_table_does_not_list_is_told(tmp_path):
 
 def test_a_row_without_a_split_says_so(tmp_path):
     (failure,) = corpus(tmp_path, "a.wav,,hap,x").failures
-    assert failure.reason == "no split: write train, val or test"
+    assert failure.reason == "no split: write train, val or test (manifest.csv line 2)"
 
 
 def test_people_of_nearly_one_name_are_named():
