@@ -198,13 +198,13 @@ def predict_all(args: argparse.Namespace, predictor: Any, sources: list) -> list
 
 def origins(cards: list) -> list[str]:
     """What each model comes from, with a warning in red where the terminal has colours."""
-    from inference.prediction import told_of
+    from inference.card import by_run, card_lines
 
     red, plain = ("\033[1;31m", "\033[0m") if sys.stdout.isatty() else ("", "")
     warnings = {card["warning"].upper() for card in cards if card["warning"]}
     return [
         f"{red}{line}{plain}" if any(line.startswith(each) for each in warnings) else line
-        for line in map(without_controls, told_of(cards))
+        for line in map(without_controls, card_lines(by_run(cards)))
     ]
 
 
@@ -261,7 +261,7 @@ def lines(prediction: Any, remarks: list[str] | None = None) -> str:
     """The rows of one clip: what decides first, its parts, a doubt, and what there is to say."""
     from inference.wording import PARTS, doubt, part_name, percent
 
-    name = prediction.title
+    name = "?".join(prediction.title.splitlines())  # a name on two lines would begin a row
     if columns(name) > 27:  # the file says more than its folders
         name = shortened(name.rpartition("/")[2], 27)
     rows: list[str] = []

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from evaluation.ensemble import Member
 from evaluation.scores import wilson
 from training.card import of_people
@@ -59,12 +61,47 @@ def cards(members: Sequence[Member]) -> list[Card]:
     ]
 
 
+def by_run(cards: Sequence[Card]) -> list[Card]:
+    """One card for all folds of a run; `folds` says how many it stands for."""
+    runs: dict[str, list[Card]] = {}
+    for place, card in enumerate(cards):
+        name = card["model"]  # files may have the same one in other folders
+        runs.setdefault(f"{name} {place}" if name.endswith(".pth") else name, []).append(card)
+    return [of_folds(folds) for folds in runs.values()]
+
+
+def of_folds(cards: list[Card]) -> Card:
+    """What is true of all, and how often they are right on the clips that each held out."""
+    if len(cards) == 1:
+        return cards[0]
+    same = {name: value for name, value in cards[0].items() if _all_equal(cards, name)}
+    same |= {"folds": len(cards), "chose_epoch": any(each["chose_epoch"] for each in cards)}
+    for name in ("clips", "people"):
+        known = sorted({each[name] for each in cards if each.get(name)})
+        if len(known) > 1:
+            same[name] = f"{known[0]} to {known[-1]}"
+    for name in ("accuracy", "tested_people"):
+        same.pop(name, None)
+    if all("accuracy" in each for each in cards):
+        clips = [each["tested_clips"] for each in cards]
+        accuracy = float(np.average([each["accuracy"] for each in cards], weights=clips))
+        ends = list(wilson(accuracy, sum(clips)))
+        same |= {"accuracy": accuracy, "interval": ends, "interval_over": "clips"}
+        same["tested_clips"] = sum(clips)
+    return same
+
+
+def _all_equal(cards: list[Card], name: str) -> bool:
+    return all(each.get(name) == cards[0][name] for each in cards)
+
+
 def card_lines(cards: Sequence[Card]) -> list[str]:
     """A line for each model, for people; a warning where one is due."""
     lines = []
     for card in cards:
         inputs = " + ".join(modality(name).title for name in card["inputs"])
-        lines.append(f"{inputs}: {origin(card)}; {worth(card)}")
+        together = f"; {card['folds']} folds together" if "folds" in card else ""
+        lines.append(f"{inputs}: {origin(card)}; {worth(card)}{together}")
         lines += [f"  on {each['corpus']}: {worth(each)}" for each in card.get("elsewhere", ())]
         if card["warning"]:
             lines.append(f"{card['warning'].upper()} ({card['model']})")

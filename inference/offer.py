@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from inference.card import Card, card_of
+from inference.card import Card, card_of, of_folds
 from inference.wording import part_name, percent
 from training.card import of_people
 from training.checkpoint import Checkpoint
@@ -20,8 +20,11 @@ TOY = "Trained on generated clips of one face: its answers mean nothing for real
 
 def offer(checkpoints: Sequence[Checkpoint], name: str) -> dict[str, Any]:
     """`title` for the menu, the sentences of each checkpoint's card in `cards`, and a `warning` or
-    ""; several are an ensemble."""
+    ""; several are an ensemble, and folds of a run have one card."""
     cards = [card_of(each, name) for each in checkpoints]
+    folds = {each["config"]["fold"] for each in checkpoints} - {None}
+    if 1 < len(folds) == len(cards):
+        cards = [of_folds(cards)]
     inputs = dict.fromkeys(part_name(each) for card in cards for each in card["inputs"])
     return {
         "name": name,
@@ -34,6 +37,8 @@ def offer(checkpoints: Sequence[Checkpoint], name: str) -> dict[str, Any]:
 def sentences(card: Card) -> list[str]:
     """What the model reads and learnt from, and how often it was right."""
     lines = [f"It reads {joined([part_name(each) for each in card['inputs']])}."]
+    if "folds" in card:
+        lines[0] += f" It is {card['folds']} networks that answer together: one for each fold."
     if card.get("clips"):
         people = of_people(card.get("people"))
         is_named = card["corpus"] not in ("", "csv")  # csv: clips of one's own

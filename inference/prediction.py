@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation.scores import wilson
-from inference.card import Card, card_lines
+from inference.card import by_run, card_lines
 from inference.sources import Source
 from training.modalities import modality, titles
 
@@ -121,47 +120,10 @@ class ClipPrediction:
             "rests_on": self.rests_on,
             "missing": self.missing,
             "remarks": self.remarks,
-            "card": told_of(self.cards),
+            "card": card_lines(by_run(self.cards)),
             "words": self.source.clip.transcript,
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
         }
-
-
-def told_of(cards: list[Card]) -> list[str]:
-    """The lines of `card_lines`, with one card for all folds of a run."""
-    runs: dict[str, list[Card]] = {}
-    for place, card in enumerate(cards):
-        name = card["model"]  # files may have the same one in other folders
-        runs.setdefault(f"{name} {place}" if name.endswith(".pth") else name, []).append(card)
-    lines = []
-    for folds in runs.values():
-        first, *more = card_lines([of_folds(folds)])
-        lines += [first + (f"; {len(folds)} folds together" if len(folds) > 1 else ""), *more]
-    return lines
-
-
-def of_folds(cards: list[Card]) -> Card:
-    """What is true of all, and how often they are right on the clips that each held out."""
-    if len(cards) == 1:
-        return cards[0]
-    same = {name: value for name, value in cards[0].items() if all_equal(cards, name)}
-    for name in ("clips", "people"):
-        known = sorted({each[name] for each in cards if each.get(name)})
-        if len(known) > 1:
-            same[name] = f"{known[0]} to {known[-1]}"
-    for name in ("accuracy", "tested_people"):
-        same.pop(name, None)
-    if all("accuracy" in each for each in cards):
-        clips = [each["tested_clips"] for each in cards]
-        accuracy = float(np.average([each["accuracy"] for each in cards], weights=clips))
-        ends = list(wilson(accuracy, sum(clips)))
-        same |= {"accuracy": accuracy, "interval": ends, "interval_over": "clips"}
-        same["tested_clips"] = sum(clips)
-    return same
-
-
-def all_equal(cards: list[Card], name: str) -> bool:
-    return all(each.get(name) == cards[0][name] for each in cards)
 
 
 def absence(name: str, why: str) -> str:

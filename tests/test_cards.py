@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -19,9 +20,8 @@ from corpora import pool
 from evaluation.cards import FIRST, LAST, with_cards
 from evaluation.ensemble import load_members
 from evaluation.pack import calibrated, judged
-from inference.card import card_lines, cards
+from inference.card import by_run, card_lines, cards
 from inference.offer import offer
-from inference.prediction import told_of
 from inference.predictor import Predictor
 from inference.windows import has_voice
 from models import build_model
@@ -64,21 +64,25 @@ def test_a_checkpoint_knows_its_origin(trained):
 
 def test_folds_of_one_run_share_a_card(trained, tmp_path):
     best = load_checkpoint(best_checkpoint(trained / "logs" / "text" / "a"))
-    best["card"]["corpus"] = "demo"
+    best["card"]["corpus"], checkpoints = "demo", []
     for fold, (accuracy, clips) in enumerate(((0.5, 20), (0.8, 30))):
         best["val"] |= {"accuracy": accuracy, "clips": clips}
         best["card"]["clips"] = 28 + fold
         best["weights"]["heads.text.linear.bias"] += 1  # no two files are the same model
         save_checkpoint(tmp_path / "run" / f"fold_{fold}" / "1_best_1.0000.pth", best)
+        checkpoints.append(copy.deepcopy(best | {"config": best["config"] | {"fold": str(fold)}}))
     found = cards(members(tmp_path / "run", trained))
-    line, warning = told_of(found)
+    line, warning = card_lines(by_run(found))
     assert line.startswith("words: trained on demo, 28 to 29 clips of 4 people; right on 68% (")
     assert line.endswith(" of 50 other clips, chance 14%; 2 folds together")
     assert warning.startswith("TRAINED ON GENERATED CLIPS")
-    assert told_of(found[:1]) == card_lines(found[:1]), "one alone is as it was"
+    assert card_lines(by_run(found[:1])) == card_lines(found[:1]), "one alone is as it was"
+    ((first, learnt, right, *_),) = offer(checkpoints, "text/run")["cards"]  # of the page
+    assert first.endswith("It is 2 networks that answer together: one for each fold.")
+    assert "28 to 29 clips" in learnt and "68 % of 50 clips" in right
     for card in found:  # files of one name are different models
         card["model"] = "words.pth"
-    assert told_of(found) == card_lines(found)
+    assert card_lines(by_run(found)) == card_lines(found)
 
 
 CHOICES = {  # settings, packed: whether its clips chose the epoch

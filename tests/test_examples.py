@@ -487,7 +487,7 @@ def test_no_feature_is_written_under_who_reads(table):
 def test_a_faulty_table_is_refused(table, args, spoil, says):
     place, rows = table
     settings = json.loads((place / "f" / "settings.json").read_text())
-    settings["features"]["made"] = {"library": "hf"}  # of an encoder
+    settings["features"]["made"] = {"library": "hf", "input": "speech", "reads": "wave"}
     (place / "f" / "settings.json").write_text(json.dumps(settings))
     spoilt = spoil(rows)
     run = start_table(place, spoilt, "--columns", "AU*", *args)

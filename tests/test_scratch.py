@@ -132,7 +132,7 @@ def test_a_forked_process_neither_deletes_nor_holds(temporary):
 
 
 def test_sweeps_never_meet_a_folder_in_the_making(temporary):
-    done = threading.Event()
+    done, held = threading.Event(), {*files.held_locks}
 
     def keep_sweeping():
         while not done.is_set():
@@ -149,7 +149,7 @@ def test_sweeps_never_meet_a_folder_in_the_making(temporary):
         done.set()
         thread.join()
     sweep("upload-")
-    assert list(temporary.iterdir()) == [] and not files.held_locks
+    assert list(temporary.iterdir()) == [] and {*files.held_locks} == held
 
 
 SOCKETS = """

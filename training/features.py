@@ -367,7 +367,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
             raise UsageError(f"{path}: {odd[0]!r} among its {name}: run preprocess.py again")
     if len({*values["classes"]}) < max(2, len(values["classes"])):
         raise UsageError(f"{path}: expected two or more different classes: run preprocess.py again")
-    for name in {*values["modalities"], *values["features"]}:
+    for name in sorted({*values["modalities"], *values["features"]}):
         if not _is_known(values["features"].get(name)):
             raise UsageError(f"{path} has no settings for {name}: run preprocess.py again")
     return values
