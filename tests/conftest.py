@@ -46,6 +46,22 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(4, available_cores() + 1)
 
 
+def blank(figure: object, path: Path) -> None:
+    """In place of utils/plots.py:_save."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x89PNG")
+
+
+@pytest.fixture(autouse=True)
+def blank_pictures(request, monkeypatch):
+    """Curves and matrices are not drawn, which would take most of the time of a small training:
+    tests/test_pictures.py draws them, and so do scripts and what the tests of a file share."""
+    if request.module.__name__ != "test_pictures":
+        from utils import plots
+
+        monkeypatch.setattr(plots, "_save", blank)
+
+
 def run_script(name: str, *args: object, env: dict | None = None, timeout: float = 120):
     """Run a script from the repository's root; CompletedProcess with its output as text."""
     command = [sys.executable, name, *map(str, args)]

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUIET, ROOT, make_clip, tone, write_features
+from conftest import QUIET, ROOT, blank, make_clip, tone, write_features
 from extras import need
 
 from benchmarks import architecture
@@ -254,9 +254,10 @@ def run_job(job: tuple[str, tuple[str, list[list[str]]]]) -> tuple[str, list[dic
     for module in [each for each in sys.modules if each.partition(".")[0] in OURS]:
         del sys.modules[module]
     sys.path.insert(0, tree)
-    from utils import guard
+    from utils import guard, plots
 
     guard.START = "fork"  # not the libraries once more
+    plots._save = blank
     results = []
     for step in steps:
         results.append(run_step(*step))

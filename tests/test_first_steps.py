@@ -181,14 +181,6 @@ def test_settings_that_change_nothing_are_not_shown(task, is_shown):
     assert sum(line.count("=") for line in by_group(shown)) == len(shown)
 
 
-def test_bars_are_for_terminals(features, tmp_path):
-    places = ("--features_dir", features, "--logs_dir", tmp_path, "--exp_name", "a", *TINY)
-    done = run_script("train.py", "--mode", "text", *places)
-    assert done.returncode == 0, done.stderr
-    assert "\r" not in done.stderr and "step/s" not in done.stderr
-    assert "epoch 1/1: training loss" in done.stdout
-
-
 def test_folders_without_a_run_are_passed_over(features, tmp_path):
     save_untrained(tmp_path / "logs" / "a" / "1_best_1.0000.pth", features, "text")
     (tmp_path / "logs" / "tune" / "first").mkdir(parents=True)
@@ -265,17 +257,10 @@ def test_a_name_from_right_to_left_keeps_the_sentence_in_order():
 
 
 def test_words_that_are_no_utf8_are_words(tmp_path):
-    done = run_script(
-        "predict.py",
-        "--text",
-        b"so \xff happy".decode("utf-8", "surrogateescape"),
-        "--out",
-        tmp_path,
-        "--no_pictures",
-        "--device",
-        "cpu",
-    )
-    assert done.returncode == 0, done.stderr
+    words = b"so \xff happy".decode("utf-8", "surrogateescape")
+    places = ("--out", tmp_path, "--no_pictures", "--device", "cpu")
+    done = run_main("predict", "--text", words, *places)
+    assert done.code == 0, done.err
 
 
 def test_a_locale_without_the_letters_is_named(tmp_path):
@@ -289,7 +274,9 @@ def test_a_locale_without_the_letters_is_named(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGHUP]
+)
 def test_a_stop_leaves_nothing_of_the_clips(place, tmp_path, stop):
     shutil.copytree(place / "clips", tmp_path / "clips")
     (tmp_path / "temporary").mkdir()

@@ -24,6 +24,7 @@ from training.ranger import STATE, Ranger
 from training.readings import Readings
 from training.record import NoRecord
 from training.stopping import StopSignal
+from utils.errors import UsageError
 
 
 class Calls(TorchDispatchMode):
@@ -231,6 +232,13 @@ def test_only_a_long_run_on_a_gpu_compiles_by_itself(how, device, steps, compile
     assert accelerate.is_wanted(how, device, steps) == compiled
 
 
+def test_who_asks_to_compile_is_told_why_not(monkeypatch):
+    monkeypatch.setattr(accelerate, "why_not", lambda device: "no compiler")
+    with pytest.raises(UsageError, match=r"--compile on: torch cannot compile here \(no compiler"):
+        accelerate.accelerate(TextTransformer(layers=1), "on", "cpu", 1)
+
+
+@pytest.mark.slow
 def test_a_machine_without_a_compiler_is_told(features, tmp_path):
     """TORCH_COMPILE_DISABLE is torch's own; a compiler that is not there, ours to tell."""
     flags = ("--mode", "text", "--exp_name", "a", "--compile", "on", "--dry_run")

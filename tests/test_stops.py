@@ -521,7 +521,11 @@ def alive(process: Path) -> bool:
 TRAIN = "train.py --mode text --exp_name a"
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&- <&-"])
+SLOW = pytest.mark.slow
+ONE = [pytest.param(each, marks=SLOW) for each in ("2>&-", ">&-")]
+
+
+@pytest.mark.parametrize("closed", [*ONE, ">&- 2>&- <&-"])
 def test_closed_streams_end_nothing(features, tmp_path, closed):
     flags = f"{' '.join(TINY)} --features_dir {features} --logs_dir {tmp_path}"
     command = f"exec {sys.executable} {TRAIN} {flags} {closed}"
