@@ -50,6 +50,7 @@ def write_wave(path: Path, samples: np.ndarray) -> None:
 def compile_once(monkeypatch):
     """What librosa compiles, half a minute long, is kept for all tests of this process."""
     monkeypatch.setattr(functionals, "own_compilations", contextlib.nullcontext)
+    monkeypatch.setattr(functionals, "available_cores", lambda: 1)
 
 
 @pytest.fixture(scope="module")
