@@ -404,3 +404,10 @@ def test_the_plate_in_a_video_hides_no_face():
         height, wide, _ = overlay(given, width).shape
         assert height * wide < share * width * width * 3 / 4
     assert overlay(given, 256).shape[0] >= 20, "its letters can be read"
+
+
+def test_class_names_are_no_formulas(tmp_path):
+    classes = [r"$\frac{$", "a$b$c"]
+    plots.plot_confusion(tmp_path / "a.png", np.eye(2, dtype=int), classes, r"run $\frac{ \udcff")
+    plots.plot_confusion(tmp_path / "b.png", np.eye(2, dtype=int), ["x", "abc"], "run")
+    assert (tmp_path / "a.png").stat().st_size > 5000
