@@ -148,10 +148,10 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
     device = device_name(args.device)
     set_memory()
     use_tensor_cores(device)
-    if "amp" not in args.given:  # half precision takes 1.5 to 2 times as long on a CPU
+    if "amp" not in args.given:  # on a CPU EfficientNet takes 1.5 times as long in it, or more
         config["amp"] = device != "cpu" and half_pays(config)
     features = Features.open(args.features_dir)
-    config |= recipe_for(args, features, config)
+    config |= recipe_for(args, features, config, device)
     args.leaks = leak_stamp(args, config)
     if config["fold"] != "all":
         train_run(args, config, features, folder, device)
@@ -174,15 +174,19 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
         print(fold_line(results))
 
 
-def recipe_for(args: argparse.Namespace, features: Any, config: dict) -> dict[str, Any]:
+def recipe_for(
+    args: argparse.Namespace, features: Any, config: dict, device: str
+) -> dict[str, Any]:
     """The settings that --recipe small changes; a hint where it would be the better one."""
-    from training.small import hint, small_recipe, training_part
+    from training.small import hint, hint_of_tiles, small_recipe, training_part
 
     fold = config["fold"]
     if args.recipe == "small":
         own = small_recipe(args.mode, features, fold, config["inputs"])
         own = {name: value for name, value in own.items() if name not in args.given}
         print("small recipe:", *(f"{name}={value}" for name, value in own.items()))
+        if device == "cpu" and "amp" not in args.given and (line := hint_of_tiles(config | own)):
+            print(line, file=sys.stderr)
         return own
     line = hint(args.mode, len(training_part(features, fold)))
     if line and not args.given & set(small_recipe(args.mode, features, fold)):

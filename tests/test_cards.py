@@ -266,11 +266,15 @@ def test_a_start_from_other_classes_leaves_the_last_layer(trained, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["speech", "face", "text"])
-def test_the_recipe_for_few_clips(trained, tmp_path, mode):
+def test_the_recipe_for_few_clips(trained, tmp_path, mode, monkeypatch):
     places = ("--features_dir", trained / "features", "--logs_dir", tmp_path, "--mode", mode)
     flags = ("--exp_name", "few", "--dry_run", "--fold", "0", "--allow_leaks")
-    done = run_main("train", *places, *flags, "--recipe", "small", "--batch_size", 4)
-    assert done.code == 0, done.err
+    small = ("train", *places, *flags, "--recipe", "small", "--batch_size", 4)
+    for has_tiles, more, told in ((True, (), 1), (True, ("--amp", True), 0), (False, (), 0)):
+        can = {"amx_bf16": has_tiles}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda can=can: can, raising=False)
+        done = run_main(*small, *more)
+        assert done.code == 0 and done.err.count("with --amp True a step takes") == told, done.err
     assert "small recipe:" in done.out and " batch_size=4 " in done.out
     if mode == "speech":
         assert "speech_backbone=small-32" in done.out and " speech_frames=96" in done.out

@@ -119,3 +119,16 @@ def hint(mode: str, clips: int) -> str:
         f"{clips} training clips are few for the published recipe of {mode}, which is for 44,370: "
         "--recipe small suits them"
     )
+
+
+def hint_of_tiles(config: dict[str, Any]) -> str:
+    """What to say on a CPU where these networks learn quicker in bfloat16; nothing elsewhere."""
+    import torch
+
+    knows: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    trunks = [each for name, each in config.items() if name.endswith("_backbone") and each]
+    if not knows.get("amx_bf16") or not all(each.startswith("small-") for each in trunks):
+        return ""
+    if not any(modality(name).made_by_preprocess for name in task_of(config).inputs):
+        return ""
+    return "this CPU multiplies bfloat16 in tiles: with --amp True a step takes half to two thirds"
