@@ -73,13 +73,14 @@ def draw_evidence(prediction: ClipPrediction) -> bytes:
         seen.pop("words", None)
     if not seen:
         return b""
-    heights = {picture: NARROW[picture] for picture in ROWS if picture in seen}  # inches
-    total = sum(heights.values())
+    rows = {picture: NARROW[picture] for picture in ROWS if picture in seen}  # inches
+    total = sum(TITLE + height + below for height, below in rows.values())
     figure, top = blank_figure((WIDE, total)), total
-    for picture, height in heights.items():
-        box = (0.05, (top - height + 0.3) / total, 0.9, (height - 0.6) / total)
+    for picture, (height, below) in rows.items():
+        top -= TITLE + height
+        box = (0.05, top / total, 0.9, height / total)
         SHOW[picture](panel(figure, box, seen[picture], prediction), prediction, seen[picture])
-        top -= height
+        top -= below
     return png(figure, dpi=200)  # sharp on a phone, which has many pixels
 
 
@@ -192,7 +193,9 @@ def show_result(axis: Any, prediction: ClipPrediction, clear: bool) -> None:
 
 
 SHOW = {"frames": show_frames, "spectrogram": show_spectrogram, "words": show_words}
-WIDE, NARROW = 3.4, {"frames": 1.25, "spectrogram": 1.5, "words": 1.2}  # inches on a phone
+# On a phone, inches: width, of a title, and of each kind of evidence with the room below it.
+WIDE, TITLE = 3.4, 0.25
+NARROW = {"frames": (0.62, 0.08), "spectrogram": (0.9, 0.32), "words": (0.6, 0.05)}
 ROWS = {"frames": (0.58, 0.23), "spectrogram": (0.335, 0.15), "words": (0.09, 0.12)}
 # of each kind of evidence: lower edge and height
 
