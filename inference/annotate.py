@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from extract.audio import sound_tracks
-from extract.media import FORMATS, open_media, pixel_aspect, scaler, upright, video_stream, without
+from extract.media import (
+    FORMATS,
+    PICTURES,
+    open_media,
+    pixel_aspect,
+    scaler,
+    upright,
+    video_stream,
+    without,
+)
 from inference.prediction import ClipPrediction
 from inference.timeline import overlay
 from utils.errors import ClipError
@@ -25,6 +34,8 @@ def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes:
     """
     import av
 
+    if path.suffix.lower() in PICTURES:
+        raise ClipError("E_NOVIDEO", "a still picture is no video; its .png shows the answer")
     if path.suffix.lower() not in FORMATS:
         raise ClipError("E_NOVIDEO", "words have no picture to draw the answer in")
 

@@ -35,6 +35,7 @@ from PIL import Image
 
 from evaluation.ensemble import load_members, make_dataset
 from extract import audio
+from inference.annotate import annotate
 from inference.figure import token_edges
 from inference.prediction import FUSED, ClipPrediction, Seen
 from inference.predictor import Predictor
@@ -46,7 +47,7 @@ from training.features import Features
 from training.inference import infer
 from training.tasks import TASKS
 from utils import guard
-from utils.errors import IntegrityError, UsageError
+from utils.errors import ClipError, IntegrityError, UsageError
 
 SAID = "a good day"
 
@@ -331,6 +332,8 @@ def test_pictures_and_tables(place, inputs, ask):
         "silent.mp4",
     }
     assert "words.npz is not annotated: words have no picture to draw the answer in" in done.err
+    with pytest.raises(ClipError, match="a still picture is no video"):
+        annotate(Path("a.jpg"), [])
     for name in pictures:
         width, height = Image.open(done.folder / name).size
         assert width / height == pytest.approx(11 / 5.4, abs=0.01) and width > 1000
