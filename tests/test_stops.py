@@ -521,11 +521,10 @@ def alive(process: Path) -> bool:
 TRAIN = "train.py --mode text --exp_name a"
 
 
-SLOW = pytest.mark.slow
-ONE = [pytest.param(each, marks=SLOW) for each in ("2>&-", ">&-")]
+ONE_OF_THEM = [pytest.param(each, marks=pytest.mark.slow) for each in ("2>&-", ">&-")]
 
 
-@pytest.mark.parametrize("closed", [*ONE, ">&- 2>&- <&-"])
+@pytest.mark.parametrize("closed", [*ONE_OF_THEM, ">&- 2>&- <&-"])
 def test_closed_streams_end_nothing(features, tmp_path, closed):
     flags = f"{' '.join(TINY)} --features_dir {features} --logs_dir {tmp_path}"
     command = f"exec {sys.executable} {TRAIN} {flags} {closed}"
