@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -9,6 +10,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -305,3 +307,18 @@ def test_what_is_no_lack_of_memory_stays_a_traceback(kind):
 
     with pytest.raises(kind):
         run_script(main)
+
+
+@pytest.mark.parametrize(("free", "told"), [(40_000, "the 41 KB"), (40_000_000, "the 40.0 MB")])
+def test_a_full_disk_is_told_with_what_is_free(tmp_path, monkeypatch, free, told):
+    """What is half written counts, for it is removed."""
+
+    def fill(file):
+        file.write(bytes(1000))
+        file.flush()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free))
+    with pytest.raises(UsageError, match=f"needs more than {told} that are free; make room"):
+        files.write_atomic(tmp_path / "a.npy", fill)
+    assert list(tmp_path.iterdir()) == []

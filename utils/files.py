@@ -60,8 +60,9 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         reason = error.strerror or f"{error}; is the disc full?"
         if error.errno in (None, errno.ENOSPC, errno.EDQUOT):
             written = temporary.stat().st_size if temporary.exists() else 0
-            free = (written + shutil.disk_usage(existing(path.parent)).free) / 1e6
-            reason += f": it needs more than the {free:.1f} MB that are free; make room and go on"
+            free = (written + shutil.disk_usage(existing(path.parent)).free) / 1e3
+            size = f"{free / 1e3:.1f} MB" if free > 100 else f"{free:.0f} KB"
+            reason += f": it needs more than the {size} that are free; make room and go on"
         raise UsageError(f"cannot write {path}: {reason}") from error
     finally:
         with contextlib.suppress(OSError):  # nothing is left to remove, or there is no folder
