@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 from corpora.manifest import Listing, keep_inside
-from utils.errors import one_of
+from utils.errors import UsageError, one_of
+from utils.files import is_file
 
 CORPORA = {
     "merc2020": "corpora.merc2020",
@@ -29,4 +31,12 @@ def list_corpus(name: str, data_dir: Path, follow_links: bool = False) -> Listin
     """
     one_of("corpus", name, CORPORA)
     listing = import_module(CORPORA[name]).list_clips(Path(data_dir))
-    return listing if follow_links else keep_inside(listing, Path(data_dir))
+    for sheet in listing.sheets:  # told before hours of work, and not behind them
+        if not is_file(sheet):
+            raise UsageError(f"cannot read the submission sheet {sheet}: no regular file")
+    if not follow_links:
+        listing = keep_inside(listing, Path(data_dir))
+    for number, each in enumerate(listing.failures):
+        if place := listing.places.get((each.clip_id, each.media)):
+            listing.failures[number] = replace(each, reason=f"{each.reason} ({place})")
+    return listing

@@ -15,8 +15,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections import defaultdict
-from dataclasses import replace
+from collections import Counter, defaultdict
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -26,7 +25,7 @@ from corpora.manifest import OTHER_MACHINE, SPLITS, Clip, Failure, Listing, chec
 from corpora.merc2020 import CLASSES
 from corpora.splits import assign_folds
 from utils.errors import UsageError, listed
-from utils.files import is_file
+from utils.files import is_file, read_text
 from utils.sheet import SEPARATOR_LINE
 
 NEEDED = ("media", "split", "emotion")
@@ -58,14 +57,14 @@ def list_clips(data_dir: Path) -> Listing:
             classes=read_classes(data_dir / "classes.txt"),
             modalities=("speech", "video", "text") if has_words else ("speech", "video"),
             clips=clips,
+            failures=failures,
             sheets=sorted(data_dir.glob("test[0-9].csv")),
+            places={
+                clip: f"manifest.csv line{'s' if len(found) > 1 else ''} {listed(found, 3)}"
+                for clip, found in lines.items()
+            },
         )
     )
-    for each in listing.failures:
-        found = lines[each.clip_id, each.media]
-        place = f"manifest.csv line{'s' if len(found) > 1 else ''} {listed(found, 3)}"
-        failures.append(replace(each, reason=f"{each.reason} ({place})"))
-    listing.failures = failures
     if "fold" not in table.columns:
         listing.clips = assign_folds(listing.clips)
     return listing
@@ -108,7 +107,10 @@ def read_manifest(
     count. A field may be missing at the end of a line, none may be there too many. The index is the
     line of the file that a row begins in.
     """
-    text = _read_text(path, needed, encoding_errors)
+    if not path.exists():
+        columns = ",".join(needed)
+        raise UsageError(f"no {path}: write one with the columns {columns}, a row a clip")
+    text = read_text(path, encoding_errors)
     skipped = SEPARATOR_LINE.match(text)
     text = text[skipped.end() :] if skipped else text
     separator = max(",;\t", key=text.partition("\n")[0].count)
@@ -142,30 +144,15 @@ def read_manifest(
     return pd.DataFrame([*filled.values()], [*filled], columns, dtype=object)
 
 
-def _read_text(path: Path, needed: tuple[str, ...], encoding_errors: str) -> str:
-    if path.exists() and not is_file(path):
-        raise UsageError(f"{path} is not a regular file: it should be the table of the clips")
-    try:
-        return path.read_bytes().decode("utf-8-sig", encoding_errors)
-    except FileNotFoundError as error:
-        columns = ",".join(needed)
-        raise UsageError(
-            f"no {path}: write one with the columns {columns}, a row a clip"
-        ) from error
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text ({error}): save it as CSV UTF-8") from error
-
-
 def read_classes(path: Path) -> tuple[str, ...]:
+    """The challenge's seven where the folder has no list of its own."""
     if not path.exists():
         return CLASSES
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path} as UTF-8 text: {error}") from error
-    classes = tuple(line.strip() for line in lines if line.strip())
-    if len(set(classes)) != len(classes) or len(classes) < 2:
-        raise UsageError(f"{path}: expected two or more different class names, one a line")
-    return classes
+    classes = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice or len(classes) < 2:
+        wrong = (
+            f"{listed(map(repr, twice), 3)} stands twice" if twice else f"it names {len(classes)}"
+        )
+        raise UsageError(f"{path}: expected two or more different classes, one a line; {wrong}")
+    return tuple(classes)

@@ -18,23 +18,22 @@ from pathlib import Path
 from corpora.manifest import Clip, Listing, check_listing
 from corpora.merc2020 import CLASSES
 from utils.errors import UsageError
+from utils.files import is_file, read_text
 
 TABLES = {"train": "train.tsv", "val": "dev.tsv", "test": "test.tsv"}
 
 
 def list_clips(data_dir: Path) -> Listing:
     """One clip for each line with one emotion: text, number of the label, name."""
-    path = data_dir / "labels.txt"
-    try:
-        names = path.read_text("utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
+    if not is_file(data_dir / "labels.txt"):
         what = "expected labels.txt beside train.tsv, dev.tsv and test.tsv"
-        raise UsageError(f"no GoEmotions under {data_dir.resolve()}: {what}") from error
+        raise UsageError(f"no GoEmotions under {data_dir.resolve()}: {what}")
+    names = read_text(data_dir / "labels.txt").split()
     clips, several = [], 0
     for split, name in TABLES.items():
-        if not (data_dir / name).is_file():
+        if not is_file(data_dir / name):
             continue
-        for number, line in enumerate((data_dir / name).read_text("utf-8").splitlines(), 1):
+        for number, line in enumerate(read_text(data_dir / name).splitlines(), 1):
             text, labels, comment = read_line(line, data_dir / name, number, len(names))
             if len(labels) > 1:
                 several += 1

@@ -90,6 +90,7 @@ class Listing:
     clips: list[Clip]
     failures: list[Failure] = field(default_factory=list)
     sheets: list[Path] = field(default_factory=list)  # submission sheets of the challenge
+    places: dict[tuple[str, Path], str] = field(default_factory=dict)  # clip id, media -> its lines
     word_dim: int | None = None  # width of the word vectors where the corpus fixes it
     notes: list[str] = field(default_factory=list)  # what was left out on purpose
     warnings: list[str] = field(default_factory=list)
@@ -123,7 +124,7 @@ def check_listing(listing: Listing) -> Listing:
         counts = listed((f"{name or 'none'} {count}" for name, count in unknown.most_common()), 10)
         listing.warnings.append(
             f"{unknown.total()} clips are rejected for their labels ({counts}): the classes are "
-            f"{' '.join(classes)}; your own go into classes.txt beside manifest.csv, one a line"
+            f"{listed(classes, 30)}; your own go into classes.txt beside manifest.csv, one a line"
         )
     usable.sort(key=lambda clip: (clip.split, clip.clip_id))
     listing.clips, listing.failures = usable, failures
@@ -194,7 +195,7 @@ def _check_clip(clip: Clip, classes: tuple[str, ...], same_id: list[Clip]) -> No
         raise ClipError("E_DUP", f"clip id {name!r} {_why_twice(same_id)}")
     for column, label in clip.labels.items():
         if label not in classes and (label or clip.split in LABELLED_SPLITS):
-            reason = f"{column} {label!r} is not one of {' '.join(classes)}"
+            reason = f"{column} {label!r} is not one of {listed(classes, 30)}"
             raise ClipError("E_LABELS", reason)
 
 
@@ -236,8 +237,15 @@ def alike(items: Iterable, form: Callable) -> list[list]:
 
 
 def keep_inside(listing: Listing, data_dir: Path) -> Listing:
-    """Move every clip whose media or words lie elsewhere, behind their links, to failures."""
+    """Move every clip whose media or words lie elsewhere, behind their links, to failures.
+
+    UsageError for a submission sheet that does: it would be copied into the features.
+    """
     root, inside = data_dir.resolve(), []
+    for sheet in listing.sheets:
+        if not Path(os.path.realpath(sheet)).is_relative_to(root):
+            where = f"leaves the data folder {data_dir}"
+            raise UsageError(f"{sheet} {where}: copy it, or --follow_links")
     for clip in listing.clips:
         paths = [path for path in (clip.media, clip.words) if path]
         # realpath: unlike Path.resolve it takes a link that leads to itself

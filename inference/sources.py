@@ -12,7 +12,7 @@ from corpora.manifest import Clip
 from extract.media import FORMATS, PICTURES
 from extract.transcribe import Cue
 from utils.errors import UsageError, listed
-from utils.files import files_below
+from utils.files import files_below, read_text
 
 SUBTITLES = (".srt", ".vtt")  # words with times
 TEXTS = (".txt", *SUBTITLES, ".npz")  # given alone: words without a clip
@@ -90,7 +90,7 @@ def make_source(path: Path, text: str | None, names: set[str]) -> Source:
         words = beside(path, ".npz") or (by_id if by_id.is_file() else None)
         written = beside(path, ".txt", *SUBTITLES)
         try:
-            text = read_text(written) if written else ""
+            text = read_words(written) if written else ""
         except UsageError as error:  # costs the words of this clip alone
             text, problem = "", f"E_READ: {error}"
     media = Path() if path.suffix.lower() in TEXTS else path
@@ -115,16 +115,16 @@ def beside(path: Path, *endings: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def read_text(path: Path) -> str:
+def read_words(path: Path) -> str:
     """The words of a .txt, or of all subtitles of an .srt or .vtt, in one line."""
     if path.suffix.lower() in SUBTITLES:
         return " ".join(word for cue in read_cues(path) for word in cue.words.split())
-    return " ".join(_read(path).split())
+    return " ".join(read_text(path).split())
 
 
 def read_cues(path: Path) -> list[Cue]:
     """The subtitles of an .srt or .vtt; UsageError for a file without any."""
-    text = _read(path)
+    text = read_text(path)
     cues: list[Cue] = []
     before = ""
     for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
@@ -145,10 +145,3 @@ def read_cues(path: Path) -> list[Cue]:
 
 def _seconds(hours: str | None, minutes: str, seconds: str, fraction: str) -> float:
     return int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds) + float(f"0.{fraction}")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path} as UTF-8 text: {error}") from error

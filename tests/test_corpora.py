@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def test_merc2020_folders_become_splits(tmp_path):
     twins = [("5", "E_DUP")] * 2
     assert rejected == [("2", "E_LABELS"), ("3", "E_LABELS"), ("4", "E_LABELS"), *twins]
     reasons = {failure.clip_id: failure.reason for failure in listing.failures}
-    assert "HAPP" in reasons["2"] and " ".join(CLASSES) in reasons["2"]
+    assert "HAPP" in reasons["2"] and ", ".join(CLASSES) in reasons["2"]
     assert "5-x-sad-sad-sad.mp4" in reasons["5"] and "5-y-sad-sad-sad.mp4" in reasons["5"]
     assert [sheet.name for sheet in listing.sheets] == ["test1.csv", "test2.csv", "test3.csv"]
     assert (listing.classes, listing.word_dim) == (CLASSES, 200)
@@ -194,7 +195,22 @@ def test_links_that_leave_the_folder_are_refused(tmp_path):
     (tmp_path / "data/x.mp4").symlink_to("../secret.mp4")
     listing = csv_corpus(tmp_path / "data", "media,split,emotion\nx.mp4,train,hap\n")
     assert codes(listing) == {"x": "E_ID"}
+    assert "--follow_links (manifest.csv line 2)" in listing.failures[0].reason
     assert not list_corpus("csv", tmp_path / "data", follow_links=True).failures
+
+
+def test_a_sheet_that_is_no_file_of_the_folder_is_refused_at_once(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "secret").touch()
+    sheet = tmp_path / "data/test1.csv"
+    sheet.symlink_to("../secret")
+    with pytest.raises(UsageError, match=r"test1\.csv leaves the data folder .*--follow_links"):
+        csv_corpus(tmp_path / "data", "media,split,emotion\nx.mp4,train,hap\n", "x.mp4")
+    assert list_corpus("csv", tmp_path / "data", follow_links=True).sheets == [sheet]
+    sheet.unlink()
+    os.mkfifo(sheet)
+    with pytest.raises(UsageError, match=r"submission sheet .*test1\.csv: no regular file"):
+        list_corpus("csv", tmp_path / "data")
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".npz"])
@@ -278,7 +294,7 @@ def test_tables_as_spreadsheets_write_them(tmp_path, table):
     [
         (b"media,split,emotion,transcript\na.mp4,train,hap,hi, you\n", "line 2: 5 fields.*quotes"),
         (b"media,split,emotion,emotion\na.mp4,train,hap,sad\n", "a column twice"),
-        (b"media,split,emotion\n\xff.mp4,train,hap\n", "save it as CSV UTF-8"),
+        (b"media,split,emotion\n\xff.mp4,train,hap\n", "save it as .CSV. UTF-8"),
         (b'sep=,\nmedia,split,emotion\n"a.mp4,train,hap\n\n', "line 3"),
         (b"media,split\na.mp4,train\n", "no column emotion; it has media, split"),
         (b"", "it has nothing"),
@@ -293,16 +309,38 @@ def test_tables_that_cannot_be_read_are_usage(tmp_path, table, says):
 def test_classes_of_a_windows_editor(tmp_path):
     (tmp_path / "classes.txt").write_bytes("\ufeffhappy\r\nsad\r\n".encode())
     assert csv_corpus(tmp_path, "media,split,emotion\na.mp4,train,happy\n", "a.mp4").clips
-    (tmp_path / "classes.txt").write_bytes(b"\xff")
-    with pytest.raises(UsageError, match=r"classes\.txt as UTF-8"):
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\xff", "is not UTF-8 text"),
+        (b"hap\nsad\nhap\n", "one a line; 'hap' stands twice"),
+        (b"hap, sad, ang\n", "one a line; it names 1"),
+        (None, "no regular file"),
+    ],
+)
+def test_classes_that_are_no_list_are_usage(tmp_path, content, says):
+    csv_corpus(tmp_path, "media,split,emotion\na.mp4,train,happy\n", "a.mp4")
+    if content is None:
+        os.mkfifo(tmp_path / "classes.txt")
+    else:
+        (tmp_path / "classes.txt").write_bytes(content)
+    with pytest.raises(UsageError, match=says):
         list_corpus("csv", tmp_path)
+
+
+def test_a_long_list_of_classes_is_told_in_short(tmp_path):
+    (tmp_path / "classes.txt").write_text("".join(f"c{n}\n" for n in range(5000)))
+    (failure,) = csv_corpus(tmp_path, "media,split,emotion\na.mp4,train,joy\n", "a.mp4").failures
+    assert failure.reason.count(" c") == 30 and "and 4970 more" in failure.reason
 
 
 def test_reasons_name_the_remedy(tmp_path):
     rows = "a/x.mp4,train,hap\nb/x.mp4,train,hap\ny.mp4,val,glad\nz.mp4,val,hap\nz.mp4,val,sad\n"
     listing = csv_corpus(tmp_path, f"media,split,emotion\n{rows}")
     reasons = {failure.clip_id: failure.reason for failure in listing.failures}
-    assert "column clip_id" in reasons["x"] and "is not one of hap ang" in reasons["y"]
+    assert "column clip_id" in reasons["x"] and "is not one of hap, ang" in reasons["y"]
     assert "listed 2 times" in reasons["z"]
 
 

@@ -39,7 +39,7 @@ from inference.annotate import annotate
 from inference.figure import token_edges
 from inference.prediction import FUSED, ClipPrediction, Seen
 from inference.predictor import Predictor
-from inference.sources import find_sources, read_cues, read_text
+from inference.sources import find_sources, read_cues, read_words
 from models.pooling import FrameAttention
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.data import ClipDataset, make_loader
@@ -475,13 +475,13 @@ def test_subtitles(tmp_path):
         b"\xef\xbb\xbf1\r\n00:00:01,500 --> 00:00:02,250 X1:0\r\n- Hi <b>you</b>\r\n\r\n"
     )
     assert read_cues(srt) == [(1.5, 2.25, "- Hi you")]
-    assert read_text(srt) == "- Hi you"
+    assert read_words(srt) == "- Hi you"
     srt.write_text("no times")
     with pytest.raises(UsageError, match="holds no subtitles"):
         read_cues(srt)
     srt.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="as UTF-8"):
-        read_text(srt)
+    with pytest.raises(UsageError, match=r"save it as .CSV. UTF-8"):
+        read_words(srt)
 
 
 def test_names_of_clips_stay_in_the_folder_and_apart(tmp_path):
@@ -523,7 +523,7 @@ def test_bad_words_cost_the_words_alone(place, ask, tmp_path):
     np.savez(vectors, words=np.array(["good"]), vectors=np.ones((1, 16), "f4"))
     done = ask(tmp_path, "--word_vectors", vectors, "--no_pictures")
     reasons = [clip["missing"]["text"] for clip in done.clips]
-    assert "as UTF-8 text" in reasons[0] and "knows none of the words" in reasons[1]
+    assert "is not UTF-8 text" in reasons[0] and "knows none of the words" in reasons[1]
     assert all({*clip["rests_on"]} == {"face", "speech"} for clip in done.clips), done.clips
 
 

@@ -20,7 +20,7 @@ from corpora.manifest import as_class
 from extract import audio, media, vectors
 from inference.annotate import annotate
 from inference.prediction import ClipPrediction
-from inference.sources import find_sources, left_out, read_cues, read_text
+from inference.sources import find_sources, left_out, read_cues, read_words
 from inference.windows import cut_long
 from models.features import BatchNorm
 from utils.errors import ClipError, UsageError
@@ -398,7 +398,7 @@ def test_subtitles_of_the_web(tmp_path):
         (3603.0, 3604.0, "are glad"),
     ]
     (tmp_path / "b.VTT").write_text(SCROLLED)
-    assert read_text(tmp_path / "b.VTT") == "so it was very nice"
+    assert read_words(tmp_path / "b.VTT") == "so it was very nice"
 
 
 @pytest.mark.parametrize("name", ["a.TXT", "a.Txt", "a.SRT", "a.vtt", "a.VTT"])

@@ -17,7 +17,7 @@ from extract import transcribe
 from extract.clip import deadline_for
 from extract.transcribe import Cue
 from inference.predictor import Predictor
-from inference.sources import read_cues, read_text
+from inference.sources import read_cues, read_words
 from utils.errors import ClipError, UsageError
 
 
@@ -94,7 +94,7 @@ def test_clips_without_words_get_those_of_their_sound(recogniser, clips):
     assert table.loc["a", ["language", "confidence"]].tolist() == ["en", "0.5"]
     subtitles = features / "train" / "transcripts" / "a.srt"
     assert [cue.words for cue in read_cues(subtitles)] == ["word 0", "word 1"]
-    assert read_text(subtitles) == "word 0 word 1"
+    assert read_words(subtitles) == "word 0 word 1"
     failed = pd.read_csv(features / "failed.csv")
     assert failed["code"].tolist() == ["E_NOAUDIO"]
     before = len(recogniser.asked)
@@ -208,7 +208,7 @@ def test_predict_leaves_the_subtitles(recogniser, place, tmp_path):
     )
     assert done.code == 0, done.err
     (subtitles,) = (tmp_path / "out").glob("*.srt")
-    assert read_text(subtitles) == "word 0 word 1"
+    assert read_words(subtitles) == "word 0 word 1"
 
 
 def test_clips_of_one_name_have_subtitles_of_their_own(recogniser, place, tmp_path):
@@ -220,7 +220,7 @@ def test_clips_of_one_name_have_subtitles_of_their_own(recogniser, place, tmp_pa
         *("--device", "cpu"),
     )
     assert done.code == 0, done.err
-    said = {path.name: read_text(path) for path in (tmp_path / "out").glob("*.srt")}
+    said = {path.name: read_words(path) for path in (tmp_path / "out").glob("*.srt")}
     assert said == {"a.srt": "word 0", "a-2.srt": "word 0 word 1"}
 
 

@@ -12,7 +12,7 @@ from conftest import flat, make_clip, tone, voice
 from corpora.manifest import Clip
 from extract.audio import read_mono
 from extract.media import frames_at
-from inference.sources import Cue, Source, find_sources, read_text
+from inference.sources import Cue, Source, find_sources, read_words
 from inference.windows import UTTERANCE, cut_long, share_words, utterances
 
 PAUSE, BREATH = np.zeros(16_000, np.float32), np.zeros(3200, np.float32)  # 1 s, 0.2 s
@@ -124,7 +124,7 @@ def test_all_parts_together_say_what_the_file_says(tmp_path):
     (tmp_path / "long.srt").write_text("\n\n".join(lines))
     parts = cut_long(source_of(clip), 3, tmp_path / "parts")
     said = [part.clip.transcript for part in parts]
-    assert len(parts) == 5 and " ".join(said).split() == read_text(tmp_path / "long.srt").split()
+    assert len(parts) == 5 and " ".join(said).split() == read_words(tmp_path / "long.srt").split()
     assert all(said[:3]) and said[-1].endswith("nine") and not parts[0].problem
 
 

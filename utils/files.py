@@ -157,14 +157,28 @@ def read_csv(path: Path) -> Any:
             raise ValueError(in_short(error)) from error
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; UsageError names the file when it is missing, damaged or a pipe."""
+def read_regular(path: Path) -> bytes:
+    """All bytes of a file; UsageError names it when it is missing or no file with an end."""
     try:
         if Path(path).exists() and not Path(path).is_file():  # a pipe would wait for ever
             raise UsageError(f"cannot read {path}: no regular file")
-        return json.loads(Path(path).read_bytes(), object_pairs_hook=_without_doubles)
+        return Path(path).read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_text(path: Path, errors: str = "strict", mark: bool = False) -> str:
+    """A UTF-8 text; UsageError names a file that is none. `mark` keeps the one at its start."""
+    try:
+        return read_regular(path).decode("utf-8" if mark else "utf-8-sig", errors)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text ({error}): save it as (CSV) UTF-8") from error
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; UsageError names the file when it is missing, damaged or a pipe."""
+    try:
+        return json.loads(read_regular(path), object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid JSON: {in_short(error)}") from error
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from utils.errors import IntegrityError, UsageError, listed
+from utils.files import read_text
 
 ID_COLUMN, PREDICTION_COLUMN = "FileID", "Emotion"
 BOM = "\ufeff"
@@ -19,7 +20,7 @@ class Sheet:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        text = self._read()
+        text = read_text(self.path, mark=True)
         said = SEPARATOR_LINE.match(text)
         self.mark = said.group() if said else BOM if text.startswith(BOM) else ""
         text = text.removeprefix(self.mark)
@@ -45,14 +46,6 @@ class Sheet:
             prediction = predictions[self._id(line, number)]
             lines[number - 1] = self._with_field(line, prediction)
         return (self.mark + "".join(lines)).encode()
-
-    def _read(self) -> str:
-        try:
-            return self.path.read_bytes().decode()
-        except OSError as error:
-            raise UsageError(f"no submission sheet {self.path}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{self.path} is not UTF-8 text: {error}") from error
 
     def _check_columns(self) -> None:
         names = [name.casefold() for name in self.columns]
