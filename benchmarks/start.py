@@ -36,6 +36,7 @@ def main() -> None:
     flags = Flags(__doc__)
     flags.add("--clips", default=20_000, type=ranged(int, 20), help="made clips")
     flags.add("--mode", default="text", choices=list(KINDS), help="what is trained")
+    flags.add("--optim", default="ranger", help="its optimizer")
     args = flags.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         features = Path(folder) / "features"
@@ -46,7 +47,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "corpora.audit", "--features_dir", features])
         print(f"audited in {time.perf_counter() - began:.1f} s")
         for what in ("first start", "second start"):
-            marks, cpu = start(features, Path(folder) / what, args.mode)
+            marks, cpu = start(features, Path(folder) / what, args.mode, args.optim)
             ends = [0.0, *(seconds for _, seconds in marks)]
             parts = [
                 f"{name} {end - begin:.1f}"
@@ -89,10 +90,10 @@ def write_features(folder: Path, mode: str, clips: int) -> None:
     (folder / "settings.json").write_text(json.dumps(known))
 
 
-def start(features: Path, logs: Path, mode: str) -> tuple[Marks, float]:
+def start(features: Path, logs: Path, mode: str, optim: str) -> tuple[Marks, float]:
     """What a start of train.py had done at which second, and its seconds of CPU."""
     command = [sys.executable, "-c", "from benchmarks.start import until_first_step as run; run()"]
-    command += ["--mode", mode, "--exp_name", "a", *FLAGS.split()]
+    command += ["--mode", mode, "--optim", optim, "--exp_name", "a", *FLAGS.split()]
     command += ["--features_dir", str(features), "--logs_dir", str(logs)]
     began = time.time()
     done = subprocess.run(command, capture_output=True, text=True)

@@ -108,8 +108,8 @@ def read_manifest(
     line of the file that a row begins in.
     """
     if not path.exists():
-        columns = ",".join(needed)
-        raise UsageError(f"no {path}: write one with the columns {columns}, a row a clip")
+        what = f"write one with the columns {','.join(needed)}, a row a clip"
+        raise UsageError(f"no {path}: {what}")
     text = read_text(path, encoding_errors)
     skipped = SEPARATOR_LINE.match(text)
     text = text[skipped.end() :] if skipped else text

@@ -63,13 +63,16 @@ def test_the_processes_that_read_clips_load_what_these_need():
 
 OPTIMIZED = """
 import torch
-from training.ranger import Ranger
-layer = torch.nn.Linear(8, 2)
-optimizer = Ranger(layer.parameters(), lr=0.1)
-layer(torch.ones(3, 8)).sum().backward()
-optimizer.step()
-optimizer.zero_grad()
-optimizer.load_state_dict(optimizer.state_dict())
+from training.optim import OPTIMIZERS, make_optimizer
+for name in OPTIMIZERS:
+    layer = torch.nn.Linear(8, 2)
+    optimizer = make_optimizer(name, layer.parameters(), 0.1, 0.01)
+    before = layer.weight.clone()
+    layer(torch.ones(3, 8)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert not torch.equal(layer.weight, before), name
 assert "torch._dynamo" not in sys.modules, "the compiler takes seconds"
 """
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +16,23 @@ from utils.errors import UsageError
 Parameters = list[nn.Parameter]
 
 
+def spare_the_compiler() -> None:
+    """torch wraps some methods of every optimizer so that its compiler leaves them alone, and loads
+    the compiler for that at the first call: over a second of each start. No run compiles its
+    optimizer, so the wrapper is told that it has nothing to do; one that does not ask goes on as
+    before."""
+    for method in vars(torch.optim.Optimizer).values():
+        if wrapped := getattr(method, "__wrapped__", None):
+            wrapped.__dict__.setdefault("__dynamo_disable", wrapped)
+
+
+def spared(kind: type[torch.optim.Optimizer]) -> Any:
+    """An optimizer of torch whose steps load no compiler either: the same step, without gradients,
+    out of its wrapper."""
+    spare_the_compiler()
+    return type(kind.__name__, (kind,), {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
 def ranger(parameters: Parameters, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     from training.ranger import Ranger
 
@@ -21,13 +40,15 @@ def ranger(parameters: Parameters, lr: float, weight_decay: float) -> torch.opti
 
 
 def sgd(parameters: Parameters, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
+    kind = spared(torch.optim.SGD)
+    return kind(
         parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True, fused=True
     )
 
 
 def adamw(parameters: Parameters, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    kind = spared(torch.optim.AdamW)
+    return kind(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 OPTIMIZERS: dict[str, Callable] = {"ranger": ranger, "sgd": sgd, "adamw": adamw}

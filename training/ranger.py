@@ -10,17 +10,9 @@ import torch
 from torch import Tensor
 from torch_optimizer import Ranger as LoopOverParameters
 
+from training.optim import spare_the_compiler
+
 STATE = ("exp_avg", "exp_avg_sq", "slow_buffer")
-
-
-def spare_the_compiler() -> None:
-    """torch wraps some methods of every optimizer so that its compiler leaves them alone, and loads
-    the compiler for that at the first call: over a second of each start. No run compiles its
-    optimizer, so the wrapper is told that it has nothing to do; one that does not ask goes on as
-    before."""
-    for method in vars(torch.optim.Optimizer).values():
-        if wrapped := getattr(method, "__wrapped__", None):
-            wrapped.__dict__.setdefault("__dynamo_disable", wrapped)
 
 
 class Ranger(LoopOverParameters):
