@@ -151,8 +151,6 @@ def read_classes(path: Path) -> tuple[str, ...]:
     classes = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     twice = [name for name, count in Counter(classes).items() if count > 1]
     if twice or len(classes) < 2:
-        wrong = (
-            f"{listed(map(repr, twice), 3)} stands twice" if twice else f"it names {len(classes)}"
-        )
+        wrong = f"more than once: {listed(twice, 3)}" if twice else f"it names {len(classes)}"
         raise UsageError(f"{path}: expected two or more different classes, one a line; {wrong}")
     return tuple(classes)

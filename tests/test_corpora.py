@@ -315,7 +315,7 @@ def test_classes_of_a_windows_editor(tmp_path):
     ("content", "says"),
     [
         (b"\xff", "is not UTF-8 text"),
-        (b"hap\nsad\nhap\n", "one a line; 'hap' stands twice"),
+        (b"hap\nsad\nhap\n", "one a line; more than once: hap"),
         (b"hap, sad, ang\n", "one a line; it names 1"),
         (None, "no regular file"),
     ],
