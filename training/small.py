@@ -126,9 +126,9 @@ def hint_of_tiles(config: dict[str, Any]) -> str:
     import torch
 
     knows: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    trunks = [each for name, each in config.items() if name.endswith("_backbone") and each]
-    if not knows.get("amx_bf16") or not all(each.startswith("small-") for each in trunks):
-        return ""
-    if not any(modality(name).made_by_preprocess for name in task_of(config).inputs):
+    own = [each for name in task_of(config).inputs if (each := modality(name)).made_by_preprocess]
+    trunks = [config[key] for each in own for key in each.settings if key.endswith("_backbone")]
+    small = all((trunk or "").startswith("small-") for trunk in trunks)
+    if not (own and small and knows.get("amx_bf16")):
         return ""
     return "this CPU multiplies bfloat16 in tiles: with --amp True a step takes half to two thirds"
