@@ -89,13 +89,15 @@ def test_a_default_that_modes_do_not_share_names_each_mode():
 
 
 def commands_of(page: Path) -> list[str]:
-    """The command lines in the blocks of a page, and behind "the command" in tables."""
+    """The command lines in the blocks of a page, behind "the command" in tables and within text."""
     text = page.read_text("utf-8")
     blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.M | re.S)
     blocks += re.findall(
         r"^(?: {4,}\S.*\n)+", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M
     )
     blocks += re.findall(r"`(python [^`\n]+)`", text)
+    within = re.findall(r"`(train\.py --mode [a-z]+ --[^`]+)`", text)
+    blocks += [f"python {' '.join(told.split())}" for told in within]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     found = (re.search(r"(?<![\w/.])(?:python3?|torchrun) (.*)", line) for line in lines)
     return [match[0].split(";")[0] for match in found if match]
