@@ -76,12 +76,13 @@ class ClipPrediction:
     def remarks(self) -> list[str]:
         """What a reader must know besides the numbers."""
         without = [absence(name, why) for name, why in self.missing.items()]
+        notes = self.source.notes
         if self.seen and not self.parts:
             here = titles(self.seen)
             why = f"no head answers from {here} alone; a model of --modality_dropout would"
-            return [why, *without]
+            return [why, *without, *notes]
         if not (self.parts and without):
-            return without
+            return [*without, *notes]
         rests = f"rests on {titles(self.rests_on)}"
         if self.filled_in:
             rests += "; learnt tokens stand for what is missing"
@@ -89,7 +90,7 @@ class ClipPrediction:
             rests += (
                 "; trained without --modality_dropout: all inputs are needed for a fused answer"
             )
-        return [rests, *without]
+        return [rests, *without, *notes]
 
     def rows(self) -> list[dict[str, Any]]:
         """One row of predictions.csv per part; one without numbers where there is no answer."""

@@ -291,6 +291,7 @@ def describe(predictions: list, picture: bool = True) -> dict[str, Any]:
         "head": summary(predictions) if is_long else wording.headline(usable[0]),
         "title": Path(usable[0].source.name).name if is_long else wording.title_of(usable[0]),
         "parts": [part_of(each) for each in predictions],
+        "extent": usable[0].source.extent,
         "colors": dict(zip(names, COLORS * len(names), strict=False)),
         "remarks": wording.remarks(predictions),
         "caution": CAUTION,

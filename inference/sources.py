@@ -24,13 +24,16 @@ WORD_TIME = re.compile(r"<\d[\d:.]*>")  # within a subtitle, as automatic captio
 
 
 class Source(NamedTuple):
-    """One thing to answer. `start` and `end`: its seconds in a longer recording, else None."""
+    """One thing to answer. `start` and `end`: its seconds in a longer recording, which has the
+    seconds `extent` and of which `notes` tell; else None and nothing."""
 
     name: str  # as the user gave it
     clip: Clip
     start: float | None = None
     end: float | None = None
     problem: str = ""  # why its words cannot be used
+    extent: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def find_sources(paths: list[Path], text: str | None) -> list[Source]:

@@ -27,7 +27,7 @@ def draw_timeline(predictions: list[ClipPrediction]) -> bytes:
     from matplotlib.patches import Patch
 
     spans = [(each.source.start or 0.0, each.source.end or 0.0) for each in predictions]
-    first, last = spans[0][0], spans[-1][1]
+    first, last = predictions[0].source.extent or (spans[0][0], spans[-1][1])
     figure = blank_figure((11, 4))
     head = shortened(summary(predictions), 80)
     figure.text(0.03, 0.94, head, fontsize=14, weight="bold", color=INK, va="center")

@@ -18,11 +18,12 @@ import numpy as np
 from extract.audio import SPEECH_SETTINGS, check_wave, read_mono
 from extract.media import FORMATS, Extent, open_media, picture_tracks
 from inference.sources import SUBTITLES, Cue, Source, beside, read_cues
-from utils.errors import ClipError, UsageError
+from utils.errors import ClipError, UsageError, counted
 from utils.files import write_bytes
 
 RATE = SPEECH_SETTINGS["sample_rate"]
 MIN_PAUSE, MIN_SPEECH = 0.4, 0.3  # seconds: shorter pauses cut nothing, shorter sounds are none
+NEAR = 2.0  # seconds: so early or late may a subtitle come; further away, nobody is heard to say it
 UTTERANCE = 6.0  # seconds at most: about what the speech models see at once (400 columns)
 LONGEST = 24 * 3600  # seconds; what claims more is damaged or forged
 LEVEL, MIN_LEVEL = 0.1, 5e-4  # of a voice, as amplitude: what the detector likes; the quietest
@@ -35,7 +36,7 @@ def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
     """The source itself, or the utterances of one that lasts over `longest` seconds, in `folder`.
 
     Their words come from an .srt or .vtt beside it, by time: words without times belong to none of
-    them.
+    them. Where subtitles stand and nobody is heard, parts of their own have the words.
     """
     media = source.clip.media
     if media.suffix.lower() not in FORMATS:
@@ -46,6 +47,9 @@ def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
             return [source]
         spans, track = find_utterances(media)
         cues, problem = read_subtitles(source)
+        spans = sorted([*spans, *told_alone(cues, spans, (start, end))])
+        notes = notes_on(cues, spans, (start, end))
+        source = source._replace(extent=(start, end), notes=notes)
         untold = "E_MISSING: no subtitle stands in this part" if cues else problem
         parts = zip(spans, share_words(cues, spans), strict=True)
         return [
@@ -161,11 +165,44 @@ def read_subtitles(source: Source) -> tuple[list[Cue], str]:
     return [], source.problem
 
 
+def told_alone(cues: list[Cue], spans: list[Span], extent: Span) -> list[Span]:
+    """Parts of the recording where subtitles stand and for NEAR seconds nobody is heard."""
+    alone: list[Span] = []
+    for cue in sorted(cues, key=lambda cue: cue.start):
+        start = max(cue.start, extent[0])
+        end = min(max(cue.end, start + MIN_SPEECH), extent[1])
+        if distance(cue, spans) <= NEAR or end - start < MIN_SPEECH:
+            continue
+        if alone and start <= alone[-1][1]:
+            start, end = alone[-1][0], max(alone.pop()[1], end)
+        alone.append((start, end))
+    return [part for span in alone for part in evenly(*span)]
+
+
+def distance(cue: Cue, spans: list[Span]) -> float:
+    """Seconds between a subtitle and the nearest of these spans; below 0 where they overlap."""
+    return min(max(start - cue.end, cue.start - end) for start, end in spans)
+
+
+def notes_on(cues: list[Cue], spans: list[Span], extent: Span) -> tuple[str, ...]:
+    """How much of the recording is in no part, where that is over a tenth, and which subtitles."""
+    start, end = extent
+    covered = sum(last - first for first, last in spans)
+    notes = []
+    if covered < 0.9 * (end - start):
+        of = f"{covered:.1f} of {end - start:.1f} seconds"
+        notes.append(f"the answers are about {of}; nobody is heard to speak in the others")
+    if outside := sum(distance(cue, spans) > NEAR for cue in cues):
+        what = f"{counted(outside, 'subtitle')} outside of its {end - start:.1f} seconds"
+        notes.append(f"{what}, counted with the nearest words: of another recording?")
+    return tuple(notes)
+
+
 def share_words(cues: list[Cue], spans: list[Span]) -> list[str]:
     """What is said in each span: together all words of the subtitles.
 
     A subtitle that covers most of several spans is shared by time; any other belongs to the span
-    that it overlaps most, or is nearest to.
+    that it overlaps most, or is nearest to: no word is lost.
     """
     said: list[list[str]] = [[] for _ in spans]
     starts, ends = np.array(spans).T
@@ -191,7 +228,7 @@ def _part(
     media = folder / f"{name}{ending}"
     write_bytes(media, data)
     clip = replace(source.clip, clip_id=name, media=media, transcript=said, words=None, span=span)
-    return Source(source.name, clip, start, end, problem)
+    return source._replace(clip=clip, start=start, end=end, problem=problem)
 
 
 def copy_packets(path: Path, start: float, end: float, track: int | None) -> tuple[str, bytes]:

@@ -143,4 +143,5 @@ def reason(why: str) -> str:
 def remarks(predictions: list[ClipPrediction]) -> list[str]:
     """All that must be said besides the numbers; what is true of several parts only once."""
     said = [text for each in predictions for text in (basis(each), *absences(each)) if text]
-    return list(dict.fromkeys(said))
+    said += [f"{note[0].upper()}{note[1:]}." for each in predictions for note in each.source.notes]
+    return list(dict.fromkeys(text.replace("?.", "?") for text in said))

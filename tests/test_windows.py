@@ -13,7 +13,14 @@ from corpora.manifest import Clip
 from extract.audio import read_mono
 from extract.media import frames_at
 from inference.sources import Cue, Source, find_sources, read_words
-from inference.windows import UTTERANCE, cut_long, share_words, utterances
+from inference.windows import (
+    UTTERANCE,
+    cut_long,
+    notes_on,
+    share_words,
+    told_alone,
+    utterances,
+)
 
 PAUSE, BREATH = np.zeros(16_000, np.float32), np.zeros(3200, np.float32)  # 1 s, 0.2 s
 
@@ -93,7 +100,7 @@ def test_subtitles_longer_than_the_parts_reach_every_part():
         (2.8, 5.9, 1),  # it comes early
         (3.1, 3.4, 0),  # in the pause, nearer to what was said
         (3.6, 3.9, 1),
-        (30.0, 31.0, 2),  # behind everything
+        (13.5, 31.0, 2),  # behind everything
         (9.5, 9.5, 2),  # of no length
     ],
 )
@@ -101,6 +108,21 @@ def test_a_subtitle_belongs_to_the_part_that_it_overlaps_most(start, end, part):
     said = share_words([Cue(start, end, "one two three")], [(0, 3), (4, 8), (9, 12)])
     assert [bool(words) for words in said] == [number == part for number in range(3)]
     assert said[part] == "one two three"
+
+
+def test_words_that_nobody_is_heard_to_say_are_a_part_of_their_own():
+    """Not those of a voice that is twenty seconds away."""
+    heard = [(0.4, 1.0), (30.0, 33.0)]
+    cues = [Cue(20, 25, "far"), Cue(27, 29, "early"), Cue(40, 47, "a b"), Cue(70, 71, "lost")]
+    alone = told_alone(cues, heard, (0, 60))
+    assert alone == [(20, 25), (40, 43.5), (43.5, 47)]
+    parts = sorted([*heard, *alone])
+    assert share_words(cues, parts) == ["", "far", "early", "a", "b lost"]
+    covered, stray = notes_on(cues, parts, (0, 60))
+    assert (
+        "about 15.6 of 60.0 seconds; nobody is heard" in covered and "1 subtitle outside" in stray
+    )
+    assert not notes_on(cues[:3], [(0, 55)], (0, 60))
 
 
 def test_no_word_is_lost():
@@ -112,7 +134,9 @@ def test_no_word_is_lost():
             Cue(start, start + rng.exponential(5), " ".join(map(str, rng.integers(0, 99, n))))
             for n, start in enumerate(starts)
         ]
-        said = share_words(cues, [(start, end) for start, end in edges])
+        heard = [(start, end) for start, end in edges]
+        parts = sorted([*heard, *told_alone(cues, heard, (-5, 999))])
+        said = share_words(cues, parts)
         assert sorted(" ".join(said).split()) == sorted(" ".join(c.words for c in cues).split())
 
 

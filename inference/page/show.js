@@ -96,8 +96,7 @@ function showWarning(id, offer) {
 
 /** One button for each part, as long as the part; a line shows where the recording is. */
 function drawLine(found, player) {
-  const first = found.parts[0].start;
-  const last = found.parts[found.parts.length - 1].end;
+  const [first, last] = found.extent; // of the recording
   const share = (seconds) => `${(100 * (seconds - first)) / (last - first)}%`;
   const buttons = found.parts.map((part) => {
     const button = make("button", part.label ? part.label + (part.clear ? "" : "?") : "–");
