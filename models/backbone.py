@@ -26,6 +26,7 @@ class Backbone(nn.Module):
     maps (B, D, H', W'), or a `SmallTrunk`: `small-16` for faces of about 48 pixels, `small-32` for
     log-mels and larger faces, either with -wide for twice the maps. ValueError for others.
 
+    `trunk`: the network itself; the weights in checkpoints are named after it.
     `stride`: how many pixels of the image one column of the map stands for. Images are in
     channels-last order inside: 1.3 to 3 times as fast on CPUs.
     """

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # RAVDESS, speech, five folds of unseen speakers, from the log-mel to the answer: AttnCNN on the small
-# trunk with twice the maps, which has first learnt ASED's five classes (Amharic, 65 people, none of
-# RAVDESS). Nothing is pretrained on anything else, nothing is known of the test speaker.
+# backbone with twice the maps, which has first learnt ASED's five classes (Amharic, 65 people, none
+# of RAVDESS). Nothing is pretrained on anything else, nothing is known of the test speaker.
 #     bash recipes/ravdess_own.sh FOLDER_OF_THE_ACTORS ASED
 # AMP=True trains in bfloat16: half of the time on a CPU with AMX, as accurate.
 set -eu

@@ -270,7 +270,7 @@ def test_the_recipe_for_few_clips(trained, tmp_path, mode, monkeypatch):
     places = ("--features_dir", trained / "features", "--logs_dir", tmp_path, "--mode", mode)
     flags = ("--exp_name", "few", "--dry_run", "--fold", "0", "--allow_leaks")
     small = ("train", *places, *flags, "--recipe", "small", "--batch_size", 4)
-    kept = ("--freeze_backbone", True)  # its name ends as that of a trunk
+    kept = ("--freeze_backbone", True)  # its name ends as that of a backbone
     cases = [(True, (), 1), (True, kept, 1), (True, ("--amp", True), 0), (False, (), 0)]
     for has_tiles, more, told in cases:
         can = {"amx_bf16": has_tiles}

@@ -215,7 +215,7 @@ def test_weights_that_do_not_fit_are_refused(runs, start, tmp_path):
         ("--exp_name ../up", "use letters"),
         ("--device cuda:77", "cuda:77"),
         ("--text_heads 7 --text_layers 0", "--text_layers: 0"),
-        ("--pretrained nowhere", ""),  # text has no trunk: nothing to load, a good dry run
+        ("--pretrained nowhere", ""),  # text has no backbone: nothing to load, a good dry run
     ],
 )
 def test_bad_flags_are_usage(start, flags, says):
