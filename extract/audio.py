@@ -13,6 +13,7 @@ from extract.media import (
     FORMATS,
     check_complete,
     check_decoder,
+    forget_places,
     mp3_seconds,
     open_media,
     packets_of,
@@ -148,6 +149,7 @@ def read_track(path: Path, track: int, channel: int, settings: dict) -> Sound:
     """
     with open_media(path) as container:
         stream = container.streams[track]
+        forget_places(stream)
         timeline = Timeline(settings["sample_rate"], channel)
         for packet in packets_of(container, stream, path):
             for frame in packet.decode():

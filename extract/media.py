@@ -108,6 +108,16 @@ def open_media(path: Path) -> Iterator[Any]:
         container.close()
 
 
+def forget_places(sound: Any) -> None:
+    """Leave a track of sound the number of its channels, before it is decoded: where their places
+    stand in an order of the file's own (7.1 in .mov, .caf, .aiff), PyAV frees their list twice, and
+    that ends the process."""
+    import av
+
+    if channels := sound.codec_context.channels:
+        sound.codec_context.layout = av.AudioLayout(f"{channels} channels")
+
+
 # What PyAV raises on damaged files besides its own FFmpegError, seen over 900 mutated clips.
 BROKEN_FILE = (AttributeError, EOFError, IndexError, MemoryError, UnicodeDecodeError, ValueError)
 

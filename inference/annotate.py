@@ -13,6 +13,7 @@ from extract.audio import sound_tracks
 from extract.media import (
     FORMATS,
     PICTURES,
+    forget_places,
     open_media,
     pixel_aspect,
     scaler,
@@ -52,13 +53,16 @@ def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes:
             sounds = None
         else:
             streams.append(sound)
-            layout = "mono" if sound.channels == 1 else "stereo"
+            forget_places(sound)
+            layout = "stereo" if sound.channels == 2 else "mono"
             sounds = made.add_stream("aac", rate=RATE, layout=layout)
+            packed = av.AudioResampler(format="flt", rate=RATE)
         turn, fit = scaler(threads=0), scaler(threads=0)
         for packet in container.demux(streams):
             for frame in packet.decode():
                 if sounds and packet.stream is not video:
-                    made.mux(sounds.encode(frame))
+                    for part in packed.resample(frame):
+                        made.mux(sounds.encode(as_heard(part)))
                 elif frame.pts is not None and frame.pts > last:  # damaged files go back in time
                     picture = draw(upright(frame, aspect, turn), float(frame.time))
                     drawn = av.VideoFrame.from_ndarray(picture, "rgb24")
@@ -69,6 +73,19 @@ def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes:
             if stream:
                 made.mux(stream.encode())
     return buffer.getvalue()
+
+
+def as_heard(sound: Any) -> Any:
+    """A frame of packed samples with its two channels, or with the mean of another number."""
+    import av
+
+    samples = sound.to_ndarray().reshape(-1, sound.layout.nb_channels)
+    if samples.shape[1] != 2:
+        samples = samples.mean(axis=1, keepdims=True)
+    layout = "stereo" if samples.shape[1] == 2 else "mono"
+    frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), sound.format.name, layout=layout)
+    frame.sample_rate, frame.pts, frame.time_base = sound.sample_rate, sound.pts, sound.time_base
+    return frame
 
 
 def size_of(path: Path) -> tuple[int, int]:

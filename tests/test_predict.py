@@ -363,6 +363,21 @@ def test_the_annotated_video_shows_the_answer_while_it_holds(place, face_image, 
     assert during[-20:, :20].mean() < 130 and after[-20:, :20].mean() > 190
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 8])
+def test_an_annotated_video_keeps_two_channels_and_the_mean_of_others(channels):
+    import av
+
+    from inference.annotate import as_heard
+
+    samples = np.random.default_rng(0).uniform(-1, 1, (50, channels)).astype("f4")
+    frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), "flt", layout=f"{channels} channels")
+    frame.sample_rate, frame.pts = 48_000, 7
+    heard = as_heard(frame)
+    expected = samples if channels == 2 else samples.mean(axis=1)
+    np.testing.assert_allclose(heard.to_ndarray().ravel(), expected.ravel(), atol=1e-6)
+    assert (heard.pts, heard.layout.nb_channels) == (7, 2 if channels == 2 else 1)
+
+
 def test_a_time_line_says_what_its_answers_rest_on():
     """Its colours look the same whether a voice was heard or not."""
     from inference.timeline import bases
