@@ -55,7 +55,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    """Short names such as --flags keep one line; docs/assets/site.css says so of this class."""
+    """Short names such as --flags keep one line, and words such as preprocess.py also in the tables
+    on a phone; docs/assets/site.css says so of these classes."""
+    html = re.sub(r"<code>([^<\s]{1,24})</code>", r'<code class="short word">\1</code>', html)
     return re.sub(r"<code>([^<\n]{1,34})</code>", r'<code class="short">\1</code>', html)
 
 
