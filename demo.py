@@ -81,12 +81,17 @@ def main() -> None:
 
 
 def run(command: str) -> float:
-    """Run one script of ours as a user would, show the command, return the seconds it took."""
+    """Run one script of ours as a user would, show the command, return the seconds it took.
+
+    The script is the one beside this file: the demo can be started from any folder.
+    """
     print(f"\n$ python {command}", flush=True)
     start = time.monotonic()
-    code = subprocess.run([sys.executable, *shlex.split(command)], check=False).returncode
+    script, *flags = shlex.split(command)
+    path = str(Path(__file__).with_name(script))
+    code = subprocess.run([sys.executable, path, *flags], check=False).returncode
     if code:
-        raise UsageError(f"{command.split()[0]} ended with exit code {code}, see above")
+        raise UsageError(f"{script} ended with exit code {code}, see above")
     return time.monotonic() - start
 
 
