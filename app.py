@@ -22,6 +22,7 @@ from typing import Any
 
 from utils.config import Flags, device_name, ranged
 from utils.errors import Interrupted, UsageError, run_script
+from utils.parallel import short_sockets
 from utils.scratch import sweep
 
 STARTER = "built in"  # a name that a phone has room for
@@ -82,6 +83,7 @@ def main() -> None:
     door = open_door(host, args.trust or (), args.max_mb)
     server = create_server(create_page(service, door), door, host, args.port)
     sweep(UPLOADS)
+    short_sockets()  # which sweeps those of pages that were killed
     if service.examples:  # a thread that no end of the program waits for
         threading.Thread(target=service.draw_thumbnails, daemon=True).start()
     place = f"[{host}]" if ":" in host else host

@@ -144,3 +144,25 @@ def test_a_long_name_of_the_temporary_folder_is_no_matter(tmp_path):
     done = run_script("preprocess.py", *flags, env={"TMPDIR": str(place)})
     assert done.returncode == 0, done.stderr
     assert not [*place.glob("pymp-*")]
+
+
+def test_libraries_that_cannot_be_loaded_are_no_fault_of_a_clip(monkeypatch):
+    """One line about the machine, and no table of clips that are called damaged."""
+    limits = Limits(seconds=20, memory_mb=0, libraries=("no_library_of_this_name",))
+    told = []
+
+    def ask() -> None:  # a thread of its own has a child of its own
+        with pytest.raises(UsageError, match=r"what reads clips cannot be loaded: .*no_library"):
+            guarded(abs, -1, limits=limits)
+        told.append(True)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert told
+    monkeypatch.setattr(guard, "_is_limited", lambda: True)  # ulimit -v
+    assert isinstance(guard._load(limits.libraries), MemoryError)
+    assert guard._load(("json",)) is None
+    with pytest.raises(MemoryError, match="ulimit -v"):  # as OpenBLAS ends a process
+        guarded(os._exit, 1, limits=FEW)
+    assert guarded(abs, -1, limits=FEW) == 1

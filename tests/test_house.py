@@ -73,6 +73,8 @@ def test_nothing_unsafe(path: Path, tree: ast.AST):
         assert words.get("allow_pickle") != "True" and words.get("shell") != "True", name
         if name == "torch.load" or name.endswith("load_state_dict_from_url"):
             assert words.get("weights_only") == "True", f"{name} in line {call.lineno}"
+        if name.endswith("load_state_dict_from_url"):
+            assert words.get("check_hash") == "True", f"{name} in line {call.lineno}"
         if name == "np.load":
             assert words.get("allow_pickle") == "False", f"np.load in line {call.lineno}"
         if name.endswith(".read_text"):  # else a system without UTF-8 cannot read our own files

@@ -265,6 +265,12 @@ def test_killed_at_random_in_a_release(mode):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@pytest.mark.slow
+def test_every_command_killed_at_random_in_a_release():
+    run = run_script("tests/kill_commands.py", "--kills", 77, timeout=7200)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 @contextlib.contextmanager
 def stopping_behind_every_step():
     """Each start of train.py meanwhile does one step, as if a signal came within it."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -371,7 +372,7 @@ def test_an_annotated_video_keeps_two_channels_and_the_mean_of_others(channels):
 
     samples = np.random.default_rng(0).uniform(-1, 1, (50, channels)).astype("f4")
     frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), "flt", layout=f"{channels} channels")
-    frame.sample_rate, frame.pts = 48_000, 7
+    frame.sample_rate, frame.pts, frame.time_base = 48_000, 7, Fraction(1, 48_000)
     heard = as_heard(frame)
     expected = samples if channels == 2 else samples.mean(axis=1)
     np.testing.assert_allclose(heard.to_ndarray().ravel(), expected.ravel(), atol=1e-6)

@@ -7,6 +7,7 @@ worker that is killed while it holds the lock of that queue stops every later ca
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import stopwatch
-from utils.errors import NO_MEMORY, ClipError, UsageError
+from utils.errors import NO_MEMORY, ClipError, UsageError, in_short
 from utils.files import discard_unfinished
 from utils.parallel import short_sockets
 
@@ -97,6 +98,9 @@ def _death(limits: Limits) -> ClipError:
     """Why the child is no more."""
     _here.process.join()
     code = _here.process.exitcode
+    if code > 0 and _is_limited():  # so libraries give up, whatever the clip
+        _here.process = None
+        raise MemoryError("a process that reads clips ended for want of it: see `ulimit -v`")
     # what gets no memory can crash, or end the process by itself
     hint = " (is --memory_mb too small?)" if code and limits.memory_mb else ""
     if code < 0:
@@ -110,7 +114,7 @@ def _start(limits: Limits) -> None:
     # dask's workers are "daemonic", which to multiprocessing means: without children
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     _here.pipe, its_end = context.Pipe()
-    _here.process = context.Process(target=_serve, args=(its_end,), daemon=True)
+    _here.process = context.Process(target=_serve, args=(its_end, limits.libraries), daemon=True)
     try:
         _here.process.start()
     except EOFError as error:  # of the process that all are forked from
@@ -126,11 +130,12 @@ def _stop() -> None:
     _here.process = None
 
 
-def _serve(pipe: Any) -> None:
+def _serve(pipe: Any, libraries: tuple[str, ...]) -> None:
     """The child: answer calls until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
     signal.signal(signal.SIGTERM, lambda *_: _end())  # so does a parent that ends with an error
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    problem = _load(libraries)
     held = _data_bytes()
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
@@ -138,10 +143,28 @@ def _serve(pipe: Any) -> None:
             function, args, memory_mb = pipe.recv()
             _limit_memory(memory_mb, held)
             stopwatch.seconds.clear()
-            result = _result(function, args)
+            result = problem or _result(function, args)
             pipe.send((result, dict(stopwatch.seconds)))
             if getattr(_here, "lifted", False):  # what the driver of the GPU holds is no clip's
                 held = _data_bytes()
+
+
+def _load(libraries: tuple[str, ...]) -> Exception | None:
+    """What prevents the libraries, which the process that all are forked from has loaded unless it
+    could not: no clip is to blame for that."""
+    try:
+        for name in libraries:
+            importlib.import_module(name)
+    except Exception as error:
+        told = f"what reads clips cannot be loaded: {in_short(f'{type(error).__name__}: {error}')}"
+        lacking = _is_limited() or _lacks_memory(error)
+        return MemoryError(told) if lacking else UsageError(told)
+    return None
+
+
+def _is_limited() -> bool:
+    """Whether `ulimit -v` is in force."""
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _data_bytes() -> int:
