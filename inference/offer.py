@@ -26,17 +26,20 @@ def offer(checkpoints: Sequence[Checkpoint], name: str) -> dict[str, Any]:
     if 1 < len(folds) == len(cards):
         cards = [of_folds(cards)]
     inputs = dict.fromkeys(part_name(each) for card in cards for each in card["inputs"])
+    several = [f"Model {number} of {len(cards)}" for number in range(1, len(cards) + 1)]
+    subjects = several if len(cards) > 1 else ["It"]
     return {
         "name": name,
         "title": f"{joined([*inputs])} ({name.rpartition('/')[2]})",
-        "cards": [sentences(card) for card in cards],
+        "cards": [sentences(card, subject) for card, subject in zip(cards, subjects, strict=True)],
         "warning": TOY if any(card["generated"] for card in cards) else "",
     }
 
 
-def sentences(card: Card) -> list[str]:
-    """What the model reads and learnt from, and how often it was right."""
-    lines = [f"It reads {joined([part_name(each) for each in card['inputs']])}."]
+def sentences(card: Card, subject: str) -> list[str]:
+    """What the model reads and learnt from, and how often it was right; `subject`: its name in the
+    first sentence."""
+    lines = [f"{subject} reads the {joined([part_name(each) for each in card['inputs']])}."]
     if "folds" in card:
         lines[0] += f" It is {card['folds']} networks that answer together: one for each fold."
     if card.get("clips"):

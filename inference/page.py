@@ -15,6 +15,7 @@ from utils.scratch import scratch_folder
 ASSETS = Path(__file__).parent / "page"
 UPLOADS = "upload-"  # how the folders of uploads are named
 CHARACTERS = 2000  # of a sentence
+COMMON = "such as .mp4, .mov, .webm, .mp3, .wav or .jpg"  # docs/files.md has all
 TICKET = 64  # characters of the name by which a visitor asks how far his answer is
 # Bytes of an example that are sent for one Range: waitress keeps them, and no thread waits until
 # they are read. A browser asks for the next ones.
@@ -135,8 +136,8 @@ def keep(upload: Any, folder: Path) -> Path | None:
         return None
     ending = Path(upload.filename).suffix.lower()
     if ending not in (*FORMATS, *PICTURES):
-        known = " ".join([*FORMATS, *PICTURES])
-        raise UsageError(f"{ending or 'A file without an ending'} is not a clip: give {known}.")
+        what = ending or "A file without an ending"
+        raise UsageError(f"{what} is not a clip: give a video, a sound or a picture ({COMMON}).")
     path = folder / kept_name(upload.filename)
     try:
         upload.save(path)

@@ -23,7 +23,7 @@ import numpy as np
 
 from extract.media import PICTURES, SOUNDS, frames_at, scan_pictures
 from inference.door import BUSY
-from utils.errors import ClipError, UsageError
+from utils.errors import ClipError, UsageError, joined
 from utils.files import write_text
 from utils.guard import LOST, RECORDING_MB, Limits, guarded, lift_memory_limit
 from utils.parallel import available_cores
@@ -31,6 +31,12 @@ from utils.parallel import available_cores
 IN_LINE = 3  # one is answered, two wait
 CLOSING = {"error": "The page is being closed."}
 CANCELLED = {"error": "Cancelled."}
+LIVE = {  # code -> what is missing before the camera
+    "E_NOFACE": "no face is seen",
+    "E_NOVOICE": "nobody is heard",
+    "E_SILENT": "nobody is heard",
+    "E_SHORT": "nobody is heard",
+}
 # Files by which an answering process tells and is told. They lie beside the upload, so no name is
 # that of a clip's words: of an upload stage.mp4 a stage.txt would be the sentence.
 STAGE, STOP = ".stage", ".cancelled"
@@ -281,7 +287,7 @@ def describe(predictions: list, picture: bool = True) -> dict[str, Any]:
 
     usable = [prediction for prediction in predictions if prediction.parts]
     if not usable:
-        raise UsageError(no_answer(predictions[0]))
+        raise UsageError((no_answer if picture else no_live_answer)(predictions[0]))
     is_long = len(predictions) > 1
     shown = b""
     if picture:
@@ -312,6 +318,16 @@ def no_answer(prediction: Any) -> str:
         return " ".join([*reasons, "Try other words, or give a clip." if short else "Give a clip."])
     reads = "is not enough for" if prediction.seen else "cannot be read by"
     return f"A sentence alone {reads} this model: give a clip."
+
+
+def no_live_answer(prediction: Any) -> str:
+    """The same in the live mode: short, for it is said every second, and no word of the sentence,
+    which is not asked for there."""
+    codes = {why.partition(":")[0] for why in prediction.missing.values()} - {"E_MISSING"}
+    if not codes or codes - {*LIVE}:
+        return no_answer(prediction)
+    said = joined([*dict.fromkeys(text for code, text in LIVE.items() if code in codes)])
+    return f"{said[0].upper()}{said[1:]}."
 
 
 def part_of(prediction: Any) -> dict[str, Any]:

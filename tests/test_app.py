@@ -60,7 +60,7 @@ def post(client, name="", content=b"", **form):
 REFUSED = {
     "Choose a model.": dict(model="other"),
     "Give a clip or a sentence.": dict(),
-    ".exe is not a clip": dict(name="x.exe", content=b"MZ"),
+    ".exe is not a clip: give a video, a sound or a picture": dict(name="x.exe", content=b"MZ"),
     "A file without an ending is not a clip": dict(name="clip", content=b"x"),
     "over the limit of 1 MB": dict(name="x.mp4", content=bytes(2_100_000)),
 }
@@ -145,6 +145,25 @@ def test_a_sentence_alone_is_told_what_is_wrong_with_it():
     assert told(f"E_MISSING: {Predictor.no_words}").endswith("given. Give a clip.")
     assert told("") == "A sentence alone cannot be read by this model: give a clip."
     assert "is not enough for" in told("", {"text": Seen(None, None)})
+
+
+def test_live_mode_says_shortly_that_nobody_is_there():
+    from corpora.manifest import Clip
+    from inference.prediction import ClipPrediction
+    from inference.sources import Source
+
+    def told(**missing):
+        source = Source("live.webm", Clip("live", "clips", ROOT))
+        prediction = ClipPrediction(source, ["hap", "sad"], missing, {})
+        with pytest.raises(UsageError) as failed:
+            service.describe([prediction], picture=False)
+        return str(failed.value)
+
+    sentence = "E_MISSING: no sentence was given"
+    nobody = told(speech="E_SILENT: its peak", face="E_NOFACE: in 9 frames", text=sentence)
+    assert nobody == "No face is seen and nobody is heard."
+    assert told(speech="E_NOVOICE: nobody", text=sentence) == "Nobody is heard."
+    assert told(speech="E_OPEN: x", text=sentence).startswith("Nothing in this clip can be used.")
 
 
 # Who is let in
@@ -292,7 +311,8 @@ def test_the_page_says_what_a_model_is(place, tmp_path):
     assert last.startswith("On far, which it has not seen")
     assert chosen.startswith("These clips"), "those of the line before, not the other corpus"
     both = offer([checkpoint | known, checkpoint | trained], "a")["cards"]
-    assert [card[0] for card in both] == 2 * ["It reads voice, face and words."]
+    told = [f"Model {number} of 2 reads the voice, face and words." for number in (1, 2)]
+    assert [card[0] for card in both] == told
 
 
 def dies(*_):

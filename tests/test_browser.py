@@ -121,7 +121,7 @@ def test_a_clip_is_answered(server, browser, place, width):
     assert visit.run("return parseFloat(getComputedStyle(document.body).fontSize)") >= 16
     assert int(visit.find("#picture").get_property("naturalWidth")) > 600
     assert "Words not used: no sentence was given." in visit.find("#remarks").text
-    assert "It reads voice, face and words." in visit.find("#card").text
+    assert "It reads the voice, face and words." in visit.find("#card").text
     assert "answer" in visit.find("#spoken").get_attribute("textContent").lower()
     for sign in ("--", "E_", str(place)):
         assert sign not in visit.find("main").text

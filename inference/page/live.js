@@ -79,7 +79,8 @@ async function live(button) {
             get("head").scrollIntoView({ block: "start" });
           }
         } else {
-          get("chosen").textContent = `Live, no answer. ${found.error}`;
+          const told = `Live. ${found.error}`;
+          if (get("chosen").textContent !== told) get("chosen").textContent = told; // read out once
           if (answered) get("which").textContent = "live: the last answer that there was";
         }
       } catch (error) {
