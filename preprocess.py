@@ -18,13 +18,14 @@ import signal
 import statistics
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from corpora import CORPORA, list_corpus
-from corpora.manifest import Listing, colliding_names, keep_classes, similar_speakers
+from corpora.manifest import Listing, colliding_names, keep_classes, relative, similar_speakers
 from extract import RANGES
 from utils.config import Flags, device_name, ranged
 from utils.errors import (
@@ -39,7 +40,6 @@ from utils.errors import (
 )
 from utils.files import (
     digest,
-    files_below,
     lock_folder,
     read_known,
     write_bytes,
@@ -51,6 +51,11 @@ from utils.parallel import BACKENDS, available_cores, connect, parallel_map
 
 SAMPLE = 200  # readable .npz files: the width that most of all have shows in them
 SHOWN = 20  # rejected clips that are named
+# Endings of films, sounds and pictures that we do not read: a folder can hold such clips, too.
+UNREAD = ".divx .xvid .vob .m1v .m2v .mpe .mpv .mxf .rm .rmvb .f4v .dv .ogm .qt .m2p .wtv .swf "
+UNREAD += ".au .snd .ac3 .eac3 .dts .ra .ape .wv .tta .mp2 .mpa .mpc .spx .gsm .voc .w64 .sph "
+UNREAD += ".aifc .m4b .3ga .awb .weba .shn .pcm"
+UNREAD_PICTURES = ".gif .tif .tiff .heic .heif .avif .jp2 .jfif .pgm .ppm .tga"
 FACE_FLAGS = ("face_fps", "face_size", "face_align")
 CALLED = {"voice": "speech", "audio": "speech", "face": "video", "words": "text"}  # by people
 REJECTED = 3  # exit code: finished, but some clips were rejected
@@ -259,10 +264,11 @@ def describe(args: argparse.Namespace, listing: Listing) -> list[str]:
     """Lines about what is found, what is left out, and what may be meant otherwise."""
     splits = Counter(clip.split for clip in listing.clips)
     counts = ", ".join(f"{split} {count}" for split, count in sorted(splits.items()))
+    counts = f" ({counts})" if counts else ""  # where every clip is rejected
     total = len(listing.clips) + len(listing.failures)
     made = ", ".join([*args.modalities, *args.encoder])
     where = f"in {args.features_dir}, {counted(args.workers, 'worker')}"
-    lines = [f"{args.corpus}: {counted(total, 'clip')} ({counts}) -> {made} {where}"]
+    lines = [f"{args.corpus}: {counted(total, 'clip')}{counts} -> {made} {where}"]
     lines += [f"left out: {note}" for note in [*listing.notes, *not_listed(args, listing)]]
     lines += [f"warning: {each}" for each in listing.warnings]
     used = ["text" in args.modalities, *(e["input"] == "text" for e in args.encoder.values())]
@@ -272,16 +278,36 @@ def describe(args: argparse.Namespace, listing: Listing) -> list[str]:
 
 
 def not_listed(args: argparse.Namespace, listing: Listing) -> list[str]:
-    """How many clips of a folder with a table no row of the table names."""
-    from extract.media import FORMATS
+    """A line about the films and sounds of the folder that are no clip, no failure and in no note;
+    where clips of it are pictures, about pictures, too."""
+    from extract.media import FORMATS, PICTURES
 
-    if args.corpus != "csv":
+    endings = {*FORMATS, *UNREAD.split()}
+    if any(clip.media.suffix.lower() in PICTURES for clip in listing.clips):
+        endings |= {*PICTURES, *UNREAD_PICTURES.split()}
+    clips = [clip.media for clip in listing.clips]
+    failed = [failure.media for failure in listing.failures]
+    named = {path.absolute() for path in [*clips, *failed, *listing.noted]}
+    folders = listing.folders or [args.data_dir]
+    below = (file for folder in folders for file in shown_below(folder, tuple(endings)))
+    others = sorted(file for file in below if file.absolute() not in named)
+    if not others:
         return []
-    named = {clip.media.absolute() for clip in listing.clips}
-    named |= {failure.media.absolute() for failure in listing.failures}
-    here = (file for file in files_below(args.data_dir) if file.suffix.lower() in FORMATS)
-    others = [file for file in here if file.absolute() not in named]
-    return [f"in no row of manifest.csv: {listed(others, 2)}"] if others else []
+    what = "in no row of manifest.csv"
+    if args.corpus != "csv":
+        what = f"{counted(len(others), 'file')} of other names or kinds"
+        others = [relative(file, args.data_dir) for file in others]
+    return [without_controls(f"{what}: {listed(others, 2)}").replace("\n", "?")]
+
+
+def shown_below(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
+    """The files with these endings, without those that are hidden or in a hidden folder; of many
+    thousands in a second."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "." and name != "__MACOSX"]
+        for name in files:
+            if name[0] != "." and name.lower().endswith(endings):
+                yield Path(place, name)
 
 
 def extract(args: argparse.Namespace, listing: Listing) -> tuple[dict, list[Path]]:
@@ -382,7 +408,8 @@ def transcribe_clips(args: argparse.Namespace, listing: Listing) -> dict[tuple[s
     transcribe.load.cache_clear()
     languages = Counter(each.language for each in said.values() if each.cues)
     heard = ", ".join(f"{name} {count}" for name, count in languages.most_common())
-    print(f"transcribed {len(said)} clips ({heard or 'no words'}), {args.transcribe}")
+    number = counted(len(said), "clip")
+    print(f"transcribed {number} ({heard or 'no words'}), {args.transcribe}")
     if unheard:
         reasons = ", ".join(f"{count} {CLIP_CODES[code]}" for code, count in unheard.most_common())
         what = f"{counted(unheard.total(), 'clip')} without recognised words ({reasons})"
@@ -493,7 +520,7 @@ def write_tables(args: argparse.Namespace, listing: Listing, records: dict) -> t
     """Write manifest.csv, failed.csv and the sheets; report; how many are usable and rejected."""
     import pandas as pd
 
-    from corpora.manifest import Failure, relative
+    from corpora.manifest import Failure
     from extract.clip import MANIFEST_COLUMNS, facts_of, manifest_row, missing_of
 
     failures, rows = [*listing.failures], []
@@ -540,11 +567,12 @@ def report(args: argparse.Namespace, failures: list, missing: list[str]) -> None
         print(f"... and {len(failures) - SHOWN} more", file=sys.stderr)
     free = shutil.disk_usage(args.features_dir).free >> 30
     total = usable + len(failures)
-    print(f"{usable} of {total} clips usable, {free} GiB free in {args.features_dir}")
+    print(f"{usable} of {counted(total, 'clip')} usable, {free} GiB free in {args.features_dir}")
     if any(missing):
         lacking = Counter(name for names in missing for name in names.split())
         counts = ", ".join(f"{count} without {name}" for name, count in lacking.items())
-        print(f"{sum(map(bool, missing))} of them have a part only ({counts})")
+        parts = sum(map(bool, missing))
+        print(f"{parts} of them {'has' if parts == 1 else 'have'} a part only ({counts})")
     if failures:
         kinds = Counter(failure.code for failure in failures)
         reasons = ", ".join(f"{count} {CLIP_CODES[code]}" for code, count in kinds.most_common())
@@ -560,6 +588,8 @@ def verified(features_dir: Path, clips: int, changed: list[Path]) -> str:
     if not changed:
         return f"verified: the features of {counted(clips, 'clip')} are as they were written"
     names = listed(ascii(str(path.relative_to(features_dir))) for path in sorted(changed))
+    if len(changed) == 1:
+        return f"verified: 1 file was missing or changed, and is made anew: {names}"
     return f"verified: {len(changed)} files were missing or changed, and are made anew: {names}"
 
 

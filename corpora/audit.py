@@ -76,7 +76,7 @@ class Audit:
         """For how many clips this is not known; "" where it is known for all."""
         known, total = self.compared[name], sum(self.clips.values())
         lacking = total - sum(known.values())
-        text = f"{name}: {COMPARED[name]} for {lacking} of {total} clips"
+        text = f"{name}: {COMPARED[name]} for {lacking} of {counted(total, 'clip')}"
         if not lacking:
             return ""
         if lacking == total:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from corpora.manifest import Clip, Listing, check_listing
 from corpora.splits import assign_folds
-from utils.errors import UsageError
+from utils.errors import UsageError, counted
 
 CLASSES = ("ang", "dis", "fea", "hap", "neu", "sad")
 SENTENCES = {
@@ -57,10 +57,11 @@ def list_clips(data_dir: Path) -> Listing:
             modalities=("speech", "video") if ENDINGS[chosen] else ("speech",),
             clips=[parse_name(path) for path in files if path.suffix.lower() == chosen],
             notes=[
-                f"{count} files {ending}: {chosen} is read instead"
+                f"{counted(count, 'file')} {ending}: {chosen} is read instead"
                 for ending, count in sorted(kinds.items())
                 if ending != chosen
             ],
+            noted=[path for path in files if path.suffix.lower() != chosen],
         )
     )
     listing.clips = assign_folds(listing.clips)

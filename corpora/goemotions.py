@@ -17,7 +17,7 @@ from pathlib import Path
 
 from corpora.manifest import Clip, Listing, check_listing
 from corpora.merc2020 import CLASSES
-from utils.errors import UsageError
+from utils.errors import UsageError, counted
 from utils.files import is_file, read_text
 
 TABLES = {"train": "train.tsv", "val": "dev.tsv", "test": "test.tsv"}
@@ -45,9 +45,11 @@ def list_clips(data_dir: Path) -> Listing:
     kept = [clip for clip in clips if clip.split != "train" or said(clip) not in held_out]
     listing = check_listing(Listing(CLASSES, ("text",), kept))
     if twice := len(clips) - len(kept):
-        listing.notes.append(f"{twice} comments of train that stand in dev or test, too")
+        stands = "stands" if twice == 1 else "stand"
+        what = f"of train that {stands} in dev or test, too"
+        listing.notes.append(f"{counted(twice, 'comment')} {what}")
     if several:
-        listing.notes.append(f"{several} comments with several emotions")
+        listing.notes.append(f"{counted(several, 'comment')} with several emotions")
     return listing
 
 

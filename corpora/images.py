@@ -26,7 +26,7 @@ from pathlib import Path
 
 from corpora.manifest import SPLITS, Clip, Listing, check_listing
 from corpora.merc2020 import CLASSES
-from utils.errors import UsageError, listed
+from utils.errors import UsageError, counted, listed
 from utils.files import files_below, is_file, sha256
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -53,12 +53,15 @@ def list_clips(data_dir: Path) -> Listing:
         else clip
         for clip in kept
     ]
-    listing = check_listing(Listing(CLASSES, ("video",), folded))
-    if len(clips) > len(kept):
-        copies = len(clips) - len(kept)
-        listing.notes.append(f"{copies} pictures of train that stand in val or test, too")
-    if len(files) > len(clips):
-        listing.notes.append(f"{len(files) - len(clips)} pictures that lie in no folder of a label")
+    # each picture is a clip, or a note tells why it is none
+    listing = check_listing(Listing(CLASSES, ("video",), folded, noted=files))
+    if copies := len(clips) - len(kept):
+        stands = "stands" if copies == 1 else "stand"
+        what = f"of train that {stands} in val or test, too"
+        listing.notes.append(f"{counted(copies, 'picture')} {what}")
+    if beside := len(files) - len(clips):
+        lies = "lies" if beside == 1 else "lie"
+        listing.notes.append(f"{counted(beside, 'picture')} that {lies} in no folder of a label")
     if others := sorted({name for clip in clips for name in unknown_places(clip.media, data_dir)}):
         what = "name no split: what lies there counts as train"
         listing.warnings.append(f"folders above the labels that {what}: {listed(others)}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from utils.errors import ClipError, UsageError, listed
+from utils.errors import ClipError, UsageError, counted, listed
 
 DEVICES = {"con", "prn", "aux", "nul"}  # what Windows takes for something else than a file
 DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)}
@@ -93,6 +93,8 @@ class Listing:
     places: dict[tuple[str, Path], str] = field(default_factory=dict)  # clip id, media -> its lines
     word_dim: int | None = None  # width of the word vectors where the corpus fixes it
     notes: list[str] = field(default_factory=list)  # what was left out on purpose
+    noted: list[Path] = field(default_factory=list)  # the files that the notes are about
+    folders: list[Path] = field(default_factory=list)  # that are read; none: the whole data folder
     warnings: list[str] = field(default_factory=list)
 
 
@@ -123,8 +125,9 @@ def check_listing(listing: Listing) -> Listing:
     if unknown:
         counts = listed((f"{name or 'none'} {count}" for name, count in unknown.most_common()), 10)
         listing.warnings.append(
-            f"{unknown.total()} clips are rejected for their labels ({counts}): the classes are "
-            f"{listed(classes, 30)}; your own go into classes.txt beside manifest.csv, one a line"
+            f"rejected for its label: {counted(unknown.total(), 'clip')} ({counts}); the classes "
+            f"are {listed(classes, 30)}; your own go into classes.txt beside manifest.csv, one a "
+            "line"
         )
     usable.sort(key=lambda clip: (clip.split, clip.clip_id))
     listing.clips, listing.failures = usable, failures
@@ -165,6 +168,7 @@ def without_copies(listing: Listing) -> list[Clip]:
             known.append(clip.media)
     if copies:
         listing.notes.append(f"copies of other files: {len(copies)}, such as {copies[0]}")
+        listing.noted += copies
     return kept
 
 
@@ -280,10 +284,11 @@ def keep_classes(listing: Listing, wanted: str) -> Listing:
     for clip in listing.clips:
         if others := sorted({*clip.labels.values()} - {*renamed}):
             left_out[others[0]] += 1
+            listing.noted.append(clip.media)
         else:
             kept.append(_with_labels(clip, renamed.__getitem__))
     if left_out:
         counts = ", ".join(f"{name} {count}" for name, count in left_out.items())
-        listing.notes.append(f"{left_out.total()} clips of other classes ({counts})")
+        listing.notes.append(f"{counted(left_out.total(), 'clip')} of other classes ({counts})")
     listing.clips, listing.classes = kept, tuple(group[0] for group in groups)
     return listing

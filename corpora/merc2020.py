@@ -57,6 +57,7 @@ def list_clips(data_dir: Path) -> Listing:
             sheets=sheets,
             warnings=warnings,
             word_dim=WORD_DIM,
+            folders=sorted({folder.parent for folder in folders.values()}),
         )
     )
 

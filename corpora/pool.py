@@ -25,7 +25,7 @@ from corpora import CORPORA, list_corpus
 from corpora.manifest import WORDS, Clip
 from corpora.splits import assign_folds
 from utils.config import Flags
-from utils.errors import UsageError, listed, one_of, run_script
+from utils.errors import UsageError, counted, listed, one_of, run_script
 from utils.files import write_csv, write_text
 
 COLUMNS = (
@@ -59,13 +59,15 @@ def main() -> None:
     for name, folder, split in places:
         own = clips_of(name, folder, renamed)
         if shared := {clip.speaker for clip in own} & {clip.speaker for clip in clips} - {""}:
-            who = f"{len(shared)} people of {folder} are named as in another {name}"
+            who = f"{people(len(shared))} of {folder} named as in another {name}"
             print(f"warning: {who}, as if the same: {listed(sorted(shared), 3)}", file=sys.stderr)
         if split:
             own = [replace(clip, split=split) for clip in own]
         elif args.folds == "corpus":
             own = [replace(clip, split="train", fold=name) for clip in own]
-        print(f"{name}: {len(own)} clips of {len({clip.speaker for clip in own})} people")
+        known = {clip.speaker for clip in own} - {""}
+        who = f" of {people(len(known))}" if known else ""
+        print(f"{name}: {counted(len(own), 'clip')}{who}")
         clips += own
     if unknown := {*args.without} - {clip.clip_id for clip in clips}:
         raise UsageError(f"--without {sorted(unknown)[0]}: there is no such clip")
@@ -79,6 +81,10 @@ def main() -> None:
     table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
     write_csv(args.out / "manifest.csv", table)
     write_text(args.out / "classes.txt", "".join(f"{group[0]}\n" for group in groups))
+
+
+def people(number: int) -> str:
+    return "1 person" if number == 1 else f"{number} people"
 
 
 def check_out(out: Path, folders: list[Path]) -> None:
@@ -106,7 +112,7 @@ def clips_of(corpus: str, folder: Path, renamed: dict[str, str]) -> list[Clip]:
     for failure in listing.failures[:3]:
         print(f"{corpus}: rejected {failure.code}: {failure.reason}", file=sys.stderr)
     if more := len(listing.failures[3:]):
-        print(f"{corpus}: {more} more are rejected", file=sys.stderr)
+        print(f"{corpus}: {more} more rejected", file=sys.stderr)
     kept = [clip for clip in listing.clips if {*clip.labels.values()} <= {*renamed}]
     if not any(clip.fold for clip in kept):
         kept = assign_folds(kept)

@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 from corpora.manifest import Clip, Listing, check_listing
-from utils.errors import UsageError
+from utils.errors import UsageError, counted
 
 CLASSES = ("neu", "cal", "hap", "sad", "ang", "fea", "dis", "sur")
 EMOTIONS = {f"{number:02d}": name for number, name in enumerate(CLASSES, start=1)}
@@ -52,6 +52,7 @@ def list_clips(data_dir: Path) -> Listing:
             "Actor_01/01-01-...mp4; give the folder of the actors with --data_dir"
         )
     clips = [parse_name(path) for path in files if path.name.startswith(chosen)]
+    others = [path for path in files if not path.name.startswith(chosen)]
     pictures = any(clip.media.suffix.lower() == ".mp4" for clip in clips)
     return check_listing(
         Listing(
@@ -59,10 +60,11 @@ def list_clips(data_dir: Path) -> Listing:
             modalities=("speech", "video") if pictures else ("speech",),
             clips=clips,
             notes=[
-                f"{count} clips of {KINDS.get(kind, 'song')} ({kind}-...)"
+                f"{counted(count, 'clip')} of {KINDS.get(kind, 'song')} ({kind}-...)"
                 for kind, count in sorted(kinds.items())
                 if kind != chosen
             ],
+            noted=others,
         )
     )
 

@@ -18,6 +18,7 @@ import pytest
 from conftest import QUIET, ROOT, make_clip, run_script, save_untrained, voice, write_features
 from inside import run_main
 
+import demo
 import make_submission
 import preprocess
 from corpora import list_corpus
@@ -71,6 +72,13 @@ def test_calls_that_nearly_fit(command, says):
     assert done.code == 2 and says in done.err, done.err
 
 
+def test_the_demo_starts_from_any_folder(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert demo.run("preprocess.py --help") > 0
+    said = capfd.readouterr().out
+    assert said.startswith("\n$ python preprocess.py --help\n") and "--data_dir" in said
+
+
 def test_one_and_many():
     assert [counted(number, "clip") for number in (0, 1, 2)] == ["0 clips", "1 clip", "2 clips"]
 
@@ -100,10 +108,11 @@ def test_equal_rows_count_once(tmp_path):
 
 
 def test_what_the_table_does_not_list_is_told(tmp_path):
-    files = ("a.wav", "c.wav", "more/b.wav", "notes.txt")
+    files = ("a.wav", "c.wav", "more/b.wav", "more/f.divx", "notes.txt")
     listing = corpus(tmp_path, "a.wav,train,hap,x", "c.wav,train,none,x", files=files)
     (note,) = preprocess.not_listed(SimpleNamespace(corpus="csv", data_dir=tmp_path), listing)
-    assert note == f"in no row of manifest.csv: {tmp_path / 'more' / 'b.wav'}"
+    more = tmp_path / "more"
+    assert note == f"in no row of manifest.csv: {more / 'b.wav'}, {more / 'f.divx'}"
 
 
 def test_a_row_without_a_split_says_so(tmp_path):

@@ -579,6 +579,7 @@ def test_all_clips_rejected_at_listing_are_listed(tmp_path):
     places = ("--data_dir", tmp_path / "raw", "--features_dir", tmp_path / "features")
     done = run_main("preprocess", "--corpus", "csv", *places)
     assert done.code == 3 and "0 of 2 clips usable" in done.out, done.err
+    assert "csv: 2 clips -> speech, video in" in done.err
     failed = pd.read_csv(tmp_path / "features" / "failed.csv")
     assert failed["media"].tolist() == ["a.mp4", "b.mp4"] and set(failed["code"]) == {"E_LABELS"}
     assert run_main("train", "--mode", "text", "--exp_name", "x", *places[2:]).code == 2
@@ -834,7 +835,7 @@ def test_verifying_goes_on_beside_a_clip_that_cannot_be_read(copies, monkeypatch
     assert "verified: the features of 4 clips" in done.stdout and stamps(features) == before
     (features / "val/records/00001.json").unlink()
     done = preprocess(data, features, "--verify")
-    assert "1 files were missing or changed" in done.stdout and "val/records/00001" in done.stdout
+    assert "1 file was missing or changed" in done.stdout and "val/records/00001" in done.stdout
 
 
 # --- the audit ----------------------------------------------------------------------------------

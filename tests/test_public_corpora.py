@@ -6,10 +6,12 @@ import os
 import random
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_corpora import codes, csv_corpus
 
+import preprocess
 from corpora import ased, crema_d, javanese, list_corpus, meld, ravdess
 from corpora.manifest import Clip, Listing, keep_classes
 from corpora.splits import assign_folds, speaker_folds
@@ -63,9 +65,9 @@ SONG = "03-02-03-01-01-01-02"
     [
         ([f"{SOUND}.wav"], [SOUND], ("speech",), ""),
         ([f"{SOUND}.WAV", "notes-01.txt", ".DS_Store"], [SOUND], ("speech",), ""),
-        ([f"{SEEN}.mp4", f"{MUTE}.mp4"], [SEEN], ("speech", "video"), "1 clips of speech without"),
-        ([f"{SEEN}.mp4", f"{SOUND}.wav"], [SEEN], ("speech", "video"), "1 clips of speech (03-01"),
-        ([f"{SOUND}.flac", f"{SONG}.flac"], [SOUND], ("speech",), "1 clips of song (03-02-...)"),
+        ([f"{SEEN}.mp4", f"{MUTE}.mp4"], [SEEN], ("speech", "video"), "1 clip of speech without"),
+        ([f"{SEEN}.mp4", f"{SOUND}.wav"], [SEEN], ("speech", "video"), "1 clip of speech (03-01"),
+        ([f"{SOUND}.flac", f"{SONG}.flac"], [SOUND], ("speech",), "1 clip of song (03-02-...)"),
         ([f"{SEEN}.wav"], [SEEN], ("speech",), ""),
     ],
 )
@@ -98,6 +100,69 @@ def test_ravdess_faults_have_codes(tmp_path):
         bad: "E_LABELS",
         twin: "E_DUP",
     }
+
+
+# --- what a folder holds beside its clips ---------------------------------------------------------
+
+
+def beside(corpus: str, folder: Path, *names: str, classes: str = "") -> list[str]:
+    """What preprocess.py says of media files of these names that no clip is of."""
+    for name in names:
+        touch(folder, name)
+        (folder / name).write_text(name)  # no two alike, or they would be copies
+    listing = list_corpus(corpus, folder)
+    listing = keep_classes(listing, classes) if classes else listing
+    return preprocess.not_listed(SimpleNamespace(corpus=corpus, data_dir=folder), listing)
+
+
+MERC = "qia2020/train"
+OTHERS = "of other names or kinds:"
+LEFT_OUT = [
+    ("merc2020", [f"{MERC}/1-a-hap-hap-hap.mp4"], ["a.avi", "b.mov"], "qia2020/train/"),
+    ("ravdess", [f"A/{SOUND}.wav"], [f"{SEEN}.ogg", "weird.wav"], "A/"),
+    ("ravdess", [f"A/{SOUND}.wav"], ["FILM.DIVX", "talk.sph"], "A/"),
+    ("crema_d", ["1001_DFA_ANG_XX.wav"], ["1001.wav", "film.wmv"], ""),
+    ("javanese", ["01-03-05_01.mp4"], ["01-03-05_01.mkv", "x.mp4"], ""),
+    ("ased", ["a1-03-01-02-15.wav"], ["a1.wav", "x.ra"], ""),
+    ("images", ["happy/1.png"], ["2.gif", "film.mp4"], "happy/"),
+]
+
+
+@pytest.mark.parametrize(("corpus", "clips", "others", "place"), LEFT_OUT)
+def test_media_that_are_no_clip_are_told(tmp_path, corpus, clips, others, place):
+    assert beside(corpus, tmp_path, *clips) == []
+    hidden = (f"{place}._x.mp4", f"__MACOSX/{place}x.mp4", ".trash/x.mp4", "notes.txt")
+    assert beside(corpus, tmp_path, *hidden) == []
+    first, second = (f"{place}{name}" for name in others)
+    assert beside(corpus, tmp_path, first) == [f"1 file {OTHERS} {first}"]
+    assert beside(corpus, tmp_path, second) == [f"2 files {OTHERS} {first}, {second}"]
+    [line] = beside(corpus, tmp_path, f"{place}z.divx")
+    assert line.startswith("3 files") and line.endswith(" and 1 more")
+
+
+def test_what_another_note_tells_is_told_once(tmp_path):
+    assert beside("ravdess", tmp_path / "r", f"{SOUND}.wav", f"{SEEN}.mp4", f"{SONG}.wav") == []
+    shared = ["1001_DFA_ANG_XX.wav", "1001_DFA_ANG_XX.flv", "1002_DFA_HAP_XX.flv"]
+    assert beside("crema_d", tmp_path / "c", *shared, classes="ang,sad") == []
+    assert beside("images", tmp_path / "i", "happy/1.png", "2.png") == []
+    folder = touch(tmp_path / "copies", f"A/{SOUND}.wav", f"B/A/{SOUND}.wav")
+    for path in folder.rglob("*.wav"):
+        path.write_text("the same")
+    assert beside("ravdess", folder) == []
+
+
+def test_a_corpus_of_tables_tells_media_only_where_some_lie(tmp_path):
+    (tmp_path / "labels.txt").write_text("joy sadness")
+    (tmp_path / "train.tsv").write_text("Good!\t0\tone\n")
+    assert beside("goemotions", tmp_path) == []
+    assert beside("goemotions", tmp_path, "x.mp3") == [f"1 file {OTHERS} x.mp3"]
+
+
+def test_other_folders_beside_the_challenges_are_not_looked_through(tmp_path):
+    """--data_dir is the current folder where nothing else is given."""
+    assert beside("merc2020", tmp_path, f"{MERC}/1-a-hap-hap-hap.mp4", "logs/answer.mp4") == []
+    name = "qia2020/valid/2-a-hap-hap-hap.mp4"  # whose folder is misspelt
+    assert beside("merc2020", tmp_path, name) == [f"1 file {OTHERS} {name}"]
 
 
 # --- CREMA-D ------------------------------------------------------------------------------------
@@ -311,8 +376,8 @@ def test_goemotions_takes_the_comments_with_one_emotion(tmp_path):
     found = [(clip.clip_id, clip.split, clip.emotion, clip.transcript) for clip in listing.clips]
     assert found == [("aa", "train", "hap", "so good"), ("cc", "val", "dis", "yuck")]
     assert listing.modalities == ("text",) and listing.notes == [
-        "1 comments of train that stand in dev or test, too",
-        "1 comments with several emotions",
+        "1 comment of train that stands in dev or test, too",
+        "1 comment with several emotions",
     ]
     (tmp_path / "test.tsv").write_text("bad line\t7\tdd\n")
     with pytest.raises(UsageError, match=r"test\.tsv line 1: expected text, numbers below 3"):
