@@ -112,7 +112,8 @@ def counted(card: dict[str, Any], clips: str, people: str) -> str:
     """What stands under these two names of the card."""
     if clips not in card:
         return UNKNOWN
-    return f"{card[clips]:,} clips" + of_people(card.get(people))
+    named = "clip" if card[clips] == 1 else "clips"
+    return f"{card[clips]:,} {named}" + of_people(card.get(people))
 
 
 def megabytes(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from evaluation.corruptions import CORRUPTIONS
 from training.metrics import commonest
 from training.modalities import MODALITIES, modality, titles
-from utils.errors import joined
+from utils.errors import counted, joined
 from utils.files import write_bytes, write_csv, write_json, write_text
 from utils.plots import (
     DENSE,
@@ -132,7 +132,7 @@ def conditions(main: dict[str, Any]) -> dict[str, list[tuple]]:
         if each["input"] == "inputs":
             level = together(level)
             if each["clips"] < main["clips"]:  # the others have none of these inputs
-                level += f" ({each['clips']} clips)"
+                level += f" ({counted(each['clips'], 'clip')})"
         rows.setdefault(each["input"], []).append((level, *share))
     return rows
 

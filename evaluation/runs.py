@@ -30,7 +30,7 @@ from training.features import Features, lacks
 from training.fingerprint import fingerprints, known
 from training.inference import infer
 from training.modalities import modality
-from utils.errors import IntegrityError, UsageError
+from utils.errors import IntegrityError, UsageError, counted
 from utils.files import sha256
 
 ALL = ("inputs", "all")  # the condition that headline numbers are about
@@ -121,17 +121,19 @@ def judge(member: Member, features: Features, options: Any) -> Judged:
     labelled = judged[judged[column].isin(features.classes)]
     clips = readable(member, labelled, features)
     if clips.empty:
-        raise UsageError(
-            f"{member.path}: none of {len(judged)} clips has its {column}: nothing to score"
-        )
+        none = f"none of {counted(len(judged), 'clip')} has its {column}"
+        raise UsageError(f"{member.path}: {none}: nothing to score")
     warnings = warnings_of(member, clips, features, options.allow_training_clips)
     if len(labelled) < len(judged):
-        warnings.append(f"{len(judged) - len(labelled)} clips without {column} are left out")
+        warnings.append(left_out(len(judged) - len(labelled), f"without {column}"))
     if lacking := len(labelled) - len(clips):
-        warnings.append(f"{lacking} clips without {' or '.join(member.task.inputs)} are left out")
-    if column != member.label:
-        warnings.append(f"a run that learnt {member.label} is judged by {column} here")
+        warnings.append(left_out(lacking, f"without {' or '.join(member.task.inputs)}"))
     return Judged(member, clips, column, warnings)
+
+
+def left_out(number: int, which: str) -> str:
+    """A note that so many clips are not judged."""
+    return f"{counted(number, 'clip')} {which} {'is' if number == 1 else 'are'} left out"
 
 
 def on_common_clips(runs: dict[str, list[Judged]]) -> dict[str, list[Judged]]:
@@ -142,8 +144,8 @@ def on_common_clips(runs: dict[str, list[Judged]]) -> dict[str, list[Judged]]:
     for name, parts in runs.items():
         for part in parts:
             clips = part.clips[part.clips.index.isin(common)]
-            note = f"{len(part.clips) - len(clips)} clips that another run cannot read are left out"
-            more = [note] if len(clips) < len(part.clips) else []
+            lost = len(part.clips) - len(clips)
+            more = [left_out(lost, "that another run cannot read")] if lost else []
             noted = part._replace(clips=clips, warnings=[*part.warnings, *more])
             reduced[name].append(noted)
     return reduced
@@ -180,6 +182,8 @@ def all_clips(tables: list[pd.DataFrame]) -> pd.DataFrame:
 def run_of(judged: Judged, name: str, features: Features, options: Any) -> Evaluated:
     """One checkpoint's predictions."""
     member, clips, label, warnings = judged
+    if label != member.label:
+        warnings = [*warnings, f"{name} learnt {member.label} and is judged by {label} here"]
     facts = {
         "path": str(member.path),
         "sha256": sha256(member.path),

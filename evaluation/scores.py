@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit, ndtri, stdtrit
 
+from utils.errors import counted
+
 MEASURES = ("accuracy", "uar", "macro_f1", "weighted_f1")
 MIN_SPEAKERS = 6  # the smallest p that the sign flips of 5 can have is 2 / 2**5 = 0.0625
 
@@ -81,7 +83,9 @@ def group_by_speaker(speakers: np.ndarray) -> tuple[np.ndarray, str]:
     if len({*speakers[known]}) < 2:
         return np.arange(len(speakers)), "clips"
     names = [name or f" clip {place}" for place, name in enumerate(speakers)]
-    unit = "speakers" if known.all() else f"speakers and {(~known).sum()} clips of unknown ones"
+    unit = "speakers"
+    if alone := int((~known).sum()):
+        unit += f" and {counted(alone, 'clip')} of unknown ones"
     return np.unique(names, return_inverse=True)[1], unit
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from evaluation import calibration, scores
 from evaluation.runs import ALL, Evaluated, is_asked, labels_of, own_labels
+from utils.errors import counted
 
 
 def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:
@@ -97,7 +98,8 @@ def calibration_of(run: Evaluated, classes: list[str]) -> dict[str, Any]:
         known, apart = labels_and_log_p(run.validation, classes)
         temperatures = [calibration.fit_temperature(apart, known)]
         after = calibration.temper(log_p, temperatures[0])
-        how = f"fitted on {len(known)} validation clips, which are none of these"
+        others = counted(len(known), "validation clip")
+        how = f"fitted on {others}, which are none of these"
     else:
         group, unit = scores.group_by_speaker(run.clips["speaker"].to_numpy())
         after, temperatures = calibration.cross_fitted(log_p, labels, group)

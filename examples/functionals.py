@@ -40,7 +40,7 @@ from tqdm import tqdm
 from extract.audio import SPEECH_SETTINGS, check_wave, denoise, read_mono, trim
 from training.features import Features
 from utils.config import Flags
-from utils.errors import ClipError, UsageError, run_script
+from utils.errors import ClipError, UsageError, counted, run_script
 from utils.files import lock_folder, write_atomic
 from utils.parallel import available_cores
 
@@ -78,15 +78,17 @@ def write(args: argparse.Namespace, clips: pd.DataFrame) -> None:
     for clip, value in zip(clips.itertuples(), values, strict=True):
         path = args.features_dir / clip.split / name / f"{clip.clip_id}.npy"
         write_atomic(path, partial(np.save, arr=value))
-    print(f"{len(values)} clips: {values[0].shape[1]} numbers at {len(SPEEDS)} speeds each")
+    numbers = f"{values[0].shape[1]} numbers at {len(SPEEDS)} speeds each"
+    print(f"{counted(len(values), 'clip')}: {numbers}")
 
 
 def check_speakers(clips: pd.DataFrame, features_dir: Path) -> None:
     if unknown := (clips["speaker"] == "").sum():
-        reason = f"{unknown} clips of {features_dir} have no speaker in the manifest"
+        reason = f"{counted(unknown, 'clip')} of {features_dir} without a speaker in the manifest"
         raise UsageError(f"{reason}: --raw does without")
     if few := (clips["speaker"].value_counts() < FEW).sum():
-        print(f"warning: {few} speakers have under {FEW} clips, too few to know their voice: --raw")
+        who = f"{counted(few, 'speaker')} with under {FEW} clips"
+        print(f"warning: {who}, too few to know their voice: --raw")
 
 
 def measure(media: list[Path]) -> list[list[Sound]]:

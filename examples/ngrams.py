@@ -44,7 +44,7 @@ from sklearn.preprocessing import StandardScaler
 from extract import encoders
 from training.features import Features
 from utils.config import Flags
-from utils.errors import IntegrityError, UsageError, in_short, run_script
+from utils.errors import IntegrityError, UsageError, counted, in_short, run_script
 from utils.files import DAMAGED, lock_folder, write_atomic, write_json
 
 LEARNT_FROM_LABELS = True  # preprocess.py takes no such encoder: it would know the labels of train
@@ -96,7 +96,8 @@ def main() -> None:
         for clip, value in zip(clips.itertuples(), values, strict=True):
             path = args.features_dir / clip.split / name / f"{clip.clip_id}.npy"
             write_atomic(path, partial(np.save, arr=value))
-    print(f"{len(values)} clips: {values.shape[1]} numbers each, learned from {train.sum()}")
+    numbers = counted(values.shape[1], "number")
+    print(f"{counted(len(values), 'clip')}: {numbers} each, learned from {train.sum()}")
 
 
 def as_encoder(features_dir: Path, name: str) -> dict[str, str]:

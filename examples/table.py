@@ -23,7 +23,7 @@ from training.features import Features
 from training.modalities import MODALITIES
 from training.tasks import NAME
 from utils.config import Flags
-from utils.errors import UsageError, listed, run_script
+from utils.errors import UsageError, counted, listed, run_script
 from utils.files import lock_folder, write_atomic
 
 
@@ -52,7 +52,7 @@ def main() -> None:
         for clip, value in zip(clips.itertuples(), values.astype(np.float32), strict=True):
             path = args.features_dir / clip.split / args.name / f"{clip.clip_id}.npy"
             write_atomic(path, partial(np.save, arr=value))
-    print(f"{len(values)} clips: {values.shape[1]} numbers each")
+    print(f"{counted(len(values), 'clip')}: {counted(values.shape[1], 'number')} each")
 
 
 def values_of(clips: pd.DataFrame, args: argparse.Namespace) -> np.ndarray:
@@ -74,8 +74,8 @@ def values_of(clips: pd.DataFrame, args: argparse.Namespace) -> np.ndarray:
     missing = [name for name in wanted if name not in table.index]
     if missing or not table.index.is_unique:
         twice = table.index[table.index.duplicated()].tolist()
-        counts = [f"{len(missing)} of {len(clips)} clips have no row", *missing[:1]]
-        counts += [f"{len(twice)} rows have the name of another", *twice[:1]]
+        counts = [f"no row for {len(missing)} of {counted(len(clips), 'clip')}", *missing[:1]]
+        counts += [f"{counted(len(twice), 'row')} of the name of another", *twice[:1]]
         raise UsageError(f"{args.csv}: {', '.join(counts)}; see --id and --skip")
     try:
         values = table.loc[wanted, chosen].to_numpy(dtype=float)
@@ -92,7 +92,8 @@ def by_speaker(values: np.ndarray, clips: pd.DataFrame) -> np.ndarray:
     if "speaker" not in clips or (clips["speaker"] == "").any():
         raise UsageError("some clips have no speaker in the manifest: give --raw")
     if few := (clips["speaker"].value_counts() < 5).sum():
-        print(f"warning: {few} speakers have under 5 clips, too few to know their mean: see --raw")
+        who = f"{counted(few, 'speaker')} with under 5 clips"
+        print(f"warning: {who}, too few to know their mean: see --raw")
     values = values.copy()
     for rows in clips.groupby("speaker").indices.values():
         own = values[rows]

@@ -303,7 +303,7 @@ def test_test_clips_are_tempered_by_validation_clips(evaluate, features, members
     assert run.code == 0, run.err
     (scored,) = run.report["systems"]
     assert "fitted on 7 validation clips" in scored["calibration"]["how"]
-    assert scored["clips"] == 6 and "1 clips without emotion are left out" in run.out
+    assert scored["clips"] == 6 and "1 clip without emotion is left out" in run.out
     assert "chose its epoch" not in run.out
 
 
@@ -326,7 +326,8 @@ def test_speech_and_fused_runs_are_compared_where_their_labels_agree(evaluate, f
     right = (table["truth"] == table["answer"])[table["run"] == voice["name"]].mean()
     assert voice["label"] == "emotion" and voice["measures"]["accuracy"] == pytest.approx(right)
     assert voice["conditions"][0]["own"]["label"] == "speech_emotion"
-    assert "a run that learnt speech_emotion is judged by emotion here" in run.out
+    said = f"{voice['name']} learnt speech_emotion and is judged by emotion here"
+    assert said in run.out
     run = evaluate("--label", "emotional", checkpoints=[text], features=other)
     assert run.code == 2 and "no column 'emotional'" in run.err
     run = evaluate("--label", "emotion", "--certificate", tmp_path / "c.json", checkpoints=[text])

@@ -94,7 +94,7 @@ def test_functionals_are_by_speaker_and_speed(spoken):
     folder = spoken / "f"
     run = start_functionals(spoken, folder)
     assert run.code == 0 and "7 clips: 2144 numbers at 3 speeds each" in run.out, run.err
-    assert "2 speakers have under 5 clips" in run.out
+    assert "2 speakers with under 5 clips" in run.out
     values = features_of(folder, "functionals")
     assert values.shape == (7, 3, 2144) and values.dtype == np.float32
     for rows in (slice(0, 4), slice(4, 7)):
@@ -127,7 +127,7 @@ def test_raw_functionals_know_the_clip_alone(spoken, tmp_path):
     assert values.shape == (7, 3, 2144) and np.isfinite(values).all()
     single = part_of(spoken, tmp_path / "single", slice(5, 6), speaker="")
     run = start_functionals(spoken, single, "--raw")
-    assert run.code == 0 and "1 clips" in run.out and "warning" not in run.out, run.err
+    assert run.code == 0 and "1 clip:" in run.out and "warning" not in run.out, run.err
     np.testing.assert_array_equal(features_of(single, "functionals_raw"), values[5:6])
     assert not (single / "train" / "functionals").exists()
 
@@ -136,7 +136,7 @@ def test_raw_functionals_know_the_clip_alone(spoken, tmp_path):
     ("rows", "columns", "says"),
     [
         (slice(0), {}, "has no usable clips"),
-        (slice(7), {"speaker": ""}, "7 clips of .* have no speaker in the manifest: --raw does"),
+        (slice(7), {"speaker": ""}, "7 clips of .* without a speaker in the manifest: --raw does"),
         (slice(1), {"media": "train/gone.wav"}, "no file.*--data_dir is the folder"),
         (slice(1), {"media": "silent.wav"}, "silent.wav is silent"),
     ],
@@ -469,15 +469,15 @@ def test_no_feature_is_written_under_who_reads(table):
 @pytest.mark.parametrize(
     "args, spoil, says",
     [
-        ([], lambda rows: rows[:-3], "28 of 28 clips have no row"),
-        (["--skip", 2], lambda rows: rows[:-3], "3 of 28 clips have no row"),
-        (["--skip", 2], lambda rows: pd.concat([rows, rows[:1]]), "1 rows have the name"),
+        ([], lambda rows: rows[:-3], "no row for 28 of 28 clips"),
+        (["--skip", 2], lambda rows: rows[:-3], "no row for 3 of 28 clips"),
+        (["--skip", 2], lambda rows: pd.concat([rows, rows[:1]]), "1 row of the name"),
         (["--skip", 2], lambda rows: rows.assign(AU01="high"), "could not convert"),
         (["--skip", 2], lambda rows: rows.assign(AU01=np.nan), "not all finite numbers: AU01\n"),
         (["--skip", 2, "--columns", "zz*"], lambda rows: rows, "named like 'zz*'; it has AU01, AU"),
         (["--skip", 2], lambda rows: rows[["clip"]], "named like 'AU*'; it has no column but that"),
         (["--id", "name"], lambda rows: rows, "no column 'name' for --id; it has AU01, AU02, spee"),
-        ([], lambda rows: rows[:0], "28 of 28 clips have no row"),
+        ([], lambda rows: rows[:0], "no row for 28 of 28 clips"),
         (["--name", "../up"], lambda rows: rows, "expected a new name"),
         (["--name", "video"], lambda rows: rows, "expected a new name"),
         (["--name", "wave"], lambda rows: rows, "expected a new name"),
@@ -501,7 +501,8 @@ def test_tables_of_no_clip_or_one(table):
     manifest = pd.read_csv(place / "f" / "manifest.csv", dtype=str, keep_default_na=False)
     manifest[:1].to_csv(place / "f" / "manifest.csv", index=False)
     run = start_table(place, rows, "--columns", "AU*", "--skip", 2)
-    assert run.code == 0 and "1 speakers have under 5 clips" in run.out, run.err
+    assert run.code == 0 and "1 speaker with under 5 clips" in run.out, run.err
+    assert "1 clip: 2 numbers each" in run.out
     assert (features_of(place / "f", "au") == 0).all()
     manifest[:1].drop(columns="speaker").to_csv(place / "f" / "manifest.csv", index=False)
     run = start_table(place, rows, "--columns", "AU*", "--skip", 2)
