@@ -37,7 +37,7 @@ from training.checkpoint import best_checkpoint, load_checkpoint, restore_model
 from training.features import Features
 from training.fingerprint import fingerprints, known
 from training.modalities import MODALITIES
-from training.prepare import create_model, load_starts
+from training.prepare import create_model, load_starts, shown_settings
 from training.tasks import TASKS, recipe, task_of
 from utils.files import lock_folder
 
@@ -726,6 +726,17 @@ echo "$@" >> "$CALLS"
 [ "$1" = preprocess.py ] && exit 3  # some clips were rejected
 echo an epoch
 """
+
+
+def test_only_what_acts_is_shown():
+    text = recipe("text") | {"mode": "text"}
+    speech = recipe("speech") | {"mode": "speech"}
+    assert {"mixup_prob", "speech_contrast"} <= {*shown_settings(speech, task_of(speech))}
+    without = speech | {"augment": False, "mixup_prob": 0.0}
+    shown = {*shown_settings(without, task_of(without))}
+    assert "augment" in shown and not shown & {"mixup_alpha", "speech_contrast", "time_masks"}
+    assert "mixup_alpha" in shown_settings(speech, task_of(speech))
+    assert "cutmix_beta" not in shown_settings(text, task_of(text))
 
 
 def test_the_recipe_of_the_challenge_goes_on_after_a_stop(tmp_path, monkeypatch):

@@ -322,6 +322,9 @@ def describe(run: Any) -> str:
     batch = run.train_loader.batch_sampler.clips // world * world
     clips = -(-batch // world // run.parts)
     compiled = ", compiled" if run.compiled else ""
+    has_norm = any(name.endswith("running_mean") for name, _ in run.model.named_buffers())
+    momentum = f"; batch-norm momentum {run.batchnorm_momentum():.3g} for that length"
+    momentum = momentum if has_norm else ""
     return "\n".join(
         (
             *by_group(shown_settings(config, run.task)),
@@ -330,7 +333,7 @@ def describe(run: Any) -> str:
             clips_by_class(run.val_loader.dataset, "validation"),
             f"{counted(config['n_epoch'], 'epoch')} of {counted(run.steps_per_epoch, 'step')}; "
             f"effective batch {batch} = {world} x {run.parts} x {clips} clips (processes, parts)"
-            f"; batch-norm momentum {run.batchnorm_momentum():.3g} for that length",
+            + momentum,
         )
     )
 
@@ -363,6 +366,11 @@ def unread_settings(config: dict[str, Any], task: Task) -> set[str]:
         unread |= {"fusion", "modality_dropout"}
     if len(task.heads) == 1:
         unread |= {"lam"}
+    if not config["augment"]:
+        unread |= {each for each in own if ALL_SETTINGS[each].group == "augmentation"}
+    for kind, how in (("mixup", "mixup_alpha"), ("cutmix", "cutmix_beta")):
+        if not config[f"{kind}_prob"]:
+            unread |= {how}
     return unread
 
 
