@@ -13,42 +13,25 @@ after any stop, and adds trials when it is given more; several at once share the
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import secrets
 import shlex
-import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from training.tasks import ALL_SETTINGS, TASKS
 from utils.config import Flags, ranged, run_name, suggestion
-from utils.errors import IntegrityError, LockedError, UsageError, counted, in_short, run_script
-from utils.files import (
-    check_place,
-    lock_folder,
-    read_json,
-    write_bytes,
-    write_csv,
-    write_json,
-    write_text,
-)
+from utils.errors import IntegrityError, UsageError, in_short, run_script
+from utils.files import check_place, read_json, write_bytes, write_csv, write_json, write_text
 from utils.parallel import signal_at_parents_end
 
 MEASURES = {"uar": "maximize", "accuracy": "maximize", "loss": "minimize"}
 STOPPED = (-2, -15, 130, 143)  # exit codes of a training that was interrupted
 STUDY = "study.log"  # Optuna's journal: several processes append to it
-CLAIMS = "claims"  # folder with a lock for who chooses a trial, and one of each process at work
-WAIT = 2.0  # seconds between two looks at the trainings of other processes
 SEARCHED = "search.json"
 SEARCH = {"mode": str, "space": dict, "measure": str, "flags": list}  # what it tells
 MOST_BYTES = 1 << 20  # of it
@@ -88,6 +71,8 @@ def main() -> None:
         raise UsageError(f"tune.py needs one more package, {error.name}: {need}") from error
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    from optuna.study import MaxTrialsCallback
+    from optuna.trial import TrialState
 
     folder = args.logs_dir / "tune" / args.exp_name
     check_place(folder)
@@ -109,135 +94,28 @@ def main() -> None:
     except (AssertionError, LookupError, TypeError, ValueError) as error:  # of reading the journal
         remedy = f"take another --exp_name, or delete {folder}"
         raise IntegrityError(f"{journal} is damaged: {in_short(error)}; {remedy}") from error
-    done = f"trials done: {finished(study)} of {args.trials}"
-    print(f"{done}, in {folder}", flush=True)
-    with enrolled(folder) as process:
-        run(Search(study, args, space, folder, process, Event()))
+    take_up_stopped(study)
+    done = MaxTrialsCallback(args.trials, states=(TrialState.COMPLETE,))
+    print(f"trials done: {finished(study)} of {args.trials}, in {folder}", flush=True)
+    while (left := args.trials - finished(study)) > 0:  # again, for those that failed
+        study.optimize(
+            lambda trial: train(trial, args, space, folder),
+            n_trials=left,
+            n_jobs=args.jobs,
+            callbacks=[done, stop_where_nothing_works],
+            catch=(TrialFailed,),
+        )
     report(study, args, folder)
-
-
-@dataclass(frozen=True)
-class Search:
-    """What all threads of a process share; `process` is its name among those of the search."""
-
-    study: Any
-    args: argparse.Namespace
-    space: dict[str, Any]
-    folder: Path
-    process: str
-    ended: Event  # set when one thread ends: no other begins a training then
-
-
-class TrialFailed(Exception):
-    """A training that ended with an error: the search goes on without it."""
-
-
-def run(search: Search) -> None:
-    """Trainings until as many as wanted are finished, `--jobs` at once."""
-    if search.args.jobs == 1:
-        work(search)
-        return
-    with ThreadPoolExecutor(search.args.jobs) as pool:
-        threads = [pool.submit(work, search) for _ in range(search.args.jobs)]
-        try:
-            for thread in threads:
-                thread.result()
-        finally:
-            search.ended.set()
-
-
-def work(search: Search) -> None:
-    """One training after another. Where the last ones run elsewhere it waits: they may fail, or be
-    killed, and are made here then."""
-    try:
-        while not search.ended.is_set() and finished(search.study) < search.args.trials:
-            trial = claim(search)
-            if trial is None:
-                search.ended.wait(WAIT)
-            else:
-                finish(search, trial)
-    finally:
-        search.ended.set()
-
-
-def claim(search: Search) -> Any:
-    """A new trial with its settings; None where the running ones are as many as are still wanted.
-
-    Only one process, and one thread of it, chooses at a time: so no two take the last place.
-    """
-    from optuna.trial import TrialState
-
-    with alone(search.folder):
-        take_up_stopped(search.study, living(search.folder))
-        states = [each.state for each in search.study.get_trials(deepcopy=False)]
-        taken = states.count(TrialState.COMPLETE) + states.count(TrialState.RUNNING)
-        if taken >= search.args.trials:
-            return None
-        trial = search.study.ask()
-        trial.set_user_attr("process", search.process)
-        trial.set_user_attr("place", trial.user_attrs.get("place", trial_name(trial.number)))
-        for name, values in search.space.items():
-            suggest(trial, name, values)
-        return trial
-
-
-def finish(search: Search, trial: Any) -> None:
-    """Train, and tell the others how it ended; what is interrupted goes on another time."""
-    from optuna.trial import TrialState
-
-    try:
-        value = train(trial, search)
-    except Exception as error:
-        search.study.tell(trial, state=TrialState.FAIL)
-        if not isinstance(error, TrialFailed):
-            raise
-        stop_where_nothing_works(search.study)
-    else:
-        search.study.tell(trial, value)
 
 
 def finished(study: Any) -> int:
     from optuna.trial import TrialState
 
-    return sum(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False))
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
 
-@contextlib.contextmanager
-def enrolled(folder: Path) -> Iterator[str]:
-    """A name for this process. A lock shows that it is alive: the kernel frees it at any end, and
-    other machines and containers see it, too."""
-    name = secrets.token_hex(8)
-    with contextlib.ExitStack() as stack:
-        with alone(folder):
-            stack.enter_context(lock_folder(folder / CLAIMS / name))
-        yield name
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Wait until nobody else chooses a trial of the search, and keep others from it."""
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(lock_folder(folder / CLAIMS))
-                break
-            except LockedError:
-                time.sleep(0.05)
-        yield
-
-
-def living(folder: Path) -> set[str]:
-    """The processes that work on the search; what others have left is removed."""
-    found = set()
-    for place in filter(Path.is_dir, (folder / CLAIMS).iterdir()):
-        try:
-            with lock_folder(place):
-                pass
-        except LockedError:
-            found.add(place.name)
-        else:
-            shutil.rmtree(place, ignore_errors=True)
-    return found
+class TrialFailed(Exception):
+    """A training that ended with an error: the search goes on without it."""
 
 
 def read_space(path: Path) -> dict[str, Any]:
@@ -316,15 +194,26 @@ def read_search(path: Path) -> dict[str, Any]:
     return search
 
 
-def take_up_stopped(study: Any, processes: set[str]) -> None:
-    """Trials of others than these living processes are to go on, in their folders."""
+def take_up_stopped(study: Any) -> None:
+    """Trials that a killed search left are to go on, in their folders."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        if str(trial.user_attrs.get("process")) not in processes:
+        host, process = trial.user_attrs.get("process", [socket.gethostname(), 0])
+        if host == socket.gethostname() and not is_alive(process):
             study.tell(trial.number, state=TrialState.FAIL)
             place = trial.user_attrs.get("place", trial_name(trial.number))
             study.enqueue_trial(trial.params, user_attrs={"place": place})
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process > 0
 
 
 def trial_name(number: int) -> str:
@@ -340,10 +229,12 @@ def suggest(trial: Any, name: str, values: Any) -> Any:
     return draw(name, values["low"], values["high"], **more)
 
 
-def train(trial: Any, search: Search) -> float:
+def train(trial: Any, args: argparse.Namespace, space: dict[str, Any], folder: Path) -> float:
     """One training in a process of its own; what it reached on its validation clips."""
-    args, folder, place = search.args, search.folder, trial.user_attrs["place"]
-    settings = {name: trial.params[name] for name in search.space}
+    settings = {name: suggest(trial, name, values) for name, values in space.items()}
+    place = trial.user_attrs.get("place", trial_name(trial.number))
+    trial.set_user_attr("place", place)
+    trial.set_user_attr("process", [socket.gethostname(), os.getpid()])
     flags = [f"--{name}={value}" for name, value in settings.items()]
     command = [*training(args), "--exp_name", place, "--logs_dir", str(folder), "--resume", *flags]
     ends = partial(signal_at_parents_end, signal.SIGKILL)  # else it holds the folder on and on
@@ -370,7 +261,7 @@ def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def stop_where_nothing_works(study: Any) -> None:
+def stop_where_nothing_works(study: Any, trial: Any) -> None:
     """UsageError after three failures and no success: the fault is not the settings' alone."""
     from optuna.trial import TrialState
 
@@ -391,17 +282,14 @@ def report(study: Any, args: argparse.Namespace, folder: Path) -> None:
     table = pd.DataFrame(rows)
     write_csv(folder / "trials.csv", table)
     higher = MEASURES[args.measure] == "maximize"
-    title = (
-        f"{args.exp_name}: {counted(len(rows), 'training')}, {args.measure} of the validation clips"
-    )
+    title = f"{args.exp_name}: {len(rows)} trainings, {args.measure} of the validation clips"
     write_bytes(folder / "tune.png", plot_search(table, args.measure, higher, title))
     best = study.best_trial
     write_json(folder / "best.json", best.params)
     words = [f"--{name}={short_flag(value)}" for name, value in best.params.items()]
     command = ["python", "train.py", "--mode", args.mode, *args.train_flags, *words]
-    tried, reached = counted(len(rows), "trial"), f"{args.measure} {best.value:.4f}"
     lines = [
-        f"# The best of {tried}, {reached} on its validation, is",
+        f"# The best of {len(rows)} trials, {args.measure} {best.value:.4f} on its validation, is",
         "# the luckiest of many. Other seeds, and other people, tell what it is worth.",
         "set -e",
         "for seed in 1 2 3 4 5; do",
