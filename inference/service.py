@@ -252,7 +252,11 @@ def answer_one(
     told("Listening to what is said")
     (source,) = find_sources([clip] if clip else [], text or None)
     parts = predictor.with_words(cut_long(source, predictor.longest, folder))
-    predictor.look_up([part.clip.transcript for part in parts])
+    try:
+        predictor.look_up([part.clip.transcript for part in parts])
+    except UsageError as error:  # for whoever runs the page; a visitor's clip has more than words
+        print(error, file=sys.stderr)
+        predictor.lookup.unknown = "E_MISSING: --word_vectors is another file"
     predictions = []
     for number, part in enumerate(parts, 1):
         of = f", part {number} of {len(parts)}" if len(parts) > 1 else ""

@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import QUIET, ROOT, make_clip, moving_picture, tone
 from extras import need
@@ -145,6 +146,15 @@ def test_a_sentence_alone_is_told_what_is_wrong_with_it():
     assert told(f"E_MISSING: {Predictor.no_words}").endswith("given. Give a clip.")
     assert told("") == "A sentence alone cannot be read by this model: give a clip."
     assert "is not enough for" in told("", {"text": Seen(None, None)})
+
+
+def test_word_vectors_of_another_training_cost_the_words_alone(place, tmp_path, capsys):
+    np.savez(tmp_path / "v.npz", words=np.array(["good", "day"]), vectors=np.ones((2, 5), "f4"))
+    vectors, clip = tmp_path / "v.npz", place / "clips" / "anna.mp4"
+    options = (tmp_path, vectors, "cpu", 60, (), None)
+    found = service.answer_one((place / "any.pth",), clip, "a good day", *options)
+    assert found["head"] and "Words not used: sentences cannot be read here." in found["remarks"]
+    assert "its vectors have 5 values, the checkpoint reads 16" in capsys.readouterr().err
 
 
 def test_live_mode_says_shortly_that_nobody_is_there():
