@@ -131,4 +131,4 @@ def hint_of_tiles(config: dict[str, Any]) -> str:
     small = all((trunk or "").startswith("small-") for trunk in trunks)
     if not (own and small and knows.get("amx_bf16")):
         return ""
-    return "this CPU multiplies bfloat16 in tiles: --amp True takes a half to two thirds of the time"
+    return "this CPU multiplies bfloat16 in tiles: --amp True takes half to two thirds of the time"
