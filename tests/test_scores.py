@@ -161,7 +161,7 @@ def test_one_answer_to_all_clips_is_no_certainty_either():
 
 def test_clips_of_unknown_speakers_stand_alone():
     group, unit = scores.group_by_speaker(np.array(["a", "a", "b", "b", ""]))
-    assert unit == "speakers and 1 clips of unknown ones" and group.max() == 2
+    assert unit == "speakers and 1 clip of unknown ones" and group.max() == 2
     assert group[0] == group[1] != group[2] == group[3]
     for speakers in (["a", "a", ""], ["a", "a", "a"], ["", "", ""]):
         group, unit = scores.group_by_speaker(np.array(speakers))
