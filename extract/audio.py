@@ -169,6 +169,15 @@ def read_track(path: Path, track: int, channel: int, settings: dict) -> Sound:
     return Sound(timeline.wave(), timeline.start, track, timeline.gaps, channel)
 
 
+def samples_of(packed: Any) -> np.ndarray:
+    """The samples (N, C) of a frame.
+
+    They must be packed (those of all channels in turn, in one plane): of sound with one plane for
+    each channel PyAV reads wild memory where there are 8 or more.
+    """
+    return packed.to_ndarray().reshape(-1, packed.layout.nb_channels)
+
+
 class Timeline:
     """Decoded frames -> mono samples at one rate, each at its time."""
 
@@ -216,12 +225,8 @@ class Timeline:
             self.blocks += [self.mono(part) for part in self.resampler.resample(None)]
 
     def mono(self, part: Any) -> np.ndarray:
-        """The channel, or the mean of all, (1, N * C) -> (N,).
-
-        The samples must be packed (those of all channels in turn, in one plane): of sound with one
-        plane for each channel PyAV reads wild memory where there are 8 or more.
-        """
-        channels = part.to_ndarray().reshape(-1, part.layout.nb_channels).T  # (C, N)
+        """The channel, or the mean of all, (1, N * C) -> (N,)."""
+        channels = samples_of(part).T  # (C, N)
         mean = np.ascontiguousarray(channels).mean(axis=0)
         with np.errstate(all="ignore"):  # files of floats may hold anything
             energy = [np.square(each, dtype=float).sum() for each in (mean, *channels)]

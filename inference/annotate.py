@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from extract.audio import sound_tracks
+from extract.audio import samples_of, sound_tracks
 from extract.media import (
     FORMATS,
     PICTURES,
@@ -79,7 +79,7 @@ def as_heard(sound: Any) -> Any:
     """A frame of packed samples with its two channels, or with the mean of another number."""
     import av
 
-    samples = sound.to_ndarray().reshape(-1, sound.layout.nb_channels)
+    samples = samples_of(sound)
     if samples.shape[1] != 2:
         samples = samples.mean(axis=1, keepdims=True)
     layout = "stereo" if samples.shape[1] == 2 else "mono"

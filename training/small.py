@@ -127,8 +127,8 @@ def hint_of_tiles(config: dict[str, Any]) -> str:
 
     knows: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     own = [each for name in task_of(config).inputs if (each := modality(name)).made_by_preprocess]
-    trunks = [config[key] for each in own for key in each.settings if key.endswith("_backbone")]
-    small = all((trunk or "").startswith("small-") for trunk in trunks)
+    backbones = [config[key] for each in own for key in each.settings if key.endswith("_backbone")]
+    small = all((each or "").startswith("small-") for each in backbones)
     if not (own and small and knows.get("amx_bf16")):
         return ""
     return "this CPU multiplies bfloat16 in tiles: --amp True takes half to two thirds of the time"
