@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(shell command -v uv >/dev/null && echo uv pip install --python $(BIN)/python \
-  || echo $(BIN)/python -m pip install --disable-pip-version-check)
+  || echo $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS))
 
 .PHONY: demo test audit app docs clean
 demo: $(VENV)/ready

@@ -67,6 +67,8 @@ def main() -> None:
     from training.checkpoint import load_checkpoint
 
     models = find_models(args)
+    if args.word_vectors:
+        check_words(models, args.word_vectors)
     service = Service(
         models=models,
         offers=[offer([*map(load_checkpoint, paths)], name) for name, paths in models.items()],
@@ -156,6 +158,19 @@ def can_answer(name: str, files: list[Path], encoders: list[str]) -> bool:
         print(f"not offered: {name}: {error}", file=sys.stderr)
         return False
     return True
+
+
+def check_words(models: dict[str, tuple[Path, ...]], vectors: Path) -> None:
+    """A line for each model that was trained with other word vectors: no sentence is read by it."""
+    from extract.vectors import origin_of
+    from inference.settings import settings_of
+
+    own = origin_of(vectors)
+    for name, files in models.items():
+        made = settings_of([*files])["features"].values()
+        if {each["vectors"] for each in made if "vectors" in each} - {own}:
+            what = f"was trained with other word vectors than {vectors}"
+            print(f"{name} {what}: it answers without the sentences", file=sys.stderr)
 
 
 def find_examples(folder: Path | None) -> dict[str, Path]:

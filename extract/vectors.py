@@ -67,14 +67,8 @@ def gather(path: Path, transcripts: list[str], features_dir: Path, verify: bool 
     `verify` what is there.
     """
     wanted = set().union(*map(candidates, transcripts))
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UsageError(f"--word_vectors {path}: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode) or not status.st_size:
-        raise UsageError(f"--word_vectors {path}: no regular file, or it is empty")
-    stamp = [status.st_size, status.st_mtime_ns, digest(sorted(wanted))]
-    version = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+    version = _version(path)
+    stamp = [*version[2:], digest(sorted(wanted))]
     origin = _origin(features_dir / STORE)
     if verify or origin.get("stamp") != stamp:
         if verify:
@@ -86,6 +80,22 @@ def gather(path: Path, transcripts: list[str], features_dir: Path, verify: bool 
         arrays["origin"] = np.array(json.dumps(origin))
         write_atomic(features_dir / STORE, lambda file: np.savez(file, **arrays))
     return origin["sha256"][:16]
+
+
+def origin_of(path: Path) -> str:
+    """What `gather` returns, without looking anything up."""
+    return _sha256(_version(path))[:16]
+
+
+def _version(path: Path) -> Version:
+    """Tells a file from what it was before; UsageError where it cannot be read."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UsageError(f"--word_vectors {path}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        raise UsageError(f"--word_vectors {path}: no regular file, or it is empty")
+    return path, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=4)  # the page asks for every sentence

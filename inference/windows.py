@@ -29,7 +29,7 @@ LONGEST = 24 * 3600  # seconds; what claims more is damaged or forged
 LEVEL, MIN_LEVEL = 0.1, 5e-4  # of a voice, as amplitude: what the detector likes; the quietest
 Span = tuple[float, float]
 # Containers for parts of a recording, by the kind of the whole: Matroska takes most codecs.
-SAME, OTHERS, MATROSKA = ("mov", "asf", "ogg"), {"amr": (".mov", "mov")}, (".mkv", "matroska")
+SAME, OTHERS, MATROSKA = ("mov", "asf", "ogg", "flv"), {"amr": (".mov", "mov")}, (".mkv", "matroska")
 
 
 def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
@@ -242,22 +242,65 @@ def copy_packets(path: Path, start: float, end: float, track: int | None) -> tup
     buffer = io.BytesIO()
     kind = FORMATS[path.suffix.lower()]
     ending, kind = (path.suffix.lower(), kind) if kind in SAME else OTHERS.get(kind, MATROSKA)
+    place, key_frame = entry_before(path, start, track)
     with open_media(path) as container, av.open(buffer, "w", format=kind) as part:
-        sound = container.streams.audio[:1] if track is None else [container.streams[track]]
-        streams = [*picture_tracks(container)[:1], *sound]
+        streams = tracks_of(container, track)
         copies = {stream: part.add_stream_from_template(stream, opaque=True) for stream in streams}
-        container.seek(max(0, int(start * 1e6)))
-        key_frame: dict[Any, int] = {}
+        if place is not None:
+            container.seek(place)
+        decoded: dict[Any, int] = {}  # when the packet before was, of each track
         for packet in container.demux(streams):
-            if packet.dts is None and packet.pts is not None:
-                # an .mkv does not say when its first pictures are to be decoded: at once
-                packet.dts = key_frame.setdefault(packet.stream, packet.pts)
-            if packet.dts is None:
+            shown, video = stamp(packet), packet.stream.type == "video"
+            if shown is None or (video and shown < key_frame):
                 continue
+            before = decoded.get(packet.stream, shown if packet.dts is None else packet.dts)
+            # an .mkv does not say when its first pictures are to be decoded: at once; and the times
+            # that FFmpeg finds in an .mpg may go back
+            packet.dts = before if packet.dts is None else max(packet.dts, before)
+            decoded[packet.stream] = packet.dts
             time = float(packet.dts * packet.time_base)
             if time > end + 1:
                 break
-            if packet.stream.type == "video" or start <= time < end:
+            if video or start <= time < end:
                 packet.stream = copies[packet.stream]
                 part.mux(packet)
     return ending, buffer.getvalue()
+
+
+def tracks_of(container: Any, track: int | None) -> list[Any]:
+    """What goes into a part: the picture, and this track of sound (of None the first)."""
+    sound = container.streams.audio[:1] if track is None else [container.streams[track]]
+    return [*picture_tracks(container)[:1], *sound]
+
+
+def stamp(packet: Any) -> int | None:
+    """When a packet is shown; an .avi tells only when it is decoded."""
+    return packet.dts if packet.pts is None else packet.pts
+
+
+def entry_before(path: Path, start: float, track: int | None) -> tuple[int | None, float]:
+    """Where to seek, in FFmpeg's units, to find all that is on at `start` (None: nowhere, it is
+    read from the beginning), and the time of the last key frame before, in those of the picture.
+
+    FFmpeg seeks to any packet of a .ts, whose pictures began in a key frame before: so the place is
+    tried, further and further before `start`. Behind a seek in an .mpg the times are guesses.
+    """
+    back = 0.0
+    while True:
+        with open_media(path) as container:
+            streams, entries = tracks_of(container, track), dict[str, int]()
+            place = round(1e6 * (start - back))
+            whole = FORMATS[path.suffix.lower()] == "mpeg" or place <= (container.start_time or 0)
+            if not whole:
+                container.seek(place)
+            for packet in container.demux(streams):
+                if (found := stamp(packet)) is None:
+                    continue
+                time = float(found * packet.time_base)
+                if time > start + 1:
+                    break
+                if packet.is_keyframe and time <= start:
+                    entries[packet.stream.type] = found
+        if whole or len(entries) == len(streams):
+            return None if whole else place, entries.get("video", -math.inf)
+        back = 2 * back + 1

@@ -185,7 +185,8 @@ def make_clip(
 @pytest.fixture(scope="session")
 def face_image() -> np.ndarray:
     """(180, 240, 3) uint8: the head of Eileen Collins (NASA, public domain)."""
-    data = pytest.importorskip("skimage.data")
+    from skimage import data
+
     return np.ascontiguousarray(data.astronaut()[0:180, 110:350])
 
 

@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+from extras import need
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test asks the internet
-transformers = pytest.importorskip("transformers")  # `make test` installs it
+need("transformers")
+import transformers  # noqa: E402
+
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 

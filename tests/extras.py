@@ -13,12 +13,12 @@ REQUIRED = bool(os.environ.get("REQUIRE_EXTRAS"))
 
 
 def need(*packages: str) -> None:
-    """Import these packages of requirements-extras.txt, or skip."""
+    """Import these packages of requirements-extras.txt or -encoders.txt, or skip."""
     for package in packages:
         try:
             importlib.import_module(package)
         except ImportError:
-            unavailable(f"needs {package}: pip install -r requirements-extras.txt")
+            unavailable(f"needs {package}: make test EXTRAS=1 installs it")
 
 
 def unavailable(reason: str) -> NoReturn:

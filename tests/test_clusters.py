@@ -51,7 +51,6 @@ def test_a_dask_cluster_makes_the_same_tree(clips, alone, tmp_path, monkeypatch)
         assert tree(clips, tmp_path / "features", *address) == alone
 
 
-@pytest.mark.slow  # ray needs a minute to start
 def test_ray_makes_the_same_tree(clips, alone, tmp_path, monkeypatch):
     need("ray")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

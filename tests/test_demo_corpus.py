@@ -6,16 +6,13 @@ import csv
 import re
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 
 from corpora import demo, merc2020
 from utils.errors import UsageError
 from utils.files import read_json
-
-av = pytest.importorskip("av")
-pytest.importorskip("moviepy")
-pytest.importorskip("skimage")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -194,3 +195,31 @@ def test_no_page_has_a_gap_or_names_a_registry():
         text = page.read_text("utf-8")
         assert "@@" not in re.sub(r"^```diff.*?^```", "", text, flags=re.M | re.S), page.name
         assert not re.search(r"download\.pytorch\.org|pypi\.org|anaconda\.org", text), page.name
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    """(page, block) of Python in the documentation."""
+    pages = [page for page in PAGES if page.name != "extending.md"]
+    found = [
+        (page.name, re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S))
+        for page in pages
+    ]
+    return [(name, block) for name, blocks in found for block in blocks]
+
+
+@pytest.mark.parametrize(("page", "block"), python_blocks())
+def test_the_python_of_a_page_runs(place, tmp_path, monkeypatch, page, block):
+    run = tmp_path / "logs" / "multimodal" / "first"
+    run.mkdir(parents=True)
+    shutil.copy(place / "any.pth", run / "12_best_0.8123.pth")
+    for name in ("clip.mp4", "long.mp4"):
+        shutil.copy(place / "clips" / "anna.mp4", tmp_path / name)
+    numbers = " ".join(["0.5"] * 16)  # values of a word, as many as the model reads
+    words = [f"{word} {numbers}" for word in ("what", "is", "said")]
+    (tmp_path / "vectors.vec").write_text("\n".join(["3 16", *words, ""]))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, page, "exec"), {"__name__": page})
+
+
+def test_there_is_python_on_the_pages():
+    assert {"python.md", "clips.md"} <= {page for page, _ in python_blocks()}

@@ -30,9 +30,10 @@ from training.checkpoint import best_checkpoint, load_checkpoint, save_checkpoin
 from training.data import ClipDataset, to_device
 from training.features import Features
 from training.mixing import cutmix
-from training.modalities import modality
-from training.standardize import scale_of
+from training.modalities import MODALITIES, Modality, custom_encoder, modality
+from training.standardize import scale_of, speaker_scales
 from training.tasks import fused, recipe
+from training.views import custom_view
 from utils.errors import ClipError, UsageError
 
 SAID = ("a good day", "안녕 나쁘지 않아", "नमस्ते", "今日")
@@ -145,7 +146,7 @@ def test_timm_and_opensmile_by_name(tmp_path):
     _, settings = encoders.parse(f"x=face:timm:local-dir:{tmp_path / 'saved'},pool=frames")
     vectors = encoders.encode(settings, "cpu", SEEN["face"])
     assert vectors.shape == (20, model.num_features)
-    pytest.importorskip("opensmile")
+    need("opensmile")
     _, settings = encoders.parse("x=speech:opensmile:eGeMAPSv02")
     numbers = encoders.encode(settings, "cpu", voice(1.0))
     assert numbers.shape == (88,) and numbers.dtype == np.float32
@@ -704,6 +705,14 @@ def speakers(folder, names, values):
         (folder / row.split / "own").mkdir(exist_ok=True)
         np.save(folder / row.split / "own" / f"{row.clip_id}.npy", np.float32(value))
     return Features.open(folder)
+
+
+def test_a_modality_of_vectors_need_not_be_of_the_face(tmp_path, monkeypatch):
+    row = Modality("own", ".npy", "pulse", custom_view, custom_encoder, source="media")
+    monkeypatch.setitem(MODALITIES, "own", row)
+    features = speakers(tmp_path, ["a"] * 14, np.arange(14.0)[:, None])
+    scales = speaker_scales(features, features.rows("train"), ["own"])
+    np.testing.assert_allclose(scales["own"]["a"].mean, [6.5])
 
 
 def test_a_run_reads_what_differs_from_the_speaker(tmp_path):

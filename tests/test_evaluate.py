@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, TINY, write_features
+from conftest import CLASSES, write_features
 from inside import run_main
 
 from evaluate import print_table
@@ -31,7 +31,7 @@ from training.inference import infer
 from training.tasks import TASKS, model_arch, recipe
 from utils.files import write_bytes
 
-SMALL = {"speech_backbone": TINY, "face_backbone": TINY}
+SMALL = {"speech_backbone": "small-32", "face_backbone": "small-16"}
 SMALL |= {"text_layers": 1, "speech_frames": 48, "face_frames": 2, "fold": None, "val_fold": None}
 SHAPES = {"speech": (128, None), "face": (None, 32, 32, 3), "text": (None, 16)}
 

@@ -200,7 +200,13 @@ def test_all_tools_read_every_fusion(fused, tools, dropout):
         np.testing.assert_allclose(tool(*given), expected, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+SLOW_EXPORTS = ("gated", "attention", "late")  # in a release; tests/test_export.py has concat
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow if k in SLOW_EXPORTS else ()) for k in KINDS],
+)
 def test_export_reads_every_fusion(place, tmp_path, kind):
     """In ONNX, too, the batch and the length of each input are open. Of the words and a custom
     feature: tests/test_export.py has the other encoders, which take most of the time."""

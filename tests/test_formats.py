@@ -18,7 +18,8 @@ from utils import guard
 from utils.errors import CLIP_CODES, ClipError
 
 LIMITS = guard.Limits(seconds=60, memory_mb=0)
-CHANNELS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24)
+CHANNELS = {f"{count}c": count for count in (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 64)}
+CHANNELS |= {"quad": 4, "5.1(side)": 6, "6.1": 7, "7.1": 8, "7.1(wide)": 8, "hexadecagonal": 16}
 RATES = (8000, 11025, 16_000, 22_050, 44_100, 48_000, 96_000)
 SOUND = {  # container -> codecs, some with the format of their samples
     "wav": (
@@ -143,11 +144,11 @@ def test_every_sound_is_read_or_refused(ffmpeg, tmp_path):
     for container, codecs in SOUND.items():
         for number, coded in enumerate(codecs):
             codec, _, samples = coded.partition(":")
-            for index, channels in enumerate(CHANNELS):
+            for index, (layout, channels) in enumerate(CHANNELS.items()):
                 rate = RATES[(number + index) % len(RATES)]
-                path = tmp_path / f"{container}-{codec}{samples}-{channels}-{rate}.{container}"
+                path = tmp_path / f"{container}-{codec}{samples}-{layout}-{rate}.{container}"
                 pan = "|".join(f"c{each}=c0" for each in range(channels))
-                flags = ["-f", "lavfi", "-i", f"sine=440:r={rate},volume=4,pan={channels}c|{pan}"]
+                flags = ["-f", "lavfi", "-i", f"sine=440:r={rate},volume=4,pan={layout}|{pan}"]
                 flags += ["-c:a", codec] + (["-sample_fmt", samples] if samples else [])
                 if not is_made(ffmpeg, path, *flags) or channels_of(path) != channels:
                     continue

@@ -348,7 +348,7 @@ def wait_for_lock(folder: Path) -> None:
     raise AssertionError("a worker has outlived its run by 10 s")
 
 
-KILLS = 200 if os.environ.get("RELEASE") else 20
+KILLS = 200 if os.environ.get("RELEASE") else 10
 ENDS = [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, TINY, write_features
+from conftest import CLASSES, write_features
 from inside import run_main
 
 import make_submission
@@ -28,7 +28,8 @@ from utils.errors import IntegrityError, UsageError
 from utils.sheet import Sheet
 
 TASK = TASKS["multimodal"]
-CONFIG = recipe("multimodal") | {"speech_backbone": TINY, "face_backbone": TINY, "text_layers": 1}
+CONFIG = recipe("multimodal") | {"speech_backbone": "small-32", "face_backbone": "small-16"}
+CONFIG |= {"text_layers": 1}
 CONFIG |= {"mode": "multimodal", "speech_frames": 48, "face_frames": 2}
 SHAPES = {"speech": (128, None), "face": (None, 32, 32, 3), "text": (None, 16)}
 

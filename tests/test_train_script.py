@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLASSES, QUIET, ROOT, run_script, write_features
+from conftest import CLASSES, QUIET, ROOT, blank, run_script, write_features
 from inside import run_main
-from trainings import MODES, add_feature, remains, with_records
+from trainings import B0, MODES, SIZES, add_feature, remains, with_records
 from trainings import TINY as THREE_EPOCHS
 
 import models
@@ -39,10 +39,11 @@ from training.fingerprint import fingerprints, known
 from training.modalities import MODALITIES
 from training.prepare import create_model, load_starts, shown_settings
 from training.tasks import TASKS, recipe, task_of
+from utils import plots
 from utils.files import lock_folder
 
 TINY = [*THREE_EPOCHS, "--n_epoch", "2"]
-HALF = ("text", "speech")  # modes that run in half precision, which takes a CPU without it long
+HALF = ("text", "face")  # modes that run in half precision, which takes a CPU without it long
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +64,19 @@ def start(features, tmp_path):
 
 @pytest.fixture(scope="module")
 def runs(features, tmp_path_factory):
-    """A run of every mode; the multimodal one starts from the other three."""
+    """A run of every mode, speech of the recipe's kind of backbone; the multimodal one starts from
+    the other three."""
     logs, done = tmp_path_factory.mktemp("logs"), {}
     for mode in MODES:
         args = ["--features_dir", features, "--logs_dir", logs, "--amp", str(mode in HALF)]
         if mode == "multimodal":
             args += [each for m in done for each in (f"--{m}_load_weights", logs / m / "first")]
-        done[mode] = run_main("train", "--mode", mode, "--exp_name", "first", *TINY, *args)
+        sizes = {"speech": B0, "multimodal": SIZES}.get(mode, TINY)
+        flags = ["--mode", mode, "--exp_name", "first", *sizes, "--n_epoch", 2]
+        with pytest.MonkeyPatch.context() as patch:
+            if mode != "text":  # its pictures are drawn
+                patch.setattr(plots, "_save", blank)
+            done[mode] = run_main("train", *flags, *args)
     return logs, done
 
 
@@ -193,9 +200,11 @@ def same(one: torch.Tensor, other: torch.Tensor | None) -> bool:
 # What is refused, before any training
 
 
-def test_weights_that_do_not_fit_are_refused(runs, start, tmp_path):
+def test_weights_that_do_not_fit_are_refused(runs, features, start, tmp_path):
     speech = runs[0] / "speech" / "first"
-    wrong = start("speech", "--speech_coeff", 1, "--speech_load_weights", speech)
+    places = ["--features_dir", features, "--logs_dir", tmp_path, "--exp_name", "run"]
+    flags = [*B0, *places, "--speech_load_weights", speech, "--speech_coeff", 1]
+    wrong = run_main("train", "--mode", "speech", *flags)
     assert wrong.code == 4 and "--speech_coeff 1, it was trained with 0" in wrong.err, wrong.err
     other = start("text", "--text_load_weights", speech)
     assert other.code == 4 and "is a run of speech, not of text" in other.err, other.err
@@ -340,7 +349,7 @@ def test_an_encoder_comes_with_its_own_settings(features, tmp_path):
     """Neither the second run nor its resumption repeats a flag of the runs that it starts from."""
     places = ["--features_dir", features, "--logs_dir", tmp_path, "--num_workers", 0]
     command = ["train", *places, "--batch_size", 5, "--n_epoch", 1]
-    small = {"speech": "--speech_coeff 0 --speech_frames 48", "text": "--text_layers 2"}
+    small = {"speech": "--speech_backbone small-16 --speech_frames 48", "text": "--text_layers 2"}
     for mode, flags in small.items():
         flags = [*flags.split(), "--pooling", "mean"]
         assert run_main(*command, "--mode", mode, "--exp_name", "a", *flags).code == 0
@@ -350,12 +359,14 @@ def test_an_encoder_comes_with_its_own_settings(features, tmp_path):
     run = run_main(*fused, *starts)
     assert run.code == 0 and run.out.count(": weights from ") == 2, run.err
     config = json.loads((tmp_path / "multimodal" / "b" / "config.json").read_text())
-    wanted = {"speech_coeff": 0, "speech_frames": 48, "text_layers": 2, "pooling": "mean"}
+    wanted = {"speech_backbone": "small-16", "speech_frames": 48}
+    wanted |= {"text_layers": 2, "pooling": "mean"}
     assert wanted.items() <= config.items()
     again = run_main(*fused, *starts, "--resume")
     assert again.code == 0 and "resumed" in again.out, again.err
-    run = run_main(*fused, *starts, "--dry_run", "--overwrite", "--speech_coeff", 1)
-    assert run.code == 4 and "--speech_coeff 1, it was trained with 0" in run.err, run.err
+    run = run_main(*fused, *starts, "--dry_run", "--overwrite", "--speech_backbone", "small-32")
+    said = "--speech_backbone small-32, it was trained with small-16"
+    assert run.code == 4 and said in run.err, run.err
     freely = ["--speech_frames", 64, "--time_masks", 0]  # no weight depends on these
     freely += ["--pooling", "relation"]  # and what does is learnt anew
     run = run_main(*fused, *starts, "--dry_run", "--overwrite", *freely)

@@ -25,8 +25,10 @@ from utils.errors import Interrupted
 from utils.files import sha256
 
 MODES = list(TASKS)
-TINY = "--speech_coeff 0 --face_coeff 0 --speech_frames 48 --face_frames 2 --text_layers 1"
-TINY = f"{TINY} --n_epoch 3 --batch_size 5 --num_workers 0".split()
+SIZES = "--speech_frames 48 --face_frames 2 --text_layers 1 --n_epoch 3 --batch_size 5"
+SIZES = f"{SIZES} --num_workers 0".split()
+TINY = [*SIZES, *["--speech_backbone", "small-32", "--face_backbone", "small-16"]]
+B0 = [*SIZES, *["--speech_coeff", "0", "--face_coeff", "0"]]  # slow: for what is about these
 
 
 def dataset(features: Features, mode="multimodal", split="train", **changes) -> ClipDataset:

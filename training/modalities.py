@@ -49,6 +49,7 @@ class Modality:
     picture: str = ""  # how inference/figure.py shows it
     corruption: str = ""  # how evaluation/corruptions.py makes it worse
     test_views: bool = False  # test-time augmentation changes it
+    by_crop: bool = False  # vectors, one for each crop of the face; some crops show none
 
     @property
     def lengths(self) -> dict[str, Setting]:
@@ -219,6 +220,7 @@ MODALITIES = {
         layout=embedding_layout,
         source="media",
         follows="face",
+        by_crop=True,
     ),
 }
 MODES = tuple(name for name, row in MODALITIES.items() if row.recipe)  # each has a training

@@ -17,7 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from training.features import Features, lacks
-from training.modalities import MODALITIES, modality
+from training.modalities import modality
 from training.views import face_flags
 from utils.errors import UsageError
 
@@ -88,6 +88,6 @@ def speaker_scales(features: Features, rows: pd.DataFrame, names: Iterable[str])
 
 
 def vectors_of(features: Features, row: dict[str, Any], name: str) -> np.ndarray:
-    """A clip's feature, of what is made of face crops only where there is a face."""
+    """A clip's feature; of vectors by crop those of crops that show a face."""
     feature = features.load(row, name)
-    return feature[face_flags(row)] if name in MODALITIES else feature
+    return feature[face_flags(row)] if modality(name).by_crop else feature
