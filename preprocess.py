@@ -135,7 +135,10 @@ def main() -> int:
         raise UsageError(f"--face_cropped {what}: give one of the two")
     if args.face_cropped:
         listing.clips = [cropped(clip) for clip in listing.clips]
+    args.encoder = parsed_encoders(args.encoder)
     args.modalities = chosen_modalities(args, listing)
+    if args.word_vectors:  # words are looked up, so word vectors beside the clips are not read
+        listing.clips = [replace(clip, words=None) for clip in listing.clips]
     print(*describe(args, listing), sep="\n", file=sys.stderr)
     connect(args.backend, args.scheduler)
     with lock_folder(args.features_dir):
@@ -196,47 +199,67 @@ def folder_of_sockets() -> str | None:
     return multiprocessing.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
 
 
-def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, ...]:
-    """Every clip must provide all of these; a clip that lacks one is rejected with its reason."""
+def parsed_encoders(given: list[str]) -> dict[str, dict]:
+    """{name: settings} of --encoder."""
     from extract import encoders, transcribe
     from extract.clip import STAGES
 
-    reserved = {*STAGES, *encoders.INPUTS, "records", transcribe.FOLDER}
-    args.encoder = encoders.parse_all(args.encoder, reserved)
+    return encoders.parse_all(given, {*STAGES, *encoders.INPUTS, "records", transcribe.FOLDER})
+
+
+def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, ...]:
+    """Every clip must provide all of these; a clip that lacks one is rejected with its reason."""
     seen = {each["input"] for each in args.encoder.values()}
-    with_vectors = any(clip.words for clip in listing.clips)
-    spoken = args.transcribe or not listing.clips or any(each.transcript for each in listing.clips)
-    wanted = [name for name in listing.modalities if name not in never_there(listing)]
-    if args.modalities:
-        given = [name.strip().lower() for name in args.modalities.split(",")]
-        wanted = [CALLED.get(name, name) for name in given]
-    elif args.word_vectors and "text" not in wanted:
-        wanted.append("text")
-    without_vectors = "text" in seen or (seen and not args.modalities)
-    if without_vectors and not (args.word_vectors or with_vectors):
+    with_vectors = args.word_vectors or any(clip.words for clip in listing.clips)
+    has_clips = bool(listing.clips)
+    spoken = not has_clips or any(args.transcribe or each.transcript for each in listing.clips)
+    wanted = asked_for(args) or usual(args, listing)
+    # an encoder of words needs no word vectors; one of anything lets a corpus do without them
+    if not with_vectors and ("text" in seen or (seen and not args.modalities)):
         wanted = [name for name in wanted if name != "text"]
-    known = [name for name in STAGES if name not in ("video_embedding", "wave")]  # of other flags
-    if not (wanted or args.encoder) or not set(wanted).issubset(known):
-        names = ",".join(known)
-        raise UsageError(f"--modalities {args.modalities}: expected {names} or some of it")
+    if not (wanted or seen):
+        raise UsageError("nothing is made of these clips: give --modalities or --encoder")
+    check_encoder_inputs(args, wanted, spoken)
+    check_words(args, wanted, spoken, bool(with_vectors) or not has_clips)
     if args.video_embedding:
         if "video" not in wanted:
             raise UsageError("--video_embedding needs the modality video")
         wanted.append("video_embedding")
-    check_encoder_inputs(args, wanted, spoken)
     if "speech" in seen:
         wanted.append("wave")
+    return tuple(dict.fromkeys(wanted))
+
+
+def asked_for(args: argparse.Namespace) -> list[str]:
+    """What --modalities names."""
+    from extract.clip import STAGES
+
+    given = [name.strip().lower() for name in (args.modalities or "").split(",")]
+    wanted = [CALLED.get(name, name) for name in given if args.modalities]
+    known = [name for name in STAGES if name not in ("video_embedding", "wave")]  # of other flags
+    if not set(wanted).issubset(known):
+        names = ",".join(known)
+        raise UsageError(f"--modalities {args.modalities}: expected {names} or some of it")
+    return wanted
+
+
+def usual(args: argparse.Namespace, listing: Listing) -> list[str]:
+    """What the corpus provides."""
+    wanted = [name for name in listing.modalities if name not in never_there(listing)]
+    return [*wanted, "text"] if args.word_vectors and "text" not in wanted else wanted
+
+
+def check_words(
+    args: argparse.Namespace, wanted: list[str], spoken: bool, has_vectors: bool
+) -> None:
+    """UsageError where word vectors are of no use, or are lacking."""
     if args.word_vectors and "text" not in wanted:
         what = f"which --modalities {args.modalities} leaves out: add it there"
         raise UsageError(f"--word_vectors is for text, {what}")
-    if "text" in wanted and args.word_vectors:
-        if not spoken:
-            raise UsageError(f"--word_vectors: no clip of {args.corpus} has a transcript")
-        # their words are looked up, so word vectors beside the clips are not read
-        listing.clips = [replace(clip, words=None) for clip in listing.clips]
-    elif "text" in wanted and listing.clips and not with_vectors:
+    if args.word_vectors and not spoken:
+        raise UsageError(f"--word_vectors: no clip of {args.corpus} has a transcript")
+    if "text" in wanted and not has_vectors:
         raise UsageError(f"the text of {args.corpus} needs --word_vectors FILE, see --help")
-    return tuple(dict.fromkeys(wanted))
 
 
 def never_there(listing: Listing) -> set[str]:

@@ -60,6 +60,17 @@ def test_it_is_gone_at_its_end(temporary):
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.parametrize("at", ["_lock", "Path.mkdir", "Scratch"])
+def test_a_stop_while_it_is_made_leaves_none(temporary, monkeypatch, at):
+    def stopped(*args, **options):
+        raise SystemExit(143)
+
+    monkeypatch.setattr(f"utils.scratch.{at}", stopped)
+    with pytest.raises(SystemExit):
+        scratch_folder("upload-")
+    assert list(temporary.iterdir()) == []
+
+
 @pytest.mark.parametrize("end", ["", "sys.exit(3)", "1 / 0"])
 def test_it_is_gone_with_the_interpreter(temporary, end):
     process = start(f"one = scratch_folder('predict-')\nassert one.path.is_dir()\n{end}", temporary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 import weakref
@@ -41,19 +42,21 @@ class Scratch:
 def scratch_folder(prefix: str, place: str | None = None) -> Scratch:
     """A new folder in `place`, or where the system keeps temporary files; UsageError where there
     can be none."""
-    folder = None
+    where = Path(place or tempfile.gettempdir())
     try:
         while True:
-            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+            folder = where / f"{prefix}{secrets.token_hex(8)}"
+            folder.mkdir(mode=0o700)
             lock = _lock(folder, os.O_CREAT)
             if lock is not None:  # else a sweep came between the two lines
                 (folder / FILES).mkdir(mode=0o700)
                 return Scratch(folder, lock)
-    except OSError as error:
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
-        where = f"in {place or tempfile.gettempdir()} (TMPDIR)"
-        raise UsageError(f"cannot make a temporary folder {where}: {error.strerror}") from error
+    except BaseException as error:  # also a signal that ends the program within these lines
+        shutil.rmtree(folder, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
+        what = f"cannot make a temporary folder in {where} (TMPDIR)"
+        raise UsageError(f"{what}: {error.strerror}") from error
 
 
 def sweep(prefix: str, place: str | None = None) -> int:
@@ -105,10 +108,18 @@ def _delete(folder: Path, lock: BinaryIO, owner: int) -> None:
     """The lock goes last: what a kill leaves of a half deleted folder can still be swept."""
     if os.getpid() != owner:  # forked from the owner, which still uses it
         return
+    try:
+        _remove(folder)
+    finally:
+        if folder.exists():  # a signal ends the program, and came within the line above
+            _remove(folder)
+        held_locks.pop(folder, None)
+        lock.close()
+
+
+def _remove(folder: Path) -> None:
     for _ in range(TRIES):
         shutil.rmtree(folder / FILES, ignore_errors=True)
         if not (folder / FILES).exists():
             shutil.rmtree(folder, ignore_errors=True)
-            break
-    held_locks.pop(folder, None)
-    lock.close()
+            return
