@@ -69,12 +69,15 @@ def main() -> None:
     models = find_models(args)
     if args.word_vectors:
         check_words(models, args.word_vectors)
+    device = device_name(args.device)
+    if args.transcribe:
+        check_recogniser(args.transcribe, device)
     service = Service(
         models=models,
         offers=[offer([*map(load_checkpoint, paths)], name) for name, paths in models.items()],
         examples=find_examples(args.examples),
         word_vectors=args.word_vectors,
-        device=device_name(args.device),
+        device=device,
         megabytes=args.max_mb,
         seconds=args.max_seconds,
         patience=args.patience,
@@ -171,6 +174,14 @@ def check_words(models: dict[str, tuple[Path, ...]], vectors: Path) -> None:
         if {each["vectors"] for each in made if "vectors" in each} - {own}:
             what = f"was trained with other word vectors than {vectors}"
             print(f"{name} {what}: it answers without the sentences", file=sys.stderr)
+
+
+def check_recogniser(given: str, device: str) -> None:
+    """UsageError where it cannot be loaded; the process that answers loads it for itself."""
+    from extract.transcribe import load, parse
+
+    load(parse(given), device)
+    load.cache_clear()
 
 
 def find_examples(folder: Path | None) -> dict[str, Path]:

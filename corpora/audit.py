@@ -28,7 +28,16 @@ from corpora.manifest import LABELLED_SPLITS
 from corpora.same_sound import same_sound
 from utils.config import Flags
 from utils.errors import IntegrityError, UsageError, counted, in_short, listed, run_script
-from utils.files import digest, read_csv, read_json, read_known, read_stages, sha256, write_json
+from utils.files import (
+    check_ids,
+    digest,
+    read_csv,
+    read_json,
+    read_known,
+    read_stages,
+    sha256,
+    write_json,
+)
 
 VERSION = 3  # raise it when the findings change
 LEAKS = ("speaker", "dialogue", "duplicate")  # kinds of findings that make a score too good
@@ -134,6 +143,7 @@ def open_features(features_dir: Path) -> tuple[pd.DataFrame, list[str]]:
         raise UsageError(f"{reason}: run preprocess.py") from error
     if lacking := [name for name in ("clip_id", "split", "media", "emotion") if name not in rows]:
         raise UsageError(f"{path} lacks {', '.join(lacking)}: run preprocess.py again")
+    check_ids(path, {*rows["split"], *rows["clip_id"]})
     if rows.empty:
         raise UsageError(f"{path} lists no clips, nothing can be compared: see failed.csv")
     settings = read_json(features_dir / "settings.json")

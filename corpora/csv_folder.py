@@ -7,7 +7,7 @@ a split may be the same), `speaker`, `transcript`, `speech_emotion`, `face_emoti
 are read from an .npz of the same name beside the clip (key `word_embed`), or looked up with
 --word_vectors. The classes are the seven of the challenge unless the folder holds a `classes.txt`,
 one a line, in their order; labels may be written with capitals, or as plain English words (happy,
-happiness). An unknown speaker is an empty field, or what programs write for it (nan, N/A).
+happiness). What is unknown is an empty field, or what programs write for it (nan, N/A).
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from typing import Any
 
 import pandas as pd
 
-from corpora.manifest import OTHER_MACHINE, SPLITS, Clip, Failure, Listing, check_listing
+from corpora.manifest import (
+    LABELS,
+    OTHER_MACHINE,
+    SPLITS,
+    Clip,
+    Failure,
+    Listing,
+    as_class,
+    check_listing,
+)
 from corpora.merc2020 import CLASSES
 from corpora.splits import assign_folds
 from utils.errors import UsageError, listed
@@ -37,10 +46,11 @@ OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # a path that begins at a disc 
 def list_clips(data_dir: Path) -> Listing:
     """One clip for each row of `manifest.csv`; text is expected when any clip has word vectors."""
     table = read_manifest(data_dir / "manifest.csv")
+    classes = read_classes(data_dir / "classes.txt")
     clips, failures = [], []
     lines = defaultdict(list)  # of the clips in the file
     for line, row in zip(table.index, table.to_dict("records"), strict=True):
-        clip = clip_from_row(row, data_dir)
+        clip = clip_from_row(row, data_dir, classes)
         lines[clip.clip_id, clip.media].append(str(line))
         if not row["media"]:
             reason = f"manifest.csv line {line} names no media"
@@ -54,7 +64,7 @@ def list_clips(data_dir: Path) -> Listing:
     has_words = any(clip.words for clip in clips)
     listing = check_listing(
         Listing(
-            classes=read_classes(data_dir / "classes.txt"),
+            classes=classes,
             modalities=("speech", "video", "text") if has_words else ("speech", "video"),
             clips=clips,
             failures=failures,
@@ -70,7 +80,7 @@ def list_clips(data_dir: Path) -> Listing:
     return listing
 
 
-def clip_from_row(row: dict[str, str], data_dir: Path) -> Clip:
+def clip_from_row(row: dict[str, str], data_dir: Path, classes: tuple[str, ...]) -> Clip:
     """Clip of one manifest row; the words are the .npz beside the media, if there is one."""
     media = data_dir / row["media"]
     if "\\" in row["media"] and not is_file(media):  # written by Windows
@@ -80,14 +90,15 @@ def clip_from_row(row: dict[str, str], data_dir: Path) -> Clip:
     more["transcript"] = row.get("transcript", "")  # "None!" may be what somebody says
     if more["transcript"].lower() in ("nan", "<na>"):
         more["transcript"] = ""
-    split = row["split"]
+    split = known(row["split"])
+    for column in LABELS:  # "None" may be a class
+        label = row.get(column, "")
+        label = label if as_class(label, classes) in classes else known(label)
+        more[column] = label or more.get("emotion", "")
     return Clip(
-        clip_id=row.get("clip_id") or media.stem,
+        clip_id=known(row.get("clip_id", "")) or media.stem,
         split=SPLITS.get(split.lower(), split),
         media=media,
-        emotion=row["emotion"],
-        speech_emotion=row.get("speech_emotion") or row["emotion"],
-        face_emotion=row.get("face_emotion") or row["emotion"],
         words=words if words.suffix == ".npz" and is_file(words) else None,
         **more,
     )

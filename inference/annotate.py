@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from extract.audio import samples_of, sound_tracks
+from extract.audio import SPEECH_SETTINGS, read_mono, samples_of, sound_tracks
 from extract.media import (
     FORMATS,
     PICTURES,
@@ -23,6 +23,7 @@ from extract.media import (
 )
 from inference.prediction import ClipPrediction
 from inference.timeline import overlay
+from inference.windows import LONGEST
 from utils.errors import ClipError
 
 RATE = 48_000  # Hz, of the sound that is written
@@ -48,10 +49,11 @@ def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes:
         pictures.height, pictures.width = height, width
         pictures.codec_context.time_base = video.time_base
         try:
-            sound = container.streams[sound_tracks(path)[0]]
+            tracks = sound_tracks(path)
         except ClipError:  # without sound, or in a format that nothing here decodes
             sounds = None
         else:
+            sound = container.streams[heard(path) if len(tracks) > 1 else tracks[0]]
             streams.append(sound)
             forget_places(sound)
             layout = "stereo" if sound.channels == 2 else "mono"
@@ -73,6 +75,11 @@ def annotate(path: Path, predictions: list[ClipPrediction]) -> bytes:
             if stream:
                 made.mux(stream.encode())
     return buffer.getvalue()
+
+
+def heard(path: Path) -> int:
+    """Which of several tracks of sound the answers are about: players' default may be silent."""
+    return read_mono(path, SPEECH_SETTINGS | {"max_seconds": LONGEST}).track
 
 
 def as_heard(sound: Any) -> Any:

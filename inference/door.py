@@ -36,7 +36,9 @@ HEADERS = {  # of every answer
 BUSY = "Others are being answered, and no more can wait: please try again in a minute."
 IDLE = 20  # seconds that a connection may be silent, and that the headers of a request may take
 UPLOAD = 600  # seconds that a whole request may take
+LEAST = 8_000  # bytes of a body a second, after the first IDLE seconds: 64 kbit/s
 CONNECTIONS = 500
+COMING = 100  # bodies that may be on their way at once; the other connections are for the page
 BODIES = 16  # of full size that may be on this machine at once
 THREADS = 8  # of the server; most of the page's answers take milliseconds
 
@@ -94,16 +96,25 @@ class Door:
             refusal = Refusal(411, "Say how long the body is (Content-Length).")
         if not refusal and request.content_length > self.most_bytes:
             refusal = self.too_large()
+        if not refusal and sum(map(is_coming, self.reading)) > COMING:
+            refusal = Refusal(503, BUSY)
         return refusal
 
     def refuse_more(self, request: Any) -> Refusal | None:
         """Asked whenever bytes have come of a request that is not complete."""
         took = time.monotonic() - request.began
-        if took > (UPLOAD if request.headers_finished else IDLE):
+        has_body = request.headers_finished
+        drips = has_body and request.body_bytes_received < LEAST * (took - IDLE)
+        if drips or took > (UPLOAD if has_body else IDLE):
             return Refusal(408, "The request took too long.")
         if sum(each.body_bytes_received for each in self.reading) > BODIES * self.most_bytes:
             return Refusal(503, BUSY)
         return None
+
+
+def is_coming(request: Any) -> bool:
+    """Whether its headers are here, and its body not yet all."""
+    return request.headers_finished and not request.completed
 
 
 def name_of(host: str) -> str:

@@ -31,6 +31,9 @@ from utils.parallel import available_cores
 IN_LINE = 3  # one is answered, two wait
 CLOSING = {"error": "The page is being closed."}
 CANCELLED = {"error": "Cancelled."}
+DAMAGED = {"error": "This clip could not be read: it is damaged or takes too much."}
+FAULT = {"error": "This page cannot answer that: the reason is told to whoever runs it."}
+FOR_ITS_KEEPER = re.compile(r"(?<![\w-])--[a-z]|pip install")  # no visitor has flags
 LIVE = {  # code -> what is missing before the camera
     "E_NOFACE": "no face is seen",
     "E_NOVOICE": "nobody is heard",
@@ -158,13 +161,15 @@ class Service:
             if self.places:
                 raise
             return CLOSING
-        except ClipError as error:
+        except (ClipError, UsageError) as error:
             if not self.places:
                 return CLOSING
-            if error.code not in LOST:
-                return {"error": f"{error.reason}."}
-            print(f"{clip}: {error.code} {error.reason}", file=sys.stderr)
-            return {"error": "This clip could not be read: it is damaged or takes too much."}
+            code, why = error.args if isinstance(error, ClipError) else ("", str(error))
+            if code not in LOST and not FOR_ITS_KEEPER.search(why):
+                return {"error": f"{why}." if code else why}
+            told = (str(clip or "a sentence"), code, why)
+            print(*filter(None, told), sep=": ", file=sys.stderr)
+            return DAMAGED if code in LOST else FAULT
         finally:
             self.asked.pop(ticket, None)
 
@@ -195,7 +200,10 @@ class Service:
         models = [[each] if isinstance(each, Path) else each for each in self.models.values()]
         files = [*chain.from_iterable(models), *self.examples.values()]
         files.append(self.word_vectors or Path())
-        folders = {Path(tempfile.gettempdir()), *(file.parent for file in files)} - {Path()}
+        given = [place for _, place in self.encoders] + [(self.transcribe or "").partition(":")[2]]
+        places = [Path(place) for place in given if Path(place).exists()]  # no names of the hub
+        folders = {Path(tempfile.gettempdir()), *places, *(each.parent for each in files + places)}
+        folders -= {Path()}
         known = {str(each) for folder in folders for each in (folder, folder.resolve())} - {"/"}
         for folder in sorted(known, key=len, reverse=True):  # with spaces, which FOLDERS stops at
             text = re.sub(BEFORE + re.escape(folder) + r"/([^\s/]+/)*", "", text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import html
 import re
 import sys
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from corpora.manifest import Clip
 from extract.media import FORMATS, PICTURES
 from extract.transcribe import Cue
-from utils.errors import UsageError, listed
+from utils.errors import UsageError, joined, listed
 from utils.files import files_below, read_text
 
 SUBTITLES = (".srt", ".vtt")  # words with times
@@ -20,6 +21,7 @@ SCRATCH = "predict-"  # how temporary folders with parts of clips are called
 SPLIT = "clips"  # the one split of what is predicted
 TIME = r"(?:(\d+):)?(\d\d):(\d\d)[,.](\d+)"
 TIMES = re.compile(rf"{TIME}\s*-->\s*{TIME}.*")  # the line of a subtitle that says when
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z\d]+)*", re.IGNORECASE)  # en, pt-BR, zh-Hans
 WORD_TIME = re.compile(r"<\d[\d:.]*>")  # within a subtitle, as automatic captions have them
 
 
@@ -75,10 +77,13 @@ def find_sources(paths: list[Path], text: str | None) -> list[Source]:
 def left_out(paths: list[Path]) -> list[Path]:
     """What the folders hold that is neither a clip nor the words of one, nor a still picture."""
     files = [file for folder in paths if folder.is_dir() for file in files_below(folder)]
-    clips = {file.with_suffix("") for file in files if file.suffix.lower() in FORMATS}
+    media = {file for file in files if file.suffix.lower() in FORMATS}
+    clips = {file.with_suffix("") for file in media}
     clips |= {clip.with_name(clip.name.split("-")[0]) for clip in clips}  # MERC2020's words
-    words = [f for f in files if f.suffix.lower() in TEXTS and f.with_suffix("") in clips]
-    known = {*words, *(file for file in files if file.suffix.lower() in (*FORMATS, *PICTURES))}
+    clips |= media
+    texts = [file for file in files if file.suffix.lower() in TEXTS]
+    words = [f for f in texts if {f.with_suffix(""), f.with_name(in_language(f)[0])} & clips]
+    known = {*words, *media, *(file for file in files if file.suffix.lower() in PICTURES)}
     return [file for file in files if file not in known and file.name[0] != "."]
 
 
@@ -90,9 +95,9 @@ def make_source(path: Path, text: str | None, names: set[str]) -> Source:
     words, problem = None, ""
     if text is None:
         by_id = path.with_name(path.name.split("-")[0] + ".npz")  # MERC2020's way
-        words = beside(path, ".npz") or (by_id if by_id.is_file() else None)
-        written = beside(path, ".txt", *SUBTITLES)
         try:
+            words = beside(path, ".npz") or (by_id if by_id.is_file() else None)
+            written = beside(path, ".txt", *SUBTITLES)
             text = read_words(written) if written else ""
         except UsageError as error:  # costs the words of this clip alone
             text, problem = "", f"E_READ: {error}"
@@ -112,10 +117,36 @@ def new_name(path: Path, names: set[str]) -> str:
 
 
 def beside(path: Path, *endings: str) -> Path | None:
-    """The first file of the clip's name with one of these endings, in small or capital letters."""
-    spelled = (form for ending in endings for form in (ending, ending.upper(), ending.title()))
-    files = (path.with_suffix(ending) for ending in spelled)
-    return next((file for file in files if file.is_file()), None)
+    """The first file of the clip's name with one of these endings, in small or capital letters.
+
+    Words may also have the clip's whole name (clip.mp4.srt), or a language in theirs (clip.en.srt),
+    as downloaders write it. UsageError where there are several languages.
+    """
+    files = [file for file in path.parent.glob(f"{glob.escape(path.stem)}.*") if file.is_file()]
+    files.sort(key=lambda file: (len(file.name), file.name))
+    found = [file for ending in endings for file in files if file.suffix.lower() == ending]
+    for name in (path.stem, path.name):
+        if named := [file for file in found if file.stem == name]:
+            return named[0]
+    others = {file.stem for file in files if file.suffix.lower() in FORMATS}  # with their own words
+    spoken: dict[str, Path] = {}
+    for file in found:
+        name, language = in_language(file)
+        if language and name == path.stem and file.stem not in others:
+            spoken.setdefault(language.partition("-")[0], file)
+    if len(spoken) > 1:
+        raise UsageError(
+            f"the words of {path.name} are there in {joined(sorted(spoken))}: "
+            f"rename one to {path.stem}{next(iter(spoken.values())).suffix}, or give --text"
+        )
+    return next(iter(spoken.values()), None)
+
+
+def in_language(file: Path) -> tuple[str, str]:
+    """clip.en.srt -> clip and en; of a name without a language all but the ending, and nothing."""
+    name, _, language = file.stem.rpartition(".")
+    known = LANGUAGE.fullmatch(language) and f".{language.lower()}" not in FORMATS
+    return (name, language) if name and known else (file.stem, "")
 
 
 def read_words(path: Path) -> str:

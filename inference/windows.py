@@ -27,9 +27,11 @@ NEAR = 2.0  # seconds: so early or late may a subtitle come; further away, nobod
 UTTERANCE = 6.0  # seconds at most: about what the speech models see at once (400 columns)
 LONGEST = 24 * 3600  # seconds; what claims more is damaged or forged
 LEVEL, MIN_LEVEL = 0.1, 5e-4  # of a voice, as amplitude: what the detector likes; the quietest
+GUESSED = 1.0  # seconds behind a seek in an .mpg: it tells the time each 0.7 s (ISO 13818-1, 2.7.4)
 Span = tuple[float, float]
 # Containers for parts of a recording, by the kind of the whole: Matroska takes most codecs.
-SAME, OTHERS, MATROSKA = ("mov", "asf", "ogg", "flv"), {"amr": (".mov", "mov")}, (".mkv", "matroska")
+SAME, OTHERS = ("mov", "asf", "ogg", "flv"), {"amr": (".mov", "mov")}
+MATROSKA = (".mkv", "matroska")
 
 
 def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
@@ -46,7 +48,7 @@ def cut_long(source: Source, longest: float, folder: Path) -> list[Source]:
         if not longest < end - start <= LONGEST:
             return [source]
         spans, track = find_utterances(media)
-        cues, problem = read_subtitles(source)
+        cues, problem = read_subtitles(source, start)
         spans = sorted([*spans, *told_alone(cues, spans, (start, end))])
         notes = notes_on(cues, spans, (start, end))
         source = source._replace(extent=(start, end), notes=notes)
@@ -153,13 +155,17 @@ def evenly(start: float, end: float) -> list[Span]:
     return list(itertools.pairwise(edges))
 
 
-def read_subtitles(source: Source) -> tuple[list[Cue], str]:
-    """The words with times that lie beside a recording, or why it has words but none of these."""
-    if written := beside(source.clip.media, *SUBTITLES):
-        try:
-            return read_cues(written), ""
-        except UsageError as error:  # costs the words alone
-            return [], f"E_READ: {error}"
+def read_subtitles(source: Source, first: float) -> tuple[list[Cue], str]:
+    """The words with times that lie beside a recording, or why it has words but none of these.
+
+    They count from its `first` second, as players do; the clock of a .ts begins anywhere.
+    """
+    try:
+        if written := beside(source.clip.media, *SUBTITLES):
+            cues = read_cues(written)
+            return [Cue(first + cue.start, first + cue.end, cue.words) for cue in cues], ""
+    except UsageError as error:  # costs the words alone
+        return [], f"E_READ: {error}"
     if source.clip.transcript or source.clip.words:
         return [], "E_MISSING: its words have no times: give an .srt, or raise --longest"
     return [], source.problem
@@ -283,24 +289,25 @@ def entry_before(path: Path, start: float, track: int | None) -> tuple[int | Non
     read from the beginning), and the time of the last key frame before, in those of the picture.
 
     FFmpeg seeks to any packet of a .ts, whose pictures began in a key frame before: so the place is
-    tried, further and further before `start`. Behind a seek in an .mpg the times are guesses.
+    tried, further and further before `start`.
     """
-    back = 0.0
+    back, guesses = 0.0, FORMATS[path.suffix.lower()] == "mpeg"
     while True:
         with open_media(path) as container:
             streams, entries = tracks_of(container, track), dict[str, int]()
-            place = round(1e6 * (start - back))
-            whole = FORMATS[path.suffix.lower()] == "mpeg" or place <= (container.start_time or 0)
-            if not whole:
+            place, sure = round(1e6 * (start - back)), -math.inf
+            at_start = place <= (container.start_time or 0)
+            if not at_start:
                 container.seek(place)
+                sure = start - back + GUESSED if guesses else sure
             for packet in container.demux(streams):
                 if (found := stamp(packet)) is None:
                     continue
                 time = float(found * packet.time_base)
                 if time > start + 1:
                     break
-                if packet.is_keyframe and time <= start:
+                if packet.is_keyframe and sure <= time <= start:
                     entries[packet.stream.type] = found
-        if whole or len(entries) == len(streams):
-            return None if whole else place, entries.get("video", -math.inf)
+        if at_start or len(entries) == len(streams):
+            return None if at_start else place, entries.get("video", -math.inf)
         back = 2 * back + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from efficientnet_pytorch.model import VALID_MODELS
 from efficientnet_pytorch.utils import url_map
 from torch import Tensor, nn
 
+Reader = Callable[[Path], dict[str, Tensor]]
 # name -> stride of the first layer, and how many maps it makes
 SMALL = {
     "small-16": (1, 16),
@@ -166,15 +168,20 @@ def timm_trunk(name: str, in_channels: int) -> tuple[nn.Module, int]:
     return trunk.train(), 64 // shape[3]
 
 
-def load_pretrained(backbone: Backbone, source: str) -> str:
+def read_file(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_pretrained(backbone: Backbone, source: str, read: Reader = read_file) -> str:
     """Fill the backbone with ImageNet weights; return where they came from.
 
     `source`: `hub` (the published weights, from torch's cache or the internet), a .pth file, or a
     folder with a file `<name>*.pth`. The classifier is left out; for one-channel inputs the
     first layer's weights are summed over the colours, so that a grey picture gives the same output.
+    `read` reads a file: torch alone runs no code of it, but takes the memory that it asks for.
     Raises FileNotFoundError, URLError (an OSError) or ValueError when the weights do not fit.
     """
-    place, weights = _read_weights(backbone, source)
+    place, weights = _read_weights(backbone, source, read)
     own = backbone.trunk.state_dict()
     stem = next(iter(own))  # both libraries list the first convolution first
     weights = {key: value for key, value in weights.items() if key in own}
@@ -193,13 +200,13 @@ def load_pretrained(backbone: Backbone, source: str) -> str:
     return place
 
 
-def _read_weights(backbone: Backbone, source: str) -> tuple[str, dict[str, Tensor]]:
+def _read_weights(backbone: Backbone, source: str, read: Reader) -> tuple[str, dict[str, Tensor]]:
     if source != "hub":
         path = Path(source)
         if path.is_dir():
             name = backbone.name.removeprefix("timm:")
             path = next(iter(sorted(path.glob(f"{name}*.pth"))), path / f"{name}.pth")
-        return str(path), torch.load(path, map_location="cpu", weights_only=True)
+        return str(path), read(path)
     if backbone.name.startswith("timm:"):
         import timm
 

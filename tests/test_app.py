@@ -110,6 +110,42 @@ def test_no_message_tells_where_files_are(behind, monkeypatch, tmp_path):
     assert post(client_of(behind), text="x").json == {"head": "a", "remarks": [told]}
 
 
+def test_no_message_tells_where_encoders_and_recognisers_are(behind, tmp_path):
+    """Also where a folder has a space, at which the folders of a path end otherwise."""
+    (tmp_path / "my models" / "of mine").mkdir(parents=True)
+    encoder, heard = tmp_path / "my models" / "of mine", tmp_path / "my models" / "of mine.py"
+    heard.touch()
+    behind.encoders = (("w2v", str(encoder)), ("v", "facebook/wav2vec2"))
+    behind.transcribe = f"faster-whisper:{heard}"
+    said = f"{encoder / 'config.json'}, {encoder}, {heard}: facebook/wav2vec2"
+    assert behind.without_folders(said) == "config.json, of mine, of mine.py: facebook/wav2vec2"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        UsageError("--transcribe needs the package faster-whisper: pip install faster-whisper"),
+        UsageError("the encoder hf:x needs the package transformers: pip install transformers"),
+        ClipError("E_LIMIT", "it needs more than --memory_mb allows"),
+    ],
+)
+def test_faults_of_whoever_runs_the_page_are_told_to_him(behind, monkeypatch, capsys, fault):
+    def fails(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(service, "guarded", fails)
+    assert post(client_of(behind), text="x").json == service.FAULT
+    assert "a sentence: " in (told := capsys.readouterr().err) and str(fault.args[-1]) in told
+
+
+def test_a_recogniser_that_lacks_something_is_told_at_the_start(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "serve", lambda *_: None)
+    flags = ("--checkpoints", place / "any.pth", "--device", "cpu")
+    done = run_main("app", *flags, "--transcribe", f"faster-whisper:{tmp_path}")
+    assert done.code == 2 and len(done.err.splitlines()) == 1, done.err
+    assert str(tmp_path) in done.err or "--transcribe needs the package" in done.err
+
+
 def test_a_clip_is_called_as_its_visitor_calls_it(behind, monkeypatch):
     def fails(answer_one, checkpoint, clip, *_, **__):
         raise UsageError(f"cannot open {clip}: it is {clip.name}")
@@ -156,6 +192,15 @@ def test_word_vectors_of_another_training_cost_the_words_alone(place, tmp_path, 
     found = service.answer_one((place / "any.pth",), clip, "a good day", *options)
     assert found["head"] and "Words not used: sentences cannot be read here." in found["remarks"]
     assert "its vectors have 5 values, the checkpoint reads 16" in capsys.readouterr().err
+
+
+def test_a_sentence_with_dollars_is_answered_as_it_is(behind, monkeypatch, tmp_path):
+    np.savez(tmp_path / "v.npz", words=np.array(["good", "day"]), vectors=np.ones((2, 16), "f4"))
+    behind.word_vectors = tmp_path / "v.npz"
+    monkeypatch.setattr(service, "guarded", lambda function, *args, limits: function(*args))
+    sentence = r"a $good$ day for $5 \frac{ <b>"
+    found = post(client_of(behind), text=sentence).json
+    assert [part["words"] for part in found["parts"]] == [sentence] and "%" in found["head"], found
 
 
 def test_other_word_vectors_are_told_when_the_page_starts(tmp_path, capsys):
@@ -563,12 +608,37 @@ def test_of_requests_that_are_sent_at_once_the_first_is_answered(live):
 
 def test_a_slow_upload_has_its_time(live, monkeypatch):
     monkeypatch.setattr(door, "IDLE", 0.5)
+    monkeypatch.setattr(door, "LEAST", 1)
     line = connect(live.port, head(live.port, length=3))
     for _ in range(3):
         time.sleep(0.4)
         line.sendall(b"x")
     assert line.recv(100).startswith(b"HTTP/1.1 400 ")  # it chose no model
     line.close()
+
+
+def test_a_body_that_drips_is_ended(live, monkeypatch):
+    monkeypatch.setattr(door, "IDLE", 0.3)
+    line = connect(live.port, head(live.port, length=900_000) + b"x")
+    time.sleep(0.5)
+    line.sendall(b"x")
+    answer = read_all(line)
+    assert answer.startswith("HTTP/1.1 408 ") and "took too long" in answer
+
+
+def test_bodies_that_are_on_their_way_leave_room_for_others(live, monkeypatch):
+    """Who is one too many is told so before the first byte, and one that ends makes room."""
+    monkeypatch.setattr(door, "COMING", 2)
+    lines = [connect(live.port, head(live.port, length=3)) for _ in range(2)]
+    wait_until(lambda: len(live.guard.reading) == 2)
+    third = read_all(connect(live.port, head(live.port, length=3)))
+    assert third.startswith("HTTP/1.1 503 ") and door.BUSY in third and get_about(live.port) < 5
+    lines[0].sendall(b"abc")
+    assert lines[0].recv(100).startswith(b"HTTP/1.1 400 ")  # it chose no model
+    last = connect(live.port, head(live.port, length=3) + b"abc")
+    assert last.recv(100).startswith(b"HTTP/1.1 400 ")
+    for line in (*lines, last):
+        line.close()
 
 
 def test_all_uploads_together_have_a_limit(live, monkeypatch):
@@ -827,7 +897,8 @@ def test_the_whole_program_answers_under_attack(place, tmp_path):
     finally:
         server.terminate()
         server.communicate(timeout=30)
-    print(f"/about: worst {max(times):.3f} s, median {statistics.median(times):.3f} s")
+    median = statistics.median(times)
+    print(f"/about: {len(times)} times, worst {max(times):.3f} s, median {median:.3f} s")
     counts = {code: attack.codes.count(code) for code in set(attack.codes)}
     print(f"answers to {len(attack.codes)} uploads: {counts}")
     assert max(times) < 5 and set(attack.codes) == {200, 503}, (max(times), counts)

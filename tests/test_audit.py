@@ -112,6 +112,15 @@ def test_honest_features_are_left_in_peace(folder):
     assert json.loads((path / "audit.json").read_text())["findings"] == []
 
 
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "a\0b", "..", ""])
+def test_ids_cannot_leave_the_tree(tmp_path, name):
+    for column in ("clip_id", "split"):
+        values = {"clip_id": [*"abc", name], "split": ["train"] * 3 + [name]}
+        done = run_audit(text_only(tmp_path, **{column: values[column]}))
+        told = f"manifest.csv is damaged, or not ours: it has the id {name!r}"
+        assert done.code == 4 and told in done.err
+
+
 COPIES = {
     "another id": (lambda sound: sound, ".wav", "same bytes, same sound, same speech features"),
     "12 dB softer": (lambda sound: sound / 4, ".wav", "same sound"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 import shutil
@@ -13,14 +15,27 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
-from conftest import QUIET, ROOT, make_clip, moving_picture, voice
+from conftest import (
+    QUIET,
+    ROOT,
+    make_clip,
+    moving_picture,
+    save_untrained,
+    voice,
+    write_features,
+)
 from extras import need, unavailable
+from inside import run_main
 from PIL import Image
 
+from evaluation import report
 from inference.door import create_server, open_door
 from inference.page import create_page
 from inference.service import Service
+from utils import plots
+from utils.files import write_bytes
 
 need("flask", "waitress", "selenium")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -73,6 +88,11 @@ def browser():
     opened.quit()
 
 
+def set_width(browser, width: int) -> None:
+    screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+
+
 class Visit:
     """The page, opened in a window of `width` pixels."""
 
@@ -80,8 +100,7 @@ class Visit:
         from selenium.webdriver.support.ui import WebDriverWait
 
         self.browser, self.wait = browser, WebDriverWait(browser, PATIENCE)
-        screen = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        set_width(browser, width)
         browser.get_log("browser")  # of the visit before
         browser.get(address)
         self.wait.until(lambda _: self.find("body").get_attribute("data-ready"))
@@ -348,13 +367,84 @@ def test_nothing_stays_on_disk(server, browser, place):
     assert not [path for path in server.folder.rglob("*") if path.suffix in (".mp4", ".npy")]
 
 
-def test_a_visitor_of_a_busy_page_is_told_before_the_upload(browser, place):
+def serve(place, **options) -> tuple[Service, str]:
+    """A page of this process, and its address."""
     models = {"any": place / "any.pth"}
-    full = Service(models, {}, None, "cpu", megabytes=1, seconds=20, patience=20, places=0)
+    service = Service(models, {}, None, "cpu", megabytes=1, seconds=20, patience=20, **options)
     guard = open_door("127.0.0.1", (), 1)
-    waitress = create_server(create_page(full, guard), guard, "127.0.0.1", 0)
+    waitress = create_server(create_page(service, guard), guard, "127.0.0.1", 0)
     threading.Thread(target=waitress.run, daemon=True).start()
-    visit = Visit(browser, f"http://127.0.0.1:{waitress.effective_port}", 1280)
+    return service, f"http://127.0.0.1:{waitress.effective_port}"
+
+
+def test_a_visitor_of_a_busy_page_is_told_before_the_upload(browser, place):
+    _, address = serve(place, places=0)
+    visit = Visit(browser, address, 1280)
     visit.upload(place / "clips" / "anna.mp4")
     assert "please try again" in visit.ask()
     assert visit.complaints() == []  # a refused upload would be one
+
+
+def test_who_leaves_the_page_leaves_the_line(browser, place):
+    """Nobody would see the answer of a page that was loaded anew."""
+    service, address = serve(place)
+    others = threading.Event()  # they are answered first, until this is set
+    service.worker.submit(others.wait)
+    visit = Visit(browser, address, 1280)
+    visit.upload(place / "clips" / "anna.mp4")
+    visit.find("#go").click()
+    visit.wait.until(lambda _: service.asked)
+    browser.refresh()
+    visit.wait.until(lambda _: not service.asked and not service.in_line)
+    others.set()
+    visit.wait.until(lambda _: visit.find("body").get_attribute("data-ready"))
+    assert visit.find("#go").is_enabled() and not visit.find("#working").is_displayed()
+
+
+# --- the report of evaluate.py ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """{number of classes: a report}: of two runs with long names, and the same with 28 classes."""
+    folder, drawn = tmp_path_factory.mktemp("reports"), io.BytesIO()
+    Image.new("RGB", (1600, 1200)).save(drawn, "png")
+    features, name = write_features(folder / "features", 1), "a_long_name_of_a_run_" * 3
+    runs = [
+        folder / mode / f"{name}{mode}" / "1_best_1.0000.pth" for mode in ("multimodal", "face")
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_save", lambda figure, path: write_bytes(path, drawn.getvalue()))
+        patch.setattr(report, "training_png", lambda *args: drawn.getvalue())
+        for seed, path in enumerate(runs):
+            save_untrained(path, features, path.parts[-3], seed, modality_dropout=0.3)
+            (path.parent / "metrics.csv").write_text("epoch\n1\n")
+        made = run_main(
+            *("evaluate", "--features_dir", features, "--out", folder / "7", "--num_workers", 0),
+            *("--checkpoints", *runs, "--allow_training_clips"),
+        )
+        assert made.code == 0, made.err
+        known = json.loads((folder / "7" / "metrics.json").read_text())
+        names = [f"an_emotion_of_many_letters_{number}" for number in range(28)]
+        row = known["systems"][-1]["per_class"]["hap"]
+        known["systems"][-1] |= {
+            "per_class": dict.fromkeys(names, row),
+            "confusion": [[3] * 28] * 28,
+        }
+        table = pd.read_csv(folder / "7" / "predictions.csv")
+        report.write_report(folder / "28", known | {"classes": names}, table)
+    return {7: folder / "7", 28: folder / "28"}
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("classes", [7, 28])
+def test_a_report_is_not_scrolled_sideways(browser, reports, classes, width):
+    set_width(browser, width)
+    browser.get((reports[classes] / "index.html").as_uri())
+    assert browser.execute_script("return window.innerWidth") == width
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    script = (
+        "return [...document.querySelectorAll('.wide')].map((e) => e.scrollWidth - e.clientWidth)"
+    )
+    moved = browser.execute_script(script)  # in its own box a matrix of many classes may be
+    assert len(moved) == (classes == 28) and any(moved) == ((classes, width) == (28, 390))

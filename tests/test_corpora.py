@@ -162,6 +162,22 @@ def test_further_columns_are_read_as_text(tmp_path):
     assert clip.words == tmp_path / "a.npz" and "text" in listing.modalities
 
 
+@pytest.mark.parametrize("nothing", ["nan", "None", "<NA>"])
+def test_columns_that_a_program_wrote_nothing_into(tmp_path, nothing):
+    header = "media,split,emotion,clip_id,speech_emotion,face_emotion\n"
+    rows = f"a.mp4,train,hap,{nothing},{nothing},sad\nb.mp4,test,{nothing},{nothing},,{nothing}\n"
+    rows += f"c.mp4,train,{nothing},,,\nd.mp4,{nothing},hap,,,\n"
+    listing = csv_corpus(tmp_path, header + rows)
+    b, a = listing.clips
+    assert [*a.labels.values()] == ["hap", "hap", "sad"] and a.clip_id == "a"
+    assert [*b.labels.values()] == ["", "", ""] and b.clip_id == "b"
+    assert codes(listing) == {"c": "E_LABELS", "d": "E_ID"}
+    (tmp_path / "classes.txt").write_text(f"hap\nsad\n{nothing.lower()}\n")
+    labels = [[*clip.labels.values()] for clip in csv_corpus(tmp_path, header + rows).clips]
+    nothing = nothing.lower()
+    assert labels == [[nothing] * 3, ["hap", nothing, "sad"], [nothing] * 3]
+
+
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -311,3 +312,26 @@ def test_messages_of_the_page_name_no_folder():
         "no /srv/a/b.mp4 here": "no b.mp4 here",
     }
     assert {text: service.without_folders(text) for text in said} == said
+
+
+BAR = """
+from utils.errors import run_script
+def main():
+    from tqdm import tqdm
+    print(len([*tqdm(range(3), desc="at work")]))
+run_script(main)
+"""
+
+
+def test_a_progress_bar_is_for_a_terminal_alone():
+    """In a file it would be hundreds of lines."""
+    assert run_script("-c", BAR).stderr == ""
+    shown, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    command = [sys.executable, "-c", BAR]
+    try:
+        subprocess.run(command, cwd=ROOT, stderr=terminal, stdout=subprocess.DEVNULL, check=True)
+        assert b"at work: 100%" in os.read(shown, 10_000)
+    finally:
+        os.close(shown)
+        os.close(terminal)

@@ -19,10 +19,12 @@ from trainings import add_feature, make_run, one_step
 
 from evaluation.ensemble import load_member
 from extract import vectors
+from models.backbone import Backbone
 from training import checkpoint as checkpoints
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.features import Features, read_words
 from training.optim import OPTIMIZERS
+from training.prepare import fill_backbone
 from training.record import Record
 from utils.errors import IntegrityError, UsageError
 
@@ -127,14 +129,58 @@ def test_a_pickle_of_many_small_values_is_refused(sound, tmp_path):
 
 def test_a_large_model_may_have_a_large_pickle(tmp_path, monkeypatch):
     """The limit follows the file: of a hundred layers and an optimizer's state."""
-    monkeypatch.setattr(checkpoints, "MOST_PICKLED", 1000)
-    weights = {f"layer {number}": torch.zeros(5000) for number in range(50)}
+    monkeypatch.setattr(checkpoints, "MOST_PICKLED", 4000)
+    weights = {f"weights of layer {number}": torch.zeros(5000) for number in range(50)}
     torch.save(weights, tmp_path / "large.pth")
     with pytest.raises(IntegrityError, match="it lacks arch"):
         load_checkpoint(tmp_path / "large.pth")
     torch.save({name: each[:9].clone() for name, each in weights.items()}, tmp_path / "small.pth")
     with pytest.raises(IntegrityError, match="describes its parts"):
         load_checkpoint(tmp_path / "small.pth")
+
+
+def test_members_are_counted_before_they_are_listed(sound, tmp_path, monkeypatch):
+    """Each would cost ten times its bytes."""
+    monkeypatch.setattr(checkpoints, "MOST_PICKLED", 64_000)
+    names = [(f"archive/more/{number}", b"") for number in range(2000)]
+    (tmp_path / "forged.pth").write_bytes(zip_of(members_of(sound) + names))
+    tracemalloc.start()
+    with pytest.raises(IntegrityError, match=r"forged\.pth has 20\d\d members; the limit is 1000"):
+        load_checkpoint(tmp_path / "forged.pth")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.2 * (tmp_path / "forged.pth").stat().st_size
+
+
+def test_names_that_share_one_place_hold_no_more_than_it(features, tmp_path):
+    """A model would give each of them a place of its own."""
+    known, shared = load_checkpoint(features / "a.pth"), torch.zeros(500_000)
+    known["weights"] = known["weights"] | {f"w{number}": shared[:] for number in range(9)}
+    save_checkpoint(tmp_path / "a.pth", known)
+    with pytest.raises(IntegrityError, match=r"a\.pth describes more weights than its \d+ bytes"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_of_others_are_looked_at_before_torch_loads_them(tmp_path, zipped):
+    """As published today, and as torch wrote them before 2020."""
+    path, trunk = tmp_path / "w.pth", Backbone("small-16", 3)
+    torch.save(trunk.trunk.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    filled = Backbone("small-16", 3)
+    fill_backbone(filled, str(path))
+    assert all(map(torch.equal, filled.state_dict().values(), trunk.state_dict().values()))
+    data = path.read_bytes()
+    calls = zip_of(with_pickle(members_of(data), CALLS)) if zipped else CALLS + data
+    path.write_bytes(calls)
+    with pytest.raises(UsageError, match=r"--pretrained .*w\.pth calls builtins\.bytearray"):
+        fill_backbone(filled, str(path))
+    for other in ([1, 2], {"layer": torch.zeros(1).expand(10**9)}):
+        torch.save(other, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(UsageError, match="holds other things than weights"):
+            fill_backbone(filled, str(path))
+    path.write_bytes(b"\x80\x02" + b"}" * 2_000_000 + b".")
+    with pytest.raises(UsageError, match="ValueError"):
+        fill_backbone(filled, str(path))
 
 
 def test_a_checkpoint_is_in_memory_twice_at_most(features, tmp_path):
@@ -277,6 +323,51 @@ def test_what_an_optimizer_keeps_fits_its_weights(features, stopped, tmp_path, w
     state = copy.deepcopy(stopped["optimizer"])
     state["state"][0] |= HELD[what]
     with pytest.raises(IntegrityError, match=r"last\.pth cannot be gone on from: "):
+        go_on(features, tmp_path, stopped | {"optimizer": state})
+
+
+def halves(held: dict) -> None:
+    """Torch would make a float32 tensor of each."""
+    place = torch.zeros(max(each["exp_avg"].numel() for each in held.values()), dtype=torch.half)
+    for each in held.values():
+        shape = each["exp_avg"].shape
+        each["exp_avg"] = place[: shape.numel()].view(shape)
+
+
+def one_place(held: dict) -> None:
+    shared = torch.zeros_like(held[0]["exp_avg"])
+    held[0] |= {"exp_avg": shared, "exp_avg_sq": shared}
+
+
+def overlapping(held: dict) -> None:
+    held[0]["exp_avg"] = torch.zeros(48 * 16).as_strided((48, 16), (1, 1))
+
+
+OPTIMIZER = {  # what is in the state of one, and what torch would make of it
+    "values of another type": halves,
+    "one place for two": one_place,
+    "rows in one place": overlapping,
+    "one more part": lambda held: held[0].update(more=torch.zeros(9)),
+    "tensors in a list": lambda held: held[0].update(exp_avg=[torch.zeros(9, dtype=torch.half)]),
+    "a parameter that is none": lambda held: held.update({99: held[0]}),
+}
+
+
+@pytest.mark.parametrize("what", OPTIMIZER)
+def test_an_optimizer_is_looked_at_before_torch_casts_it(
+    features, stopped, tmp_path, monkeypatch, what
+):
+    state = copy.deepcopy(stopped["optimizer"])
+    OPTIMIZER[what](state["state"])
+    monkeypatch.delattr(torch.optim.Optimizer, "load_state_dict")
+    with pytest.raises(IntegrityError, match="its optimizer is none of ours"):
+        go_on(features, tmp_path, stopped | {"optimizer": state})
+
+
+def test_an_optimizer_of_other_parameters_is_told(features, stopped, tmp_path):
+    state = copy.deepcopy(stopped["optimizer"])
+    state["param_groups"][0]["params"].reverse()
+    with pytest.raises(IntegrityError, match="its optimizer is none of ours"):
         go_on(features, tmp_path, stopped | {"optimizer": state})
 
 

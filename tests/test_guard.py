@@ -86,8 +86,18 @@ def test_what_the_driver_of_a_gpu_holds_is_not_counted():
         guarded(bytes, 400 << 20, limits=limits)
 
 
-def test_a_process_killed_by_another_is_tried_once_more(tmp_path):
+def test_a_process_killed_by_another_is_tried_once_more(tmp_path, monkeypatch):
+    """In the seconds that are left."""
+    call, left = guard._call, []
+
+    def timed(*args):
+        left.append(args[-1] - time.monotonic())
+        return call(*args)
+
+    monkeypatch.setattr(guard, "_call", timed)
     assert guarded(die_once, str(tmp_path / "marker"), limits=FEW) == "done"
+    first, second = left
+    assert second < first <= FEW.seconds
 
 
 def test_a_network_that_comes_back_is_read(tmp_path):

@@ -12,11 +12,13 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import QUIET, ROOT, write_features
+from conftest import QUIET, ROOT, save_untrained, write_features
 from inside import run_main
 from trainings import TINY, add_feature, with_records
 
+import make_submission
 import training.run
+from evaluation import runs
 from training.checkpoint import load_checkpoint
 from training.features import Features
 from utils.errors import IntegrityError, LockedError, UsageError
@@ -75,6 +77,49 @@ def test_who_reads_is_not_written_under(held, features, tmp_path):
     done = run_main("preprocess", "--corpus", "csv", *places)
     assert done.code == 5 and "reads it" in done.err and len(done.err.splitlines()) < 5, done.err
     assert (features / "manifest.csv").read_bytes() == before
+
+
+def test_nobody_writes_under_a_training(features, train, tmp_path, monkeypatch):
+    """preprocess.py is started within a step of it."""
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "manifest.csv").write_text("media,split,emotion\na.wav,train,hap\n")
+    flags = ("--corpus", "csv", "--data_dir", tmp_path / "clips", "--features_dir", features)
+    before, tried = (features / "manifest.csv").read_bytes(), []
+    behind_step(monkeypatch, 4, lambda: tried.append(run_main("preprocess", *flags)))
+    assert train().code == 0
+    (refused,) = tried
+    assert refused.code == 5 and "train.py reads it" in refused.err, refused.err
+    assert (features / "manifest.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("script", "table", "flags"),
+    [
+        ("evaluate", "settings.json", ("--allow_training_clips",)),
+        ("make_submission", "manifest.csv", ("--sheets", "test1.csv")),
+    ],
+)
+def test_nothing_is_told_of_features_that_changed_meanwhile(
+    features, tmp_path, monkeypatch, script, table, flags
+):
+    """As where no lock holds; behind the last clip that is read."""
+    save_untrained(tmp_path / "a.pth", features, "text")
+    monkeypatch.chdir(features)
+    module, name = (
+        (runs, "evaluate_runs") if script == "evaluate" else (make_submission, "votes_of")
+    )
+    real = getattr(module, name)
+
+    def reads(*args):
+        found = real(*args)
+        (features / table).write_text((features / table).read_text() + "\n")
+        return found
+
+    monkeypatch.setattr(module, name, reads)
+    places = ("--features_dir", features, "--checkpoints", tmp_path / "a.pth")
+    done = run_main(script, *places, "--out", tmp_path / "out", *flags)
+    assert done.code == 4 and f"{features / table} was changed or removed meanwhile" in done.err
+    assert not [each for each in (tmp_path / "out").rglob("*") if not each.name.startswith(".")]
 
 
 def test_nobody_reads_what_is_being_written(held, features, train, tmp_path):

@@ -4,6 +4,7 @@ like doubt, lines of chance, nothing under an axis."""
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -404,6 +405,21 @@ def test_the_plate_in_a_video_hides_no_face():
         height, wide, _ = overlay(given, width).shape
         assert height * wide < share * width * width * 3 / 4
     assert overlay(given, 256).shape[0] >= 20, "its letters can be read"
+
+
+@pytest.mark.parametrize("words", [r"we $\frac{ cheerful $ more", "$5 and $10"])
+def test_words_and_names_are_no_formulas(words, figures, monkeypatch):
+    """The second would be one without an error: "5 and" in italics."""
+    monkeypatch.setattr("inference.figure.png", plots.png)
+    given = said([0.9, 0.1], ["$x$", "hap"])
+    clip = replace(given.source.clip, transcript=words)
+    given.source = given.source._replace(name=f"{words}.mp4", clip=clip)
+    given.seen["text"] = Seen(np.zeros((2, 3)), None)
+    draw_prediction(given)
+    drawn = {text.get_text(): text.get_parse_math() for text, _ in texts(figures[0])}
+    for each in (f"“{words}”", f"{words}.mp4", "$x$"):
+        assert any(each in text for text in drawn)
+    assert [text for text, is_formula in drawn.items() if is_formula and "$" in text] == []
 
 
 def test_class_names_are_no_formulas(tmp_path):

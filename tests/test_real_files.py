@@ -21,7 +21,7 @@ from extract import audio, media, vectors
 from inference.annotate import annotate
 from inference.prediction import ClipPrediction
 from inference.sources import find_sources, left_out, read_cues, read_words
-from inference.windows import cut_long
+from inference.windows import copy_packets, cut_long, read_subtitles
 from models.features import BatchNorm
 from utils.errors import ClipError, UsageError
 from utils.sheet import Sheet
@@ -178,17 +178,21 @@ PCM = {"sound_codec": "pcm_s16le"}
 @pytest.mark.parametrize(
     ("name", "asked"),
     [
-        ("a.mp4", ()),
+        ("a.mp4", ("-disposition:a:0", "default", "-disposition:a:1", 0)),
         ("a.mkv", ("-disposition:a:0", 0, "-disposition:a:1", "default")),
-        ("a.mkv", ()),
+        ("a.mkv", ("-disposition:a:0", "default", "-disposition:a:1", 0)),
     ],
 )
 def test_the_first_track_is_silent(base, tmp_path, name, asked):
     """As screen recorders write it: the desktop, then the microphone."""
     silence = ("-f", "lavfi", "-i", "anullsrc=r=16000:cl=mono")
     tracks = ("-map", "1:v", "-map", "0:a", "-map", "1:a", "-t", 2, "-c:v", "copy", "-c:a", "aac")
-    sound = audio.read_mono(ffmpeg(*silence, "-i", base, *tracks, *asked, tmp_path / name))
+    clip = ffmpeg(*silence, "-i", base, *tracks, *asked, tmp_path / name)
+    sound = audio.read_mono(clip)
     assert sound.track == 2 and level(sound.wave) > 0.01
+    made = tmp_path / "made.mp4"
+    made.write_bytes(annotate(clip, []))
+    assert level(audio.read_mono(made).wave) > 0.01, "the annotated video is mute"
 
 
 def test_the_default_track_comes_first(base, tmp_path):
@@ -280,9 +284,20 @@ def long(tmp_path_factory) -> Path:
     return make_clip(place, moving_picture(120), voice(8), fps=15)
 
 
-@pytest.mark.parametrize("name", [*SOUNDS, *FILMS])
+# Far apart are the key frames of clip.ts: it has one. What is shown before the one that it is
+# decoded behind ("open GOP") comes in .mpg and .mkv.
+LONG_FILMS = FILMS | {
+    "often.m2ts": ("-c:v", "libx264", "-g", 15, "-c:a", "ac3", "-f", "mpegts"),
+    "clip.mpg": ("-r", 25, "-c:v", "mpeg2video", "-bf", 2, "-c:a", "mp2"),
+    "clip.mkv": ("-c:v", "libx265", "-x265-params", "log-level=0:keyint=40", "-c:a", "aac"),
+    "clip.flv": ("-c:v", "flv", "-c:a", "libmp3lame", "-ar", 44100),
+    "clip.avi": ("-c:v", "mpeg4", "-bf", 2, "-c:a", "libmp3lame"),
+}
+
+
+@pytest.mark.parametrize("name", [*SOUNDS, *LONG_FILMS])
 def test_long_recordings_of_every_container_are_cut(long, tmp_path, name):
-    flags = FILMS.get(name) or ("-vn", "-c:a", *SOUNDS[name])
+    flags = LONG_FILMS.get(name) or ("-vn", "-c:a", *SOUNDS[name])
     film = ffmpeg("-i", long, *flags, tmp_path / name)
     parts = cut_long(find_sources([film], None)[0], 3.0, tmp_path)
     assert len(parts) > 1
@@ -291,6 +306,28 @@ def test_long_recordings_of_every_container_are_cut(long, tmp_path, name):
         sound = audio.read_mono(part.clip.media)
         assert len(sound.wave) / 16_000 == pytest.approx(part.end - part.start, abs=0.3)
         assert sound.offset == pytest.approx(part.start, abs=0.3) and level(sound.wave) > 0.01
+        if name in LONG_FILMS:
+            times = np.arange(part.start + 0.2, part.end - 0.1, 0.4)
+            found, whole = ([*media.frames_at(path, times)] for path in (part.clip.media, film))
+            assert [place for place, _ in found] == [place for place, _ in whole]
+            assert sum(len(place) for place, _ in found) == len(times)
+            for (_, shown), (_, expected) in zip(found, whole, strict=True):
+                assert np.abs(shown.astype(int) - expected).mean() < 2
+            first, *more = [time for time, _ in media.scan_pictures(film).keyframes]
+            entry = max([first, *(time for time in more if time <= part.start)])
+            assert media.scan_pictures(part.clip.media).start == pytest.approx(entry, abs=0.1)
+
+
+def test_no_part_of_an_mpg_rests_on_guessed_times(long, tmp_path):
+    """FFmpeg guesses them behind a seek, where the pictures are not in the order of decoding."""
+    flags = ("-r", 25, "-c:v", "mpeg2video", "-bf", 1, "-g", 8, "-c:a", "mp2")
+    film = ffmpeg("-i", long, *flags, tmp_path / "film.mpg")
+    for start in (2.1, 3.3, 4.7, 5.9):
+        ending, data = copy_packets(film, start, start + 1, None)
+        part = tmp_path / f"part{ending}"
+        part.write_bytes(data)
+        for time in (start, start + 0.4):
+            assert np.abs(frame_of(part, time) - frame_of(film, time)).mean() < 2
 
 
 def test_cut_recordings_that_tell_their_length_are_called_so(base, tmp_path):
@@ -401,7 +438,10 @@ def test_subtitles_of_the_web(tmp_path):
     assert read_words(tmp_path / "b.VTT") == "so it was very nice"
 
 
-@pytest.mark.parametrize("name", ["a.TXT", "a.Txt", "a.SRT", "a.vtt", "a.VTT"])
+@pytest.mark.parametrize(
+    "name",
+    ["a.TXT", "a.tXt", "a.SRT", "a.vtt", "a.en.vtt", "a.pt-BR.SRT", "a.eng.txt", "a.mp4.vtt"],
+)
 def test_words_beside_a_clip(base, tmp_path, name):
     words = "I am glad"
     if not name.lower().endswith("txt"):
@@ -412,6 +452,31 @@ def test_words_beside_a_clip(base, tmp_path, name):
         (source,) = find_sources([tmp_path / given], None)
         assert source.clip.transcript == "I am glad" and not source.problem
     assert not source.clip.media.name, "words alone are no clip"
+    assert left_out([tmp_path]) == []
+
+
+def test_words_in_several_languages(tmp_path):
+    """The downloader that fetches a.en.srt fetches a.en-orig.srt, the same words, as well."""
+    for name in (
+        "a.mp4",
+        "a.de.mp4",
+        "a.de.srt",
+        "a.en-orig.srt",
+        "a.en.vtt",
+        "a.mov.srt",
+        "a.7.srt",
+    ):
+        (tmp_path / name).write_text(f"00:00:00,500 --> 00:00:01,500\n{name}\n")
+    german, english = find_sources([tmp_path], None)
+    assert german.clip.transcript == "a.de.srt" and english.clip.transcript == "a.en-orig.srt"
+    assert [path.name for path in left_out([tmp_path])] == ["a.7.srt", "a.mov.srt"]
+    (tmp_path / "a.fr.srt").write_text("x")
+    (source,) = find_sources([tmp_path / "a.mp4"], None)
+    expected = "the words of a.mp4 are there in en and fr: rename one to a.srt, or give --text"
+    assert source.clip.transcript == "" and source.problem == f"E_READ: {expected}"
+    assert read_subtitles(source, 0) == ([], source.problem)
+    (source,) = find_sources([tmp_path / "a.mp4"], "bonjour")
+    assert source.clip.transcript == "bonjour" and not source.problem
 
 
 # --- corpora ------------------------------------------------------------------------------------

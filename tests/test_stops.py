@@ -532,6 +532,26 @@ def test_closed_streams_end_nothing(features, tmp_path, closed):
     assert ended.returncode == 0 and best_checkpoint(tmp_path / "text" / "a")
 
 
+SAYS = """
+import os, sys
+sys.addaudithook(lambda event, _: event == "os.rename" and os.write(2, b" said by a library"))
+"""
+
+
+def test_what_is_said_on_closed_streams_gets_into_no_file(tmp_path):
+    """A descriptor that is closed would be that of the next file: here of the lock."""
+    (tmp_path / "sitecustomize.py").write_text(SAYS)
+    table = "media,split,emotion,transcript\na.mp4,train,hap,the day\nb.mp4,val,sad,the\n"
+    (tmp_path / "manifest.csv").write_text(table)
+    np.savez(tmp_path / "v.npz", words=np.array(["the", "day"]), vectors=np.eye(2, dtype="f4"))
+    flags = "--corpus csv --modalities text --word_vectors v.npz --data_dir . --features_dir f"
+    command = f"exec {sys.executable} {ROOT / 'preprocess.py'} {flags} >&- 2>&- <&-"
+    env = os.environ | QUIET | {"PYTHONPATH": str(tmp_path)}
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env).returncode == 0
+    assert len([*(tmp_path / "f").glob("*/text/*.npz")]) == 2
+    assert re.fullmatch(r"process \d+ on \S+", (tmp_path / "f" / ".lock").read_text())
+
+
 def test_a_terminal_without_unicode_gets_escapes():
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     code = "from utils.errors import run_script; run_script(lambda: print('0.5 \\xb1 0.1'))"

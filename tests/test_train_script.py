@@ -931,3 +931,31 @@ def test_the_words_of_a_fused_run_have_no_last_layer(features, tmp_path):
 def test_a_hint_is_about_what_failed(start):
     run = start("text", "--lr", 1e-3, "--resume", "--overwrite")
     assert run.code == 2 and "did you mean" not in run.err, run.err
+
+
+@pytest.mark.parametrize("flag", [("--lr", "0.01"), ("--lr=0.01",)])
+def test_the_short_name_of_the_learning_rate_sets_it(monkeypatch, flag):
+    assert resolve(monkeypatch, "text", " ".join(flag))["learning_rate"] == 0.01
+
+
+def test_batches_of_one_clip_teach_custom_features(tmp_path):
+    """One vector of it, too: (D,), and (T, D) of which one frame is seen."""
+    features = write_features(tmp_path / "features", 1, modalities=("text",))
+    add_feature(features, "whole", (8,))
+    add_feature(features, "moving", (2, 8))
+    shape = ["--inputs", "whole,moving", "--feature_frames", 1, "--n_epoch", 1, "--batch_size", 1]
+    places = ["--features_dir", features, "--logs_dir", tmp_path, "--num_workers", 0]
+    run = run_main("train", "--mode", "multimodal", "--exp_name", "a", *places, *shape)
+    assert run.code == 0, run.err
+    learnt = weights(tmp_path / "multimodal" / "a")
+    assert all(torch.isfinite(each).all() for each in learnt.values())
+
+
+def test_one_training_clip_teaches_nothing(features, start, tmp_path):
+    folder = shutil.copytree(features, tmp_path / "one")
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    table[table["split"].ne("train") | table["clip_id"].eq("00000")].to_csv(
+        folder / "manifest.csv", index=False
+    )
+    run = start("text", "--features_dir", folder)
+    assert run.code == 2 and f"{folder}: 1 training clip: at least 2 are needed" in run.err

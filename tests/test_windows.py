@@ -152,6 +152,17 @@ def test_all_parts_together_say_what_the_file_says(tmp_path):
     assert all(said[:3]) and said[-1].endswith("nine") and not parts[0].problem
 
 
+def test_subtitles_count_from_the_first_second_of_a_recording(tmp_path):
+    """As players do: the clock of a broadcast begins anywhere."""
+    wave = np.concatenate([each for n in range(4) for each in (voice(1.5, n), PAUSE)])
+    clip = make_clip(tmp_path / "long.ts", None, wave, sound_start=100)
+    times = [f"00:00:{2.5 * n:06.3f} --> 00:00:{2.5 * n + 1.5:06.3f}\n{n}" for n in range(4)]
+    (tmp_path / "long.srt").write_text("\n\n".join(times))
+    parts = cut_long(source_of(clip), 3, tmp_path / "parts")
+    assert [part.clip.transcript for part in parts] == list("0123")
+    assert parts[0].start > 99 and "outside" not in str(parts[0].notes)
+
+
 # --- the file of each ---------------------------------------------------------------------------
 
 

@@ -412,20 +412,23 @@ def test_archives_that_zipfile_cannot_open_are_told_in_one_line(tmp_path, place)
 
 def test_a_process_asks_the_file_once_for_a_word(tmp_path, monkeypatch):
     """The page asks for every sentence, and the file may have gigabytes."""
-    path, asked = text(tmp_path), []
-    read = vectors.read_vectors
+    path, asked, hashed = text(tmp_path), [], []
+    read, sha256 = vectors.read_vectors, vectors.sha256
     monkeypatch.setattr(vectors, "read_vectors", lambda p, new: asked.append(new) or read(p, new))
+    monkeypatch.setattr(vectors, "sha256", lambda path: hashed.append(path) or sha256(path))
     for number, said in enumerate(["the no", "no the", "the unheard", "unheard the", "anger"]):
         vectors.gather(path, [said], tmp_path / str(number))
         known = vectors.open_store(tmp_path / str(number))
         assert known.keys() == {*said.split()} - {"unheard"}
         assert all((known[word] == VECTORS[word]).all() for word in known)
     assert len(asked) == 3 and "the" not in asked[1] and "unheard" in asked[1]
+    assert hashed == [path]
     with pytest.raises(vectors.NoneKnown):
         vectors.gather(path, ["unheard"], tmp_path / "none")
     path.write_text(path.read_text().replace("0.5", "0.25"))
     vectors.gather(path, ["the"], tmp_path / "new")
     assert vectors.open_store(tmp_path / "new")["the"][2] == 0.25 and len(asked) == 4
+    assert hashed == [path] * 2
 
 
 def test_real_vectors_read_alike():

@@ -13,7 +13,7 @@ import re
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from training.card import is_card, is_measured
 from training.modalities import modality
 from training.tasks import ALL_SETTINGS, TASKS, recipe
 from utils.errors import IntegrityError, UsageError, in_short, listed
-from utils.files import DAMAGED, is_utf8, read_sealed, write_sealed
+from utils.files import DAMAGED, is_utf8, read_regular, read_sealed, write_sealed
 
 FORMAT = 2  # raise it when older checkpoints cannot be read any more
 KEYS = ("arch", "weights", "classes", "features_config", "config", "epoch", "val")
@@ -35,6 +35,9 @@ DEPTH, MOST_VALUES = 8, 100_000  # of settings within settings
 # Bytes of a pickle, and the part of its file that it may be: each can become 72 in memory. A text
 # model of 100 layers with its optimizer's state needs 0.8 MB, a large model 0.01 of its file.
 MOST_PICKLED, SHARE_PICKLED = 1 << 20, 16
+# Of these a member of the zip has about 140 in a checkpoint of ours, and costs 1.2 KB in memory.
+PICKLED_PER_MEMBER = 64
+OLDER_PARTS = 5  # of torch's files before they were zips: pickles, and then the values
 LARGEST = 1 << 64  # number: Python writes none of more than 4,300 digits into a message
 CALLED = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_tensor_v2|torch\.[A-Za-z0-9]+Storage"
@@ -150,7 +153,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no checkpoint {path}")
-    archive = _read_archive(path)
+    archive = _read_archive(read_sealed(path), path)
     size = archive.getbuffer().nbytes
     try:
         checkpoint = torch.load(archive, map_location="cpu", weights_only=True)
@@ -166,11 +169,31 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _read_archive(path: Path) -> io.BytesIO:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights that another tool saved, looked at as a checkpoint of ours before torch loads them.
+    IntegrityError or one of DAMAGED for what holds anything else."""
+    data = read_regular(path)
+    if data.startswith(b"PK"):
+        file = _read_archive(data, path)
+    else:  # of an older torch, as the published weights of EfficientNet are
+        file, pickles = io.BytesIO(data), io.BytesIO(data[: _most_pickled(data)])
+        _check_names(set().union(*(names_in(pickles) for _ in range(OLDER_PARTS))), path)
+    del data  # else a zip would be here twice beside what is made of it
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    if not is_tensors(weights):
+        raise IntegrityError(f"{path} holds other things than weights")
+    return weights
+
+
+def _read_archive(data: bytes, path: Path) -> io.BytesIO:
     """The zip of torch.save, written anew from what was looked at here: in a forged one torch's
     reader finds other members than Python's. IntegrityError for what is no such zip, unpacks to
     more than its own bytes, or calls what no checkpoint of ours does."""
-    data, buffer = read_sealed(path), io.BytesIO()
+    buffer, most = io.BytesIO(), _most_pickled(data)
+    # Asked before zipfile lists them. By chance these bytes are in weights once in 4 GB.
+    if (count := data.count(b"PK\x01\x02")) > most // PICKLED_PER_MEMBER:
+        what = f"has {count} members; the limit is {most // PICKLED_PER_MEMBER}"
+        raise IntegrityError(f"{path} {what}")
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         members = archive.infolist()
@@ -182,14 +205,11 @@ def _read_archive(path: Path) -> io.BytesIO:
         if len({*names}) < len(names):
             raise ValueError("two of its members have one name, apart from capitals")
         (place,) = (place for place, name in enumerate(names) if name.endswith("/data.pkl"))
-        pickled, most = members[place], max(MOST_PICKLED, len(data) // SHARE_PICKLED)
+        pickled = members[place]
         if pickled.file_size > most:
             what = f"describes its parts in {pickled.file_size} bytes; the limit is {most}"
             raise IntegrityError(f"{path} {what}")
-        called = names_in(archive.read(pickled))
-        if foreign := [name for name in called if not CALLED.fullmatch(name)]:
-            what = f"calls {listed(sorted(foreign))}, which no checkpoint of ours does"
-            raise IntegrityError(f"{path} {what}; it was not loaded")
+        _check_names(names_in(archive.read(pickled)), path)
         with zipfile.ZipFile(buffer, "w") as anew:
             for member in members:
                 anew.writestr(zipfile.ZipInfo(member.filename), archive.read(member))
@@ -200,7 +220,18 @@ def _read_archive(path: Path) -> io.BytesIO:
     return buffer
 
 
-def names_in(pickled: bytes) -> set[str]:
+def _most_pickled(data: bytes) -> int:
+    return max(MOST_PICKLED, len(data) // SHARE_PICKLED)
+
+
+def _check_names(called: set[str], path: Path) -> None:
+    """IntegrityError for a pickle that calls what no checkpoint of ours does."""
+    if foreign := [name for name in called if not CALLED.fullmatch(name)]:
+        what = f"calls {listed(sorted(foreign))}, which no checkpoint of ours does"
+        raise IntegrityError(f"{path} {what}; it was not loaded")
+
+
+def names_in(pickled: bytes | BinaryIO) -> set[str]:
     """What a pickle would call, read without calling any of it. torch allows more than a checkpoint
     needs: `bytearray(3_000_000_000)` takes that much memory. ValueError for what is no pickle."""
     names = set()

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler, default_collate
 
+from models.classifier import Inputs
 from training.augment import AUGMENTATIONS
 from training.features import Features, lacks
 from training.loader import Loader
@@ -29,8 +30,6 @@ from training.views import Arrays
 from utils.distributed import SINGLE_PROCESS, SingleProcess
 from utils.errors import UsageError, in_short
 from utils.parallel import end_with_parent
-
-Inputs = dict[str, tuple[Tensor, ...]]  # of a model, by modality
 
 
 def training_rows(

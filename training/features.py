@@ -22,6 +22,7 @@ from training.modalities import MODALITIES, SAME, Shape, modality
 from utils.errors import IntegrityError, UsageError, in_short, listed
 from utils.files import (
     DAMAGED,
+    check_ids,
     check_packing,
     digest,
     in_threads,
@@ -82,9 +83,7 @@ class Features:
         if lacking or table.duplicated(["split", "clip_id"]).any():
             reason = f"lacks {', '.join(lacking)}" if lacking else "lists a clip twice"
             raise UsageError(f"{manifest} {reason}: run preprocess.py again")
-        for name in {*table["split"], *table["clip_id"]}:
-            if Path(name).name != name or name in ("", "..") or "\0" in name:  # of another folder
-                raise IntegrityError(f"{manifest} is damaged, or not ours: it has the id {name!r}")
+        check_ids(manifest, {*table["split"], *table["clip_id"]})
         if "speaker" not in table:
             table["speaker"] = ""  # nobody knows
         return cls(folder, settings, table, seen=stamps)

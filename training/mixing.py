@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.classifier import Inputs
 from training.modalities import modality
 
-Inputs = dict[str, tuple[Tensor, ...]]
 Targets = dict[str, Tensor]
 
 

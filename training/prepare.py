@@ -17,7 +17,7 @@ from models.classifier import EmotionClassifier
 from models.fusion import FUSIONS
 from models.pooling import POOLINGS
 from training.card import LONGEST
-from training.checkpoint import Checkpoint, find_checkpoints, load_checkpoint
+from training.checkpoint import Checkpoint, find_checkpoints, load_checkpoint, read_weights
 from training.data import ClipDataset
 from training.features import Features, lacks
 from training.fingerprint import known
@@ -216,7 +216,7 @@ def create_model(
 
 def fill_backbone(backbone: Backbone, source: str) -> None:
     try:
-        place = load_pretrained(backbone, source)
+        place = load_pretrained(backbone, source, read_weights)
     except Exception as error:  # no internet, no file, or foreign bytes in it
         reason = in_short(f"{type(error).__name__} {error}")
         raise UsageError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -125,46 +127,66 @@ def _is_row(value: Any) -> bool:
 
 
 def _is_optimizer(value: Any) -> bool:
-    """Whether the tensors in it are ordinary ones; torch and `check_optimizer` see to the rest."""
-    held = value.get("state") if isinstance(value, dict) else None
-    return isinstance(held, dict) and all(
-        isinstance(each, dict)
-        and is_tensors({key: part for key, part in each.items() if isinstance(part, Tensor)})
-        for each in held.values()
-    )
+    """Whether it has the parts of one; `check_optimizer` sees to what is in them."""
+    parts = (value.get("state"), value.get("param_groups")) if isinstance(value, dict) else ()
+    return [*map(type, parts)] == [dict, list]
 
 
-def check_optimizer(optimizer: Optimizer, name: str, steps: int, path: Path) -> None:
+def check_optimizer(saved: Any, optimizer: Optimizer, name: str, steps: int, path: Path) -> None:
     """IntegrityError unless it holds of each parameter what one of this `name` does after some of
-    the `steps` that are done."""
-    like: dict[torch.Size, dict[str, Any]] = {}
-    if not optimizer.state:  # it has made no step
-        return
-    for parameter in chain.from_iterable(group["params"] for group in optimizer.param_groups):
-        held, shape = optimizer.state.get(parameter, {}), parameter.shape
-        if shape not in like:
-            like[shape] = _after_a_step(name, shape)
-        fits = all(_is_alike(held.get(key), each) for key, each in like[shape].items())
-        if fits and "step" in like[shape]:
-            fits = type(held["step"]) is type(like[shape]["step"]) and 0 <= held["step"] <= steps
-        if not fits:
-            raise unusable(path, "its optimizer is none of ours")
+    the `steps` that are done, or nothing yet.
+
+    Asked before torch loads it: that casts values of other types, so of many views of one small
+    place it would make as many tensors.
+    """
+    parameters = [*chain.from_iterable(group["params"] for group in optimizer.param_groups)]
+    own = [group["params"] for group in optimizer.state_dict()["param_groups"]]
+    groups, state = saved["param_groups"], saved["state"]
+    held = [state.get(number) for number in range(len(parameters))]
+    like = _after_a_step(name)
+    is_whole = not state or (
+        len(state) == len(held)
+        and all(map(partial(_is_held, like=like, steps=steps), held, parameters))
+        and _are_apart(held)
+    )
+    is_ours = is_plain(groups) and all(isinstance(group, dict) for group in groups)
+    if not (is_whole and is_ours and [group.get("params") for group in groups] == own):
+        raise unusable(path, "its optimizer is none of ours")
 
 
-def _after_a_step(name: str, shape: torch.Size) -> dict[str, Any]:
-    """What an optimizer holds of a parameter of this shape."""
-    parameter = torch.nn.Parameter(torch.zeros(shape))
-    parameter.grad = torch.zeros(shape)
+def _after_a_step(name: str) -> dict[str, Any]:
+    """What an optimizer holds of a parameter of shape (1,)."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
     optimizer = make_optimizer(name, [parameter], 0.1, 0.0)
     optimizer.step()
     return optimizer.state[parameter]
 
 
-def _is_alike(value: Any, like: Any) -> bool:
-    """Tensors of one kind, or both one number, in a tensor or not."""
-    if isinstance(value, Tensor) and isinstance(like, Tensor):
-        return value.dtype == like.dtype and value.shape == like.shape
-    return all(
-        each.numel() == 1 if isinstance(each, Tensor) else isinstance(each, int | float)
-        for each in (value, like)
+def _is_held(held: Any, parameter: Tensor, like: dict[str, Any], steps: int) -> bool:
+    """Whether this is what an optimizer holds of a parameter."""
+    if not isinstance(held, dict) or held.keys() != like.keys():
+        return False
+    alike = all(_is_alike(held[key], each, parameter.shape) for key, each in like.items())
+    return alike and 0 <= held.get("step", 0) <= steps
+
+
+def _is_alike(value: Any, like: Any, shape: torch.Size) -> bool:
+    """Both of one type; a tensor of `shape` where `like` is one of (1,), and no value twice."""
+    if not isinstance(like, Tensor):
+        return type(value) is type(like)
+    if not is_tensors({"": value}) or value.dtype != like.dtype:
+        return False
+    sizes = sorted(zip(value.stride(), value.shape, strict=True))
+    lengths = [size for _, size in sizes]
+    is_dense = all(
+        size == 1 or stride == math.prod(lengths[:place])
+        for place, (stride, size) in enumerate(sizes)
     )
+    return is_dense and value.shape == (shape if like.dim() else ())
+
+
+def _are_apart(held: list[dict[str, Any]]) -> bool:
+    """Whether no two tensors share their place."""
+    tensors = [part for each in held for part in each.values() if isinstance(part, Tensor)]
+    return len({each.untyped_storage().data_ptr() for each in tensors}) == len(tensors)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from models import build_model
 from models.backbone import Backbone, set_batchnorm_momentum
+from models.classifier import Inputs
 from training.accelerate import accelerate
 from training.checkpoint import Checkpoint, load_last
-from training.data import ClipDataset, Inputs, make_loader, training_rows
+from training.data import ClipDataset, make_loader, training_rows
 from training.features import Features
 from training.fingerprint import fingerprints
 from training.losses import LOSSES, smooth_one_hot
@@ -186,11 +187,12 @@ class Run:
         check_same(checkpoint, self.identity, path)
         check_parts(checkpoint, SUMS, self.steps_per_epoch, path)
         check_best(self.folder, path, checkpoint)
+        saved = checkpoint["optimizer"]
+        check_optimizer(saved, self.optimizer, self.config["optim"], checkpoint["step"], path)
         try:
             self.load_state(checkpoint)
         except Exception as error:  # of torch, which fails in any way at what is of another model
             raise unusable(path, in_short(f"{type(error).__name__} {error}")) from error
-        check_optimizer(self.optimizer, self.config["optim"], self.step, path)
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.step, self.rows, self.best = state["step"], state["rows"], state["best"]

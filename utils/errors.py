@@ -137,11 +137,20 @@ def _end_without_memory(script: str, said: object) -> NoReturn:
 
 
 def make_streams_usable() -> None:
-    """Output may be closed (`2>&-`), or unable to write a name or a sign: neither ends a run."""
+    """Output may be closed (`2>&-`), or unable to write a name or a sign: neither ends a run.
+
+    A descriptor that is closed would be that of the next file, which would get what a library says.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # what is opened now gets the lowest free number, which is this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+            unread = os.open(os.devnull, os.O_WRONLY)
+            setattr(sys, name, os.fdopen(unread, "w", errors="backslashreplace"))
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 

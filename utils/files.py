@@ -157,6 +157,13 @@ def read_csv(path: Path) -> Any:
             raise ValueError(in_short(error)) from error
 
 
+def check_ids(table: Path, ids: Iterable[str]) -> None:
+    """IntegrityError for an id of a table that leads to another folder, as a name of a file."""
+    for name in ids:
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
+            raise IntegrityError(f"{table} is damaged, or not ours: it has the id {name!r}")
+
+
 def read_regular(path: Path) -> bytes:
     """All bytes of a file; UsageError names it when it is missing or no file with an end."""
     try:

@@ -16,6 +16,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -60,12 +61,15 @@ def begin_loading(libraries: Iterable[str]) -> None:
 def guarded(function: Callable, *args: Any, limits: Limits) -> Any:
     """`function(*args)` in a child process. ClipError when the child dies twice or is too slow.
 
-    The function's own ClipError and UsageError pass through; any other exception becomes E_CRASH,
-    its traceback on stderr.
+    A second try has the seconds that the first one left. The function's own ClipError and
+    UsageError pass through; any other exception becomes E_CRASH, its traceback on stderr.
     """
-    result = _call(function, args, limits)
+    _start(limits)
+    until = time.monotonic() + limits.seconds
+    result = _call(function, args, limits, until)
     if _code(result) in TRY_AGAIN:
-        result = _call(function, args, limits)
+        _start(limits)
+        result = _call(function, args, limits, until)
     if isinstance(result, Exception):
         raise result
     return result
@@ -75,13 +79,11 @@ def _code(result: Any) -> str | None:
     return result.code if isinstance(result, ClipError) else None
 
 
-def _call(function: Callable, args: tuple, limits: Limits) -> Any:
+def _call(function: Callable, args: tuple, limits: Limits, until: float) -> Any:
     """What the function returns, or the exception that says what went wrong."""
-    if getattr(_here, "process", None) is None:
-        _start(limits)
     try:
         _here.pipe.send((function, args, limits.memory_mb))
-        if _here.pipe.poll(limits.seconds):
+        if _here.pipe.poll(max(0.0, until - time.monotonic())):
             result, seconds = _here.pipe.recv()
             stopwatch.add(seconds)
         else:
@@ -109,6 +111,9 @@ def _death(limits: Limits) -> ClipError:
 
 
 def _start(limits: Limits) -> None:
+    """A child of this thread, unless it has one."""
+    if getattr(_here, "process", None) is not None:
+        return
     begin_loading(limits.libraries)
     context: Any = multiprocessing.get_context(START)
     # dask's workers are "daemonic", which to multiprocessing means: without children
