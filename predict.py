@@ -175,7 +175,7 @@ def predict_all(args: argparse.Namespace, predictor: Any, sources: list) -> list
     if not args.no_pictures:  # loaded while the first clip is read
         Thread(target=import_module, args=("matplotlib.figure",), daemon=True).start()
     parts = [part for source in sources for part in predictor.with_words(predictor.cut(source))]
-    write_subtitles(args.out, predictor.heard, sources)
+    write_subtitles(args.out, predictor.heard, parts)
     predictor.look_up([part.clip.transcript for part in parts])
     if predictor.compares:
         compared = ", ".join(predictor.compares)
@@ -208,13 +208,17 @@ def origins(cards: list) -> list[str]:
     ]
 
 
-def write_subtitles(out: Path, heard: dict, sources: list) -> None:
-    """What was recognised, an .srt for each clip."""
-    from extract.transcribe import srt
+def write_subtitles(out: Path, heard: dict, parts: list) -> None:
+    """What was recognised, an .srt for each clip. Subtitles count from the first second of a
+    recording, whatever its own clock says."""
+    from extract.transcribe import Cue, srt
 
-    for source in sources:
-        if cues := heard.get(source.name):
-            write_bytes(out / f"{source.clip.clip_id}.srt", srt(cues).encode())
+    for name, (part, *_) in groupby(parts, lambda each: each.name):
+        if not (cues := heard.get(name)):
+            continue
+        first = part.extent[0] if part.extent else 0.0
+        cues = [Cue(cue.start - first, cue.end - first, cue.words) for cue in cues]
+        write_bytes(out / f"{clip_name(part)}.srt", srt(cues).encode())
 
 
 def write_recording(
@@ -225,9 +229,7 @@ def write_recording(
     from inference.timeline import draw_timeline
 
     is_long = predictions[0].source.start is not None
-    name = predictions[0].source.clip.clip_id
-    if is_long:
-        name = name.rpartition("-")[0]
+    name = clip_name(predictions[0].source)
     if not args.no_pictures:
         picture = draw_timeline(predictions) if is_long else draw_prediction(predictions[0])
         write_bytes(args.out / f"{name}.png", picture)
@@ -236,6 +238,12 @@ def write_recording(
             write_bytes(args.out / f"{name}.mp4", predictor.annotate(path, predictions))
         except ClipError as error:
             print(f"{path} is not annotated: {error.reason}", file=sys.stderr)
+
+
+def clip_name(part: Any) -> str:
+    """The id of a clip, or of the recording that it is a part of."""
+    name = part.clip.clip_id
+    return name if part.start is None else name.rpartition("-")[0]
 
 
 def header(classes: list[str]) -> str:

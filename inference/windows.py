@@ -27,7 +27,8 @@ NEAR = 2.0  # seconds: so early or late may a subtitle come; further away, nobod
 UTTERANCE = 6.0  # seconds at most: about what the speech models see at once (400 columns)
 LONGEST = 24 * 3600  # seconds; what claims more is damaged or forged
 LEVEL, MIN_LEVEL = 0.1, 5e-4  # of a voice, as amplitude: what the detector likes; the quietest
-GUESSED = 1.0  # seconds behind a seek in an .mpg: it tells the time each 0.7 s (ISO 13818-1, 2.7.4)
+# Seconds behind a seek in an .mpg whose times may be guesses: one is told each 0.7 s (ISO 13818-1)
+GUESSED = 1.0
 Span = tuple[float, float]
 # Containers for parts of a recording, by the kind of the whole: Matroska takes most codecs.
 SAME, OTHERS = ("mov", "asf", "ogg", "flv"), {"amr": (".mov", "mov")}

@@ -13,11 +13,13 @@ import pytest
 from conftest import make_clip, voice
 from inside import run_main
 
+import predict
+from corpora.manifest import Clip
 from extract import transcribe
 from extract.clip import deadline_for
 from extract.transcribe import Cue
 from inference.predictor import Predictor
-from inference.sources import read_cues, read_words
+from inference.sources import Source, read_cues, read_words
 from utils.errors import ClipError, UsageError
 
 
@@ -279,3 +281,12 @@ def test_times_are_written_as_players_read_them(tmp_path):
         (0.0, "first"),
         (3661.5, "second"),
     ]
+
+
+def test_subtitles_of_a_recording_count_from_its_first_second(tmp_path):
+    clip = Clip("a-0011.40", "clips", tmp_path / "a-0011.40.ts")
+    parts = [Source("a.ts", clip, start=11.4, end=15.0, extent=(1.4, 41.4)), Source("b.wav", clip)]
+    heard = {"a.ts": [Cue(11.4, 12.4, "good day")]}
+    predict.write_subtitles(tmp_path, heard, parts)
+    (path,) = tmp_path.glob("*.srt")
+    assert path.name == "a.srt" and "00:00:10,000 --> 00:00:11,000" in path.read_text()
