@@ -328,10 +328,9 @@ def test_a_progress_bar_is_for_a_terminal_alone():
     assert run_script("-c", BAR).stderr == ""
     shown, terminal = os.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
-    command = [sys.executable, "-c", BAR]
-    try:
-        subprocess.run(command, cwd=ROOT, stderr=terminal, stdout=subprocess.DEVNULL, check=True)
-        assert b"at work: 100%" in os.read(shown, 10_000)
-    finally:
-        os.close(shown)
-        os.close(terminal)
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "TQDM"}
+    child = {"cwd": ROOT, "env": environment, "stdout": subprocess.DEVNULL, "timeout": 60}
+    subprocess.run([sys.executable, "-c", BAR], stderr=terminal, check=True, **child)
+    os.close(terminal)  # else a read of nothing would wait for ever
+    with open(shown, "rb", buffering=0) as file:
+        assert b"at work: 100%" in file.read(10_000)
