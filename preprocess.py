@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import multiprocessing
 import os
 import shutil
 import signal
@@ -48,6 +47,7 @@ from utils.files import (
 )
 from utils.guard import CLIP_MB
 from utils.parallel import BACKENDS, available_cores, connect, parallel_map
+from utils.scratch import delete_all
 
 SAMPLE = 200  # readable .npz files: the width that most of all have shows in them
 SHOWN = 20  # rejected clips that are named
@@ -177,26 +177,16 @@ def load_ahead(args: argparse.Namespace, listing: Listing) -> None:
 def end_at_signals() -> None:
     """SIGTERM and Ctrl-C end the run at once; the workers see it and remove what they write."""
 
-    before = folder_of_sockets()  # of a process that runs this as a part of its work
-
     def end(number: int, frame: object) -> None:
         name = signal.Signals(number).name
         with contextlib.suppress(RuntimeError):  # it could be in the middle of a print
             sys.stdout.flush()
         os.write(2, f"\npreprocess.py: ended by {name}; the same command goes on\n".encode())
-        folder = folder_of_sockets()
-        if folder and folder != before:
-            shutil.rmtree(folder, ignore_errors=True)
+        delete_all()
         os._exit(128 + number)  # an exception would wait for the clips at hand
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-
-
-def folder_of_sockets() -> str | None:
-    """Where multiprocessing has this process's sockets, if anywhere; it removes the folder only at
-    an ordinary end."""
-    return multiprocessing.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
 
 
 def parsed_encoders(given: list[str]) -> dict[str, dict]:

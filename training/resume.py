@@ -168,14 +168,17 @@ def _is_held(held: Any, parameter: Tensor, like: dict[str, Any], steps: int) -> 
     if not isinstance(held, dict) or held.keys() != like.keys():
         return False
     alike = all(_is_alike(held[key], each, parameter.shape) for key, each in like.items())
+    alike = alike and type(held.get("step")) is type(like.get("step"))
     return alike and 0 <= held.get("step", 0) <= steps
 
 
 def _is_alike(value: Any, like: Any, shape: torch.Size) -> bool:
-    """Both of one type; a tensor of `shape` where `like` is one of (1,), and no value twice."""
-    if not isinstance(like, Tensor):
-        return type(value) is type(like)
-    if not is_tensors({"": value}) or value.dtype != like.dtype:
+    """A tensor of `shape` where `like` is one of (1,), and no value twice; else one number, in a
+    tensor or not: some optimizers hold either."""
+    is_ordinary = is_tensors({"": value}) if isinstance(value, Tensor) else False
+    if not isinstance(like, Tensor) or not like.dim():
+        return value.dim() == 0 if is_ordinary else isinstance(value, int | float)
+    if not is_ordinary or value.dtype != like.dtype:
         return False
     sizes = sorted(zip(value.stride(), value.shape, strict=True))
     lengths = [size for _, size in sizes]
@@ -183,7 +186,7 @@ def _is_alike(value: Any, like: Any, shape: torch.Size) -> bool:
         size == 1 or stride == math.prod(lengths[:place])
         for place, (stride, size) in enumerate(sizes)
     )
-    return is_dense and value.shape == (shape if like.dim() else ())
+    return is_dense and value.shape == shape
 
 
 def _are_apart(held: list[dict[str, Any]]) -> bool:

@@ -17,6 +17,7 @@ from utils.files import held_locks
 
 LOCK, FILES = ".scratch.lock", "files"  # the folder holds these two; a user sees `files` alone
 TRIES = 20  # to delete a folder into which somebody still writes
+_ours: dict[Path, int] = {}  # folders, also while they are made, and the process that they are of
 
 
 class Scratch:
@@ -46,6 +47,7 @@ def scratch_folder(prefix: str, place: str | None = None) -> Scratch:
     try:
         while True:
             folder = where / f"{prefix}{secrets.token_hex(8)}"
+            _ours[folder] = os.getpid()
             folder.mkdir(mode=0o700)
             lock = _lock(folder, os.O_CREAT)
             if lock is not None:  # else a sweep came between the two lines
@@ -53,6 +55,7 @@ def scratch_folder(prefix: str, place: str | None = None) -> Scratch:
                 return Scratch(folder, lock)
     except BaseException as error:  # also a signal that ends the program within these lines
         shutil.rmtree(folder, ignore_errors=True)
+        _ours.pop(folder, None)
         if not isinstance(error, OSError):
             raise
         what = f"cannot make a temporary folder in {where} (TMPDIR)"
@@ -113,8 +116,16 @@ def _delete(folder: Path, lock: BinaryIO, owner: int) -> None:
     finally:
         if folder.exists():  # a signal ends the program, and came within the line above
             _remove(folder)
+        _ours.pop(folder, None)
         held_locks.pop(folder, None)
         lock.close()
+
+
+def delete_all() -> None:
+    """Those of this process, which is about to end at once (os._exit)."""
+    for folder, owner in [*_ours.items()]:
+        if owner == os.getpid():
+            _remove(folder)
 
 
 def _remove(folder: Path) -> None:
