@@ -230,7 +230,8 @@ def test_weights_that_do_not_fit_are_refused(runs, features, start, tmp_path):
 def test_bad_flags_are_usage(start, flags, says):
     run = start("text", "--dry_run", *flags.split())
     assert run.code == (2 if says else 0) and says in run.err, run.err
-    assert not says or "usage:" in run.err or len(run.err.splitlines()) <= 2
+    lines = run.err.strip().split("\n")  # a bar of a slow machine is within one
+    assert not says or "usage:" in run.err or len(lines) <= 2
 
 
 @pytest.mark.parametrize(
