@@ -260,12 +260,13 @@ def test_a_clip_that_nothing_can_answer_is_listed_and_the_others_are_answered(in
     assert done.clips[0]["missing"]["speech"].startswith("E_OPEN: "), "programs need the code"
 
 
-@pytest.mark.parametrize("name", [b"c$\\frac{$.mp4", b"bad\xff.mp4", b"$5 and $10.mp4"])
-def test_any_words_and_names_can_be_drawn(place, ask, tmp_path, name):
+@pytest.mark.parametrize("name", [b"c$\\frac{$.mp4", b"bad\xff.mp4"])
+def test_any_name_can_be_drawn(place, ask, tmp_path, name):
+    """tests/test_pictures.py has words, classes, and what would be a formula."""
     (tmp_path / "clips").mkdir()
     clip = tmp_path / "clips" / os.fsdecode(name)
     shutil.copy(place / "clips" / "anna.mp4", clip)
-    done = ask(clip, "--text", r"we $\frac{ cheerful $ more", checkpoints=["face.pth"])
+    done = ask(clip, checkpoints=["face.pth"])
     (picture,) = done.folder.glob("*.png")
     assert picture.stat().st_size > 20_000
 
