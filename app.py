@@ -63,7 +63,7 @@ def main() -> None:
     from inference.offer import offer
     from inference.page import UPLOADS, create_page
     from inference.service import Service
-    from inference.settings import encoder_places
+    from inference.settings import check_recogniser, check_words, encoder_places
     from training.checkpoint import load_checkpoint
 
     models = find_models(args)
@@ -161,27 +161,6 @@ def can_answer(name: str, files: list[Path], encoders: list[str]) -> bool:
         print(f"not offered: {name}: {error}", file=sys.stderr)
         return False
     return True
-
-
-def check_words(models: dict[str, tuple[Path, ...]], vectors: Path) -> None:
-    """A line for each model that was trained with other word vectors: no sentence is read by it."""
-    from extract.vectors import origin_of
-    from inference.settings import settings_of
-
-    own = origin_of(vectors)
-    for name, files in models.items():
-        made = settings_of([*files])["features"].values()
-        if {each["vectors"] for each in made if "vectors" in each} - {own}:
-            what = f"was trained with other word vectors than {vectors}"
-            print(f"{name} {what}: it answers without the sentences", file=sys.stderr)
-
-
-def check_recogniser(given: str, device: str) -> None:
-    """UsageError where it cannot be loaded; the process that answers loads it for itself."""
-    from extract.transcribe import load, parse
-
-    load(parse(given), device)
-    load.cache_clear()
 
 
 def find_examples(folder: Path | None) -> dict[str, Path]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from extract import encoders
+from extract import encoders, transcribe
 from extract.clip import SETTINGS, odd_settings
+from extract.vectors import origin_of
 from training.checkpoint import load_checkpoint
 from training.modalities import MODALITIES, modality
 from utils.errors import IntegrityError, UsageError, listed
@@ -41,6 +43,22 @@ def settings_of(paths: list[Path]) -> dict[str, Any]:
                     f"{path} reads features that preprocess.py makes none of: {what}"
                 )
     return {"classes": checkpoint["classes"], "modalities": list(features), "features": features}
+
+
+def check_words(models: dict[str, tuple[Path, ...]], vectors: Path) -> None:
+    """A line for each model that was trained with other word vectors: no sentence is read by it."""
+    own = origin_of(vectors)
+    for name, files in models.items():
+        made = settings_of([*files])["features"].values()
+        if {each["vectors"] for each in made if "vectors" in each} - {own}:
+            what = f"was trained with other word vectors than {vectors}"
+            print(f"{name} {what}: it answers without the sentences", file=sys.stderr)
+
+
+def check_recogniser(given: str, device: str) -> None:
+    """UsageError where it cannot be loaded; the process that answers loads it for itself."""
+    transcribe.load(transcribe.parse(given), device)
+    transcribe.load.cache_clear()
 
 
 def encoder_places(given: list[str]) -> dict[str, str]:

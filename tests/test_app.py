@@ -31,6 +31,7 @@ from PIL import Image
 
 import app
 from inference import door, page, service, windows
+from inference.settings import check_words
 from inference.starter import WORDS, starter_models
 from utils.errors import ClipError, UsageError
 
@@ -206,13 +207,13 @@ def test_a_sentence_with_dollars_is_answered_as_it_is(behind, monkeypatch, tmp_p
 def test_other_word_vectors_are_told_when_the_page_starts(tmp_path, capsys):
     np.savez(tmp_path / "v.npz", words=np.array(["good", "day"]), vectors=np.ones((2, 25), "f4"))
     models = {path.stem: (path,) for path in starter_models()}
-    app.check_words(models, WORDS)
+    check_words(models, WORDS)
     assert capsys.readouterr().err == ""
-    app.check_words(models, tmp_path / "v.npz")
+    check_words(models, tmp_path / "v.npz")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("words was trained with other word vectors than") and "v.npz" in line
     with pytest.raises(UsageError, match=r"--word_vectors .*nowhere"):
-        app.check_words(models, tmp_path / "nowhere")
+        check_words(models, tmp_path / "nowhere")
 
 
 def test_live_mode_says_shortly_that_nobody_is_there():
