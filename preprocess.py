@@ -41,6 +41,7 @@ from utils.files import (
     digest,
     lock_folder,
     read_known,
+    record_path,
     write_bytes,
     write_csv,
     write_json,
@@ -166,11 +167,11 @@ def cropped(clip: Any) -> Any:
 
 def load_ahead(args: argparse.Namespace, listing: Listing) -> None:
     """Have the libraries of the workers loaded from now on, where there is a clip to work on."""
-    from extract.clip import libraries_of, record_path
+    from extract.clip import libraries_of
     from utils.guard import begin_loading
 
-    records = (record_path(args.features_dir, clip) for clip in listing.clips)
-    if args.backend == "loky" and not all(record.exists() for record in records):
+    places = (record_path(args.features_dir, each.split, each.clip_id) for each in listing.clips)
+    if args.backend == "loky" and not all(place.exists() for place in places):
         begin_loading(libraries_of(args.modalities))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from corpora.audit import files_of, load_audit
+from corpora.audit import load_audit, log_mels_of
 from corpora.same_sound import (
     CANDIDATE,
     SAME,
@@ -91,7 +91,7 @@ def find_copies(features_dir: Path, data_dir: Path) -> None:
     from extract.audio import extract_speech, read_mono
 
     rows = pd.read_csv(features_dir / "manifest.csv", dtype=str, keep_default_na=False)
-    mels = [read_log_mel(path) for path in files_of(features_dir, rows, "speech", ".npy")]
+    mels = [read_log_mel(path) for path in log_mels_of(features_dir, rows)]
     fine = [fine_structure(mel) for mel in mels]
     outlines = np.stack([outline(mel) for mel in mels])
     print(f"{'copy':20} {'lowest: fine structure':>22} {'outline':>8} {'found':>9}")

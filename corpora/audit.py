@@ -35,6 +35,7 @@ from utils.files import (
     read_json,
     read_known,
     read_stages,
+    record_path,
     sha256,
     write_json,
 )
@@ -157,10 +158,16 @@ def open_features(features_dir: Path) -> tuple[pd.DataFrame, list[str]]:
     return rows, modalities
 
 
-def files_of(features_dir: Path, rows: pd.DataFrame, folder: str, ending: str) -> list[str]:
-    """A file of each clip; text, because a Path takes longer to make than a file to read."""
+def log_mels_of(features_dir: Path, rows: pd.DataFrame) -> list[str]:
+    """The speech file of each clip."""
     names = zip(rows["split"], rows["clip_id"], strict=True)
-    return [f"{features_dir}/{split}/{folder}/{clip_id}{ending}" for split, clip_id in names]
+    return [f"{features_dir}/{split}/speech/{clip_id}.npy" for split, clip_id in names]
+
+
+def records_of(features_dir: Path, rows: pd.DataFrame) -> list[Path]:
+    """The record of each clip."""
+    names = zip(rows["split"], rows["clip_id"], strict=True)
+    return [record_path(features_dir, split, clip_id) for split, clip_id in names]
 
 
 def content_key(features_dir: Path, rows: pd.DataFrame) -> str:
@@ -168,10 +175,10 @@ def content_key(features_dir: Path, rows: pd.DataFrame) -> str:
     keep their audit. Features of other tools have no records: their speech's size and time."""
     tables = [sha256(features_dir / name) for name in ("manifest.csv", "settings.json")]
     contents = hashlib.sha256()
-    records = files_of(features_dir, rows, "records", ".json")
-    for record, speech in zip(records, files_of(features_dir, rows, "speech", ".npy"), strict=True):
+    files = zip(records_of(features_dir, rows), log_mels_of(features_dir, rows), strict=True)
+    for record, speech in files:
         try:
-            if not S_ISREG(Path(record).stat().st_mode):  # opening a pipe would wait for ever
+            if not S_ISREG(record.stat().st_mode):  # opening a pipe would wait for ever
                 raise IntegrityError(f"{record} is no regular file")
             with open(record, "rb", buffering=0) as file:
                 contents.update(file.read())
@@ -199,7 +206,7 @@ def compare(
         if "missing" in rows:  # preprocess.py --partial
             heard = rows[~rows["missing"].str.split().map(lambda names: "speech" in names)]
         place = heard.index.to_numpy()
-        paths = files_of(features_dir, heard, "speech", ".npy")
+        paths = log_mels_of(features_dir, heard)
         links += [(place[one], place[other], "same sound") for one, other in same_sound(paths)]
     compared = {
         "speakers": rows[rows["speaker"] != ""],
@@ -222,8 +229,7 @@ def counts_of(names: pd.Series) -> dict[str, int]:
 
 def digests_of(features_dir: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """Columns of sha256, as far as the clips' records have them: what clips share where equal."""
-    records = files_of(features_dir, rows, "records", ".json")
-    stages = [read_stages(Path(record)) for record in records]
+    stages = [read_stages(record) for record in records_of(features_dir, rows)]
     speech, video = ([each.get(name, {}) for each in stages] for name in ("speech", "video"))
     sources = (one or other for one, other in zip(speech, video, strict=True))
     return pd.DataFrame(

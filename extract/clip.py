@@ -24,6 +24,7 @@ from utils.files import (
     in_threads,
     is_file,
     read_known,
+    record_path,
     sha256,
     write_atomic,
     write_json,
@@ -223,10 +224,6 @@ def feature_path(features_dir: Path, clip: Clip, stage: str) -> Path:
     return features_dir / clip.split / stage / f"{clip.clip_id}{ending}"
 
 
-def record_path(features_dir: Path, clip: Clip) -> Path:
-    return features_dir / clip.split / "records" / f"{clip.clip_id}.json"
-
-
 def process_clip(clip: Clip, job: Job) -> dict:
     """Make what is missing or outdated of one clip and return its record.
 
@@ -239,7 +236,7 @@ def process_clip(clip: Clip, job: Job) -> dict:
     before it, or cannot make it: its key decides when a run with other flags, or with the source
     back in its place, asks for it.
     """
-    path = record_path(job.features_dir, clip)
+    path = record_path(job.features_dir, clip.split, clip.clip_id)
     before, revision = _of_this_revision(read_record(path), clip, job)
     names = stage_names(job)
     stages = {name: entry for name, entry in before["stages"].items() if _is_there(job, clip, name)}
@@ -327,7 +324,7 @@ def remove_changed(clip: Clip, job: Job) -> list[Path]:
     So are those that were made from one of them. `process_clip` makes them anew. It does not look
     itself: reading every file takes its time.
     """
-    path = record_path(job.features_dir, clip)
+    path = record_path(job.features_dir, clip.split, clip.clip_id)
     record = read_record(path)
     changed = []
     places = [path, *(feature_path(job.features_dir, clip, name) for name in job.modalities)]
@@ -412,7 +409,7 @@ def _write(name: str, clip: Clip, job: Job, facts: dict, key: str) -> dict:
 def _withdraw(name: str, clip: Clip, job: Job, key: str) -> None:
     """Right before a stage's file is replaced: if this process dies then, no record takes the new
     one for the old one, and no manifest offers a mixture of both."""
-    path = record_path(job.features_dir, clip)
+    path = record_path(job.features_dir, clip.split, clip.clip_id)
     record = read_record(path)
     if name in record["stages"] or _is_there(job, clip, name):
         (job.features_dir / "manifest.csv").unlink(missing_ok=True)

@@ -41,7 +41,7 @@ from extract import audio, faces, words
 from extract.clip import STAGES, Job, process_clip
 from utils import guard
 from utils.errors import CLIP_CODES, LockedError, UsageError
-from utils.files import lock_folder
+from utils.files import lock_folder, record_path
 
 TRAIN, VAL, TEST = "qia2020/train", "qia2020/val", "qia2020/test"
 GOOD = {
@@ -764,13 +764,13 @@ def test_nothing_names_a_feature_that_is_being_replaced(copies, monkeypatch):
 
     from extract import clip as made
 
-    old = made.read_record(made.record_path(features, clip))
+    old = made.read_record(record_path(features, clip.split, clip.clip_id))
     with monkeypatch.context() as patch:
         patch.setitem(STAGES, "video", STAGES["video"]._replace(make=dies))
         with contextlib.suppress(KeyboardInterrupt):
             process_clip(clip, job)
     assert not (features / "manifest.csv").exists()
-    left = made.read_record(made.record_path(features, clip))["stages"]
+    left = made.read_record(record_path(features, clip.split, clip.clip_id))["stages"]
     assert left == {name: old["stages"][name] for name in ("video", "text")}
 
 

@@ -31,6 +31,7 @@ from utils.files import (
     read_csv,
     read_json,
     read_stages,
+    record_path,
     sha256,
 )
 from utils.parallel import available_cores
@@ -187,7 +188,7 @@ class Features:
             found: dict[str, Stages] = {}
             clips = self.manifest["clip_id"][self.manifest["split"] == split]
             for clip_id in tqdm(clips, f"records of {split}", **BAR):
-                path = self.folder / split / "records" / f"{clip_id}.json"
+                path = record_path(self.folder, split, clip_id)
                 stages = read_stages(path)
                 if stages or path.is_file():
                     found[clip_id] = stages

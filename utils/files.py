@@ -198,6 +198,11 @@ def read_known(path: Path) -> dict[str, Any]:
     return {}
 
 
+def record_path(features_dir: Path, split: str, clip_id: str) -> Path:
+    """Where preprocess.py writes down how it made a clip's files."""
+    return features_dir / split / "records" / f"{clip_id}.json"
+
+
 def read_stages(record: Path) -> dict[str, dict[str, Any]]:
     """What a clip's record says of its files, {folder: facts}; without what is damaged."""
     stages = read_known(record).get("stages")
