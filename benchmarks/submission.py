@@ -29,9 +29,9 @@ from benchmarks.made import CLASSES, machine, settings_of, write_features
 from evaluation.ensemble import Member, image_views, mean_over_views
 from evaluation.votes import Parts, votes
 from models import build_model
-from training.data import ClipDataset, make_loader, to_device
+from training.data import ClipDataset, make_loader
 from training.features import Features
-from training.inference import Views, encode_views
+from training.inference import Given, Views, encode_views, given_of
 from training.tasks import TASKS, model_arch
 from utils.errors import run_script
 
@@ -74,8 +74,9 @@ def made_members(args: argparse.Namespace, features: Features) -> Iterator[Membe
         yield Member(place, {"config": config}, model.to(args.device).eval(), place)
 
 
-def all_in_views(model: Any, inputs: Any, views: Views) -> list:
+def all_in_views(model: Any, given: Given, views: Views) -> list:
     """The tokens under each view, all of them encoded in each."""
+    inputs, _ = given
     seen = [name for name in views if name in inputs]
     shown = [
         inputs | {name: (view(inputs[name][0]), *inputs[name][1:])}
@@ -102,7 +103,7 @@ def each_alone(
         scores = []
         with torch.inference_mode():
             for batch in loader:
-                tokens = encode(member.model, to_device(batch["inputs"], args.device), views)
+                tokens = encode(member.model, given_of(batch, args.device), views)
                 logits = [member.model.classify(each).logits[head] for each in tokens]
                 scores.append(mean_over_views(logits).cpu().numpy())
         found.append(np.concatenate(scores))

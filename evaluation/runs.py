@@ -28,7 +28,7 @@ from training.checkpoint import NO_CLIPS
 from training.data import ClipDataset, make_loader
 from training.features import Features, lacks
 from training.fingerprint import fingerprints, known
-from training.inference import infer
+from training.inference import Given, encode, infer
 from training.modalities import modality
 from utils.errors import IntegrityError, UsageError, counted
 from utils.files import sha256
@@ -274,10 +274,10 @@ def predictions_of(
     inputs, kept = member.task.inputs, []
     subsets = smaller_sets(inputs)
 
-    def read(views: list[dict[str, Tokens]]) -> list[dict[str, Tensor]]:
+    def read(tokens: dict[str, Tokens]) -> list[dict[str, Tensor]]:
         if robustness:
-            kept.append(views[0])
-        return [classify(member, views[0], names) for names in (inputs, *subsets)]
+            kept.append(tokens)
+        return [classify(member, tokens, names) for names in (inputs, *subsets)]
 
     dataset = make_dataset(member, clips, features)
     batches = list(run_batches(member, dataset, options, read))
@@ -313,8 +313,8 @@ def corrupted_predictions(
             dataset = ClipDataset(worse, clips, task, member.config, training=False)
             clean = iter(kept)
 
-            def read(views: list, clean: Iterator = clean) -> dict[str, Tensor]:
-                return classify(member, next(clean) | views[0], member.task.inputs)
+            def read(tokens: dict, clean: Iterator = clean) -> dict[str, Tensor]:
+                return classify(member, next(clean) | tokens, member.task.inputs)
 
             logits = list(run_batches(member, dataset, options, read))
             found[name, level] = prediction_of(member, member.task.inputs, logits)
@@ -322,10 +322,14 @@ def corrupted_predictions(
 
 
 def run_batches(member: Member, dataset: ClipDataset, options: Any, read: Any) -> Iterator[Any]:
-    model = member.model.to(options.device)
+    """What `read` makes of the tokens {modality: Tokens} of each batch."""
+
+    def read_given(given: Given) -> Any:
+        return read(encode(member.model, given))
+
     loader = make_loader(dataset, options.batch_size, options.num_workers, options.device)
     title = f"{member.path.parent.name} {'+'.join(dataset.task.inputs)}"
-    for _, result in infer(model, loader, options.device, read, title=title):
+    for _, result in infer([member.model], loader, options.device, read_given, title=title):
         yield result
 
 

@@ -12,20 +12,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from evaluation.ensemble import Member, check_finite, mean_over_views
-from models.classifier import Inputs
 from training.data import ClipDataset, collate, make_loader
 from training.features import Features
-from training.inference import Views, encode_views, inputs_of, progress
+from training.inference import Given, Views, encode_views, infer
 from training.modalities import modality
 
 COMMON = ("feature_frames", "standardize")  # settings of all custom features
-Part = tuple[Inputs, dict[str, Tensor]]  # one input of a batch, and who lacks it, on the device
-Batch = list[Part | None]  # of all parts; None: the batch has no clip that those runs can read
+Batch = list[Given | None]  # of all parts; None: the batch has no clip that those runs can read
 
 
 class Parts(Dataset):
@@ -85,7 +82,6 @@ def collate_parts(items: list[list[dict[str, Any] | None]]) -> list[dict[str, An
     return [collate(column) if column else None for column in columns]
 
 
-@torch.inference_mode()
 def votes(
     members: Sequence[Member],
     parts: Parts,
@@ -97,17 +93,20 @@ def votes(
 ) -> list[list[np.ndarray]]:
     """For each member, for each temperature (N, K) of its deciding head: the mean over the views
     of each clip that it reads. IntegrityError for what is not a number, or a damaged file."""
-    for member in members:
-        member.model.to(device).eval()
     loader = make_loader(parts, batch_size, num_workers, device)
     loader.collate_fn = collate_parts
+
+    def read(batch: Batch) -> list[list[Tensor]]:
+        pairs = zip(members, parts.of, strict=True)
+        return [logits_of(member, part_of, batch, views) for member, part_of in pairs]
+
     found: list[list[list[np.ndarray]]] = [[[] for _ in temperatures] for _ in members]
-    for batch in progress(loader, desc="predicting", unit="batch", disable=len(loader) < 2 or None):
-        here = [part and inputs_of(part, device) for part in batch]
-        for own, member, part_of in zip(found, members, parts.of, strict=True):
-            if logits := logits_of(member, part_of, here, views):
-                for scores, temperature in zip(own, temperatures, strict=True):
-                    scores.append(mean_over_views(logits, temperature).cpu().numpy())
+    for _, logits in infer([member.model for member in members], loader, device, read):
+        for own, each in zip(found, logits, strict=True):
+            if not each:
+                continue
+            for scores, temperature in zip(own, temperatures, strict=True):
+                scores.append(mean_over_views(each, temperature).cpu().numpy())
     joined = [[np.concatenate(scores) for scores in own] for own in found]
     for member, own in zip(members, joined, strict=True):
         check_finite(member, own)
@@ -121,5 +120,5 @@ def logits_of(member: Member, part_of: dict[str, int], batch: Batch, views: View
         return []
     inputs = {name: tensors for each, _ in given for name, tensors in each.items()}
     absent = {name: lacking for _, each in given for name, lacking in each.items()}
-    tokens = encode_views(member.model, inputs, views, absent)
+    tokens = encode_views(member.model, (inputs, absent), views)
     return [member.model.classify(each).logits[member.task.main_head] for each in tokens]

@@ -42,7 +42,7 @@ from inference.windows import cut_long, has_voice
 from models.fusion import Tokens
 from training.data import ClipDataset, make_loader
 from training.features import Features
-from training.inference import infer
+from training.inference import Given, encode_views, infer
 from training.modalities import MODALITIES, modality
 from training.standardize import FEW, Scales, scale_of, vectors_of
 from utils import stopwatch
@@ -326,12 +326,11 @@ class Predictor:
         standardize = member.config["standardize"] == "speaker"
         scales = self.scales if standardize else {}
         dataset = ClipDataset(self.features, row, task, member.config, False, scales)
-        model, head = member.model.to(self.device), member.task.main_head
+        model, head = member.model, member.task.main_head
         fusable = inputs if model.missing and len(inputs) > 1 else []
 
-        def read(
-            views: list[dict[str, Tokens]],
-        ) -> tuple[list[Logits], dict[str, list[Tensor]], dict]:
+        def read(given: Given) -> tuple[list[Logits], dict[str, list[Tensor]], dict]:
+            views = encode_views(model, given, self.views)
             together = [model.classify(tokens).logits for tokens in views]
             single = {
                 name: [model.classify({name: tokens[name]}).logits[head] for tokens in views]
@@ -340,7 +339,7 @@ class Predictor:
             return together, single, attention_weights(model, views[0])
 
         loader = make_loader(dataset, 1, 0, self.device)
-        ((_, (together, single, weights)),) = infer(model, loader, self.device, read, self.views)
+        ((_, (together, single, weights)),) = infer([model], loader, self.device, read)
         for name, tensors in dataset[0, 0]["inputs"].items():
             prediction.seen.setdefault(name, Seen(tensors[0].numpy(), weights.get(name)))
 

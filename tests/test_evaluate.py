@@ -27,7 +27,7 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.data import make_loader, training_rows
 from training.features import Features
 from training.fingerprint import fingerprints
-from training.inference import infer
+from training.inference import Given, encode, infer
 from training.tasks import TASKS, model_arch, recipe
 from utils.files import write_bytes
 
@@ -98,11 +98,14 @@ def logits_by_hand(path, features, names=None, head=None) -> tuple[pd.DataFrame,
     rows = opened.rows("val")
     loader = make_loader(make_dataset(member, rows, opened), 8, 0, "cpu")
 
-    def read(views: list) -> torch.Tensor:
-        tokens = {name: views[0][name] for name in names or member.task.inputs}
+    def read(given: Given) -> torch.Tensor:
+        tokens = encode(member.model, given)
+        tokens = {name: tokens[name] for name in names or member.task.inputs}
         return member.model.classify(tokens).logits[head or member.task.main_head]
 
-    return rows, torch.cat([each for _, each in infer(member.model, loader, "cpu", read)]).double()
+    return rows, torch.cat(
+        [each for _, each in infer([member.model], loader, "cpu", read)]
+    ).double()
 
 
 def answers(tmp_path) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from inside import run_main
 from evaluation.ensemble import load_members, make_dataset
 from training.data import make_loader
 from training.features import Features
-from training.inference import infer
+from training.inference import encode, infer
 
 EXAMPLE = "import sys, runpy; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
 EXAMPLE += "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -43,7 +43,8 @@ def test_real_features_give_the_probabilities_of_torch(place, exported):
     (member,) = load_members([exported / "model.pth"], features)
     rows = features.rows("clips")
     loader = make_loader(make_dataset(member, rows, features), 8, 0, "cpu")
-    batches = infer(member.model, loader, "cpu", lambda views: member.model.classify(views[0]))
+    model = member.model
+    batches = infer([model], loader, "cpu", lambda given: model.classify(encode(model, given)))
     logits = torch.cat([prediction.logits["integrated"] for _, prediction in batches])
     expected = logits.softmax(dim=1).numpy()
     lines = [line.split() for line in run.stdout.splitlines()]

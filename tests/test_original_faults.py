@@ -185,7 +185,7 @@ def test_speech_and_text_encoded_for_every_view():
     """Test-time augmentation of the face encodes the other modalities once."""
     seen = {"speech": [], "face": [], "text": []}
 
-    def encode(inputs):
+    def encode(inputs, absent):
         for name, (tensor, *_) in inputs.items():
             seen[name].append(tensor)
         return inputs
@@ -193,7 +193,7 @@ def test_speech_and_text_encoded_for_every_view():
     torch.manual_seed(0)
     batch = {"speech": (torch.rand(2, 3),), "face": (torch.rand(2, 1, 3, 4, 4),)}
     batch |= {"text": (torch.rand(2, 5, 3), torch.ones(2, 5))}
-    encoded = encode_views(SimpleNamespace(encode=encode), batch, image_views(12))
+    encoded = encode_views(SimpleNamespace(encode=encode), (batch, {}), image_views(12))
     assert {name: len(each) for name, each in seen.items()} == {"speech": 1, "face": 12, "text": 1}
     assert len({each.numpy().tobytes() for each in seen["face"]}) == len(encoded) == 12
     for tokens, face in zip(encoded, seen["face"], strict=True):

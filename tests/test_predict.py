@@ -45,7 +45,7 @@ from models.pooling import FrameAttention
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.data import ClipDataset, make_loader
 from training.features import Features
-from training.inference import infer
+from training.inference import encode, infer
 from training.tasks import TASKS
 from utils import guard
 from utils.errors import ClipError, IntegrityError, UsageError
@@ -93,7 +93,8 @@ def test_numbers_are_those_of_the_trained_model_on_those_features(place, ask, na
     features = Features.open(place / "features")
     (member,) = load_members([place / name], features)
     loader = make_loader(make_dataset(member, features.rows("clips"), features), 1, 0, "cpu")
-    batches = infer(member.model, loader, "cpu", lambda views: member.model.classify(views[0]))
+    model = member.model
+    batches = infer([model], loader, "cpu", lambda given: model.classify(encode(model, given)))
     for clip, (_, prediction) in zip(done.clips, batches, strict=True):
         for head, logits in prediction.logits.items():
             part = clip["parts"]["fused" if head == "integrated" else head]

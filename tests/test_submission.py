@@ -322,7 +322,7 @@ class Counting(torch.nn.Module):
         self.counts = dict.fromkeys(TASK.inputs, 0)
         self.views = []
 
-    def encode(self, inputs):
+    def encode(self, inputs, absent):
         for name, (first, *_) in inputs.items():
             self.counts[name] += len(first)
         if "face" in inputs:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from training.data import on_device
-from training.inference import infer, progress
+from training.inference import Given, encode, infer, progress
 from training.loader import LoaderError
 from training.metrics import Metrics
 from training.randomness import generator, torch_seed
@@ -127,8 +127,8 @@ def validate(run: Run, stop: StopSignal) -> tuple[dict[str, Metrics], int]:
     run.dist.broadcast_buffers(model)
     metrics = {head: Metrics(model.n_classes) for head in run.task.heads}
 
-    def read(views: list) -> dict[str, Tensor]:
-        return model.classify(views[0]).logits
+    def read(given: Given) -> dict[str, Tensor]:
+        return model.classify(encode(model, given)).logits
 
     @contextlib.contextmanager
     def around() -> Iterator[None]:
@@ -136,7 +136,7 @@ def validate(run: Run, stop: StopSignal) -> tuple[dict[str, Metrics], int]:
             yield
 
     for batch, logits in infer(
-        model, run.val_loader, run.device, read, around=around, title="validating"
+        [model], run.val_loader, run.device, read, around=around, title="validating"
     ):
         for name, labels in batch["labels"].items():
             metrics[name].update(logits[name], labels)
