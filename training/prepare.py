@@ -61,12 +61,14 @@ def load_starts(config: dict[str, Any], task: Task) -> Starts:
     return starts
 
 
-def adopt_settings(config: dict[str, Any], starts: Starts, given: set[str]) -> None:
+def settings_of_starts(starts: Starts, given: set[str]) -> dict[str, Any]:
     """An encoder that starts from a run is built as it was there, but for the flags `given`."""
-    for name, (_, checkpoint) in starts.items():
-        for setting in own_settings(name, checkpoint):
-            if setting not in given:
-                config[setting] = checkpoint["config"][setting]
+    return {
+        setting: checkpoint["config"][setting]
+        for name, (_, checkpoint) in starts.items()
+        for setting in own_settings(name, checkpoint)
+        if setting not in given
+    }
 
 
 def own_settings(name: str, checkpoint: Checkpoint) -> list[str]:

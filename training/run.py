@@ -26,7 +26,6 @@ from training.mixing import Mixer, draw_left_out
 from training.optim import MeanWeights, batchnorm_momentum, lr_factor, make_optimizer
 from training.prepare import (
     Starts,
-    adopt_settings,
     card,
     check_choices,
     check_data,
@@ -36,6 +35,7 @@ from training.prepare import (
     create_model,
     load_starts,
     provenance,
+    settings_of_starts,
     with_inputs,
 )
 from training.randomness import generator
@@ -75,12 +75,14 @@ class Run:
     ):
         check_choices(config)
         check_folder(folder, options, config["eval_step"])
-        self.folder, self.config, self.options = folder, config, options
+        self.folder, self.options = folder, options
         self.features, self.task = features, task_of(config)
         self.resumed = None if options.overwrite else load_last(folder)
+        starts = {} if self.resumed else load_starts(config, self.task)
+        config = config | settings_of_starts(self.as_it_started(config) or starts, options.given)
+        self.config = config
         self.dist, self.device = init_distributed(device)
         features.require(self.task.inputs)
-        starts = self.starting_weights()
         train_set, val_set = self.data_sets()
         clips = {
             "training": fingerprints(features, train_set.rows),
@@ -117,15 +119,13 @@ class Run:
             what = "its processes go on from different steps: they need one folder of runs"
             raise UsageError(f"{folder}: {what}, on a file system that all of them see")
 
-    def starting_weights(self) -> Starts:
-        """The runs to start from, none for a run that goes on; encoders are built as there."""
-        starts = {} if self.resumed else load_starts(self.config, self.task)
-        built_as = starts
-        if self.resumed:
-            inputs = (name for name in self.task.inputs if self.config.get(f"{name}_load_weights"))
-            built_as = dict.fromkeys(inputs, self.resumed)
-        adopt_settings(self.config, built_as, self.options.given)
-        return starts
+    def as_it_started(self, config: dict[str, Any]) -> Starts:
+        """A run that goes on in place of the runs that its encoders started from: it has their
+        settings."""
+        if not self.resumed:
+            return {}
+        started = [name for name in self.task.inputs if config.get(f"{name}_load_weights")]
+        return dict.fromkeys(started, self.resumed)
 
     def data_sets(self) -> tuple[ClipDataset, ClipDataset]:
         """The clips to train on and to validate on, checked."""
@@ -274,8 +274,9 @@ class Run:
         }
 
     def left_out(self, batch: dict[str, Any], partners: Tensor | None) -> dict[str, Tensor]:
-        """{modality: (B,) bool} of modality dropout, and what a clip or the one that is mixed into
-        it lacks; nothing where no token stands in. Something always stays."""
+        """{modality: (B,) bool}: where the learnt token stands in, by modality dropout, or because
+        the clip or the one that is mixed into it (`partners`) lacks it. Empty for a model without
+        such tokens."""
         names, clips = tuple(self.model.missing), len(batch["clip_id"])
         if not names:
             return {}
@@ -284,9 +285,10 @@ class Run:
         if "absent" in batch:
             absent = torch.stack([batch["absent"][name] for name in names])  # (M, B)
             lacking = absent if partners is None else absent | absent[:, partners]
-            together = torch.stack([drawn[name] for name in names]) | lacking
-            together = torch.where(together.all(dim=0), absent, together)
-            drawn = dict(zip(names, together, strict=True))
+            left_out = torch.stack([drawn[name] for name in names]) | lacking
+            # Nothing would be left of some clips: they keep all that they have themselves.
+            left_out = torch.where(left_out.all(dim=0), absent, left_out)
+            drawn = dict(zip(names, left_out, strict=True))
         return {name: each.to(self.device, non_blocking=True) for name, each in drawn.items()}
 
     def split(self, clips: int) -> list[slice]:
