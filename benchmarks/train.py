@@ -216,7 +216,7 @@ def original(run: Run, args: argparse.Namespace, levers: tuple[str, ...]) -> Way
         inputs = batch["inputs"] if "words" in levers else padded(batch["inputs"], run.config)
         rng = np.random.default_rng(0)
         inputs = run.augmented(batch, to_device(inputs, args.device))
-        inputs, targets = run.mixer(inputs, run.targets(batch), rng)
+        inputs, targets, _ = run.mixer(inputs, run.targets(batch), rng)
         loss, logits = descend(run, model, inputs, targets)
         if "no_reading" not in levers:
             right = logits.argmax(dim=1) == targets[run.task.main_head].argmax(dim=1)

@@ -1,8 +1,8 @@
 """How a head joins what it sees of a clip: tokens and vectors of its modalities -> logits (B, K).
 
 A fusion is a class in FUSIONS, made as `cls(token_dims, vector_dims, n_classes)` and called with
-the same modalities' tokens {name: Tokens} and vectors {name: (B, D)}. `--fusion NAME` chooses it;
-nothing else has to know of it.
+the same modalities' tokens {name: Tokens} and vectors {name: (B, D)}, always in the order of
+`vector_dims`. `--fusion NAME` chooses it; nothing else has to know of it.
 """
 
 from __future__ import annotations
@@ -97,16 +97,17 @@ class CrossAttention(nn.Module):
         self.linear = nn.Linear(total, n_classes)
 
     def forward(self, tokens: dict[str, Tokens], vectors: dict[str, Tensor]) -> Tensor:
-        own = {k: self.project[k](x) + self.codes[k] for k, (x, _) in tokens.items()}  # (B, T, W)
+        projected = {k: self.project[k](x) + self.codes[k] for k, (x, _) in tokens.items()}
         means = []
         for name, (_, mask) in tokens.items():
             others = [other for other in tokens if other != name]
-            keys = torch.cat([own[other] for other in others], dim=1)  # (B, sum of T, W)
+            keys = torch.cat([projected[other] for other in others], dim=1)  # (B, sum of T, W)
+            # Something is always real: a modality that is missing is one learnt token.
             padding = ~torch.cat([tokens[other].mask for other in others], dim=1)
             seen, _ = self.attention[name](
-                own[name], keys, keys, key_padding_mask=padding, need_weights=False
+                projected[name], keys, keys, key_padding_mask=padding, need_weights=False
             )
-            x = self.norm[name](own[name] + seen)  # (B, T, W)
+            x = self.norm[name](projected[name] + seen)  # (B, T, W)
             x = x + self.mix[name](x)
             real = mask.unsqueeze(2).to(x.dtype)  # (B, T, 1)
             means.append((x * real).sum(dim=1) / real.sum(dim=1))  # (B, W)
@@ -115,7 +116,8 @@ class CrossAttention(nn.Module):
 
 class Late(nn.Module):
     """Each modality answers by itself; a weighted sum of their log-probabilities (a logarithmic
-    opinion pool), the weights learnt."""
+    opinion pool). The weights are learnt, free in size and sign; as with any logits the softmax of
+    the loss makes probabilities of the sum."""
 
     def __init__(self, token_dims: dict[str, int], vector_dims: dict[str, int], n_classes: int):
         super().__init__()

@@ -416,7 +416,7 @@ def shares(name: str, tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("seed", range(4))
 def test_mixup_uses_one_ratio_and_permutation_for_everything(seed, alpha):
     inputs, targets = one_hot_batch()
-    mixed, labels = Mixer(1, alpha, 0, 1)(inputs, targets, rng(seed))
+    mixed, labels, _ = Mixer(1, alpha, 0, 1)(inputs, targets, rng(seed))
     torch.testing.assert_close(labels["a"].sum(1), torch.ones(6))
     share = labels["a"]  # (B, clip): how much of each clip is in each clip
     torch.testing.assert_close(labels["b"], share.roll(1, 1))
@@ -436,7 +436,7 @@ def test_mixup_uses_one_ratio_and_permutation_for_everything(seed, alpha):
 @pytest.mark.parametrize("seed", range(6))
 def test_cutmix_ratio_is_the_volume_that_stayed(seed, modality):
     inputs, targets = one_hot_batch()
-    mixed, labels = Mixer(0, 1, 1, 1)({modality: inputs[modality]}, targets, rng(seed))
+    mixed, labels, _ = Mixer(0, 1, 1, 1)({modality: inputs[modality]}, targets, rng(seed))
     torch.testing.assert_close(shares(modality, mixed[modality][0]), labels["a"])
     torch.testing.assert_close(labels["a"].sum(1), torch.ones(6))
     torch.testing.assert_close(labels["b"], labels["a"].roll(1, 1))
@@ -456,7 +456,7 @@ def test_cutmix_stays_within_what_is_real_of_each_clip(modality):
     inputs, targets = one_hot_batch()
     real, unchanged, drawn = real_steps(modality), 0, 300
     for seed in range(drawn):
-        mixed, labels = Mixer(0, 1, 1, 1)({modality: inputs[modality]}, targets, rng(seed))
+        mixed, labels, _ = Mixer(0, 1, 1, 1)({modality: inputs[modality]}, targets, rng(seed))
         tensor, mask = mixed[modality]
         assert torch.equal(mask, real), "a clip has another length"
         steps = tensor.amax((1, 2)) if modality == "speech" else tensor.amax(2)  # (B, T)
@@ -509,7 +509,7 @@ def test_cutmix_pastes_the_same_place_of_the_other_clip():
 
 def test_cutmix_of_several_inputs_keeps_their_mean_ratio():
     inputs, targets = one_hot_batch()
-    mixed, labels = Mixer(0, 1, 1, 1)(inputs, targets, rng(3))
+    mixed, labels, _ = Mixer(0, 1, 1, 1)(inputs, targets, rng(3))
     each = [shares(name, mixed[name][0]) for name in inputs]
     torch.testing.assert_close(torch.stack(each).mean(0), labels["a"])
     assert mixed["text"][1].any(1).all(), "a clip lost all its words"
@@ -536,11 +536,11 @@ def test_draw_box_is_about_the_share_and_inside():
 def test_mixing_can_be_off_or_shared():
     inputs, targets = one_hot_batch()
     for seed in range(20):
-        same, labels = Mixer(0, 1, 0, 1)(inputs, targets, rng(seed))
+        same, labels, _ = Mixer(0, 1, 0, 1)(inputs, targets, rng(seed))
         assert same is inputs and labels is targets
     kinds = set()
     for seed in range(40):
-        out, _ = Mixer(0.5, 1, 0.5, 1)(inputs, targets, rng(seed))
+        out, *_ = Mixer(0.5, 1, 0.5, 1)(inputs, targets, rng(seed))
         face = out["face"][0]
         blended = bool(((face > 0) & (face < 1)).any())
         kinds.add("off" if out is inputs else "mixup" if blended else "cutmix")

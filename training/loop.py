@@ -29,19 +29,23 @@ def fit(run: Run, record: Record, stop: StopSignal) -> dict[str, Any]:
     config, dist, device = run.config, run.dist, run.device
     optimizer, scaler, head = run.optimizer, run.scaler, run.task.main_head
     while len(run.rows) < config["n_epoch"] and not run.out_of_patience():
-        epoch, signum = len(run.rows) + 1, 0
-        bar = progress(desc=f"epoch {epoch}/{config['n_epoch']}", **run.begin_epoch(epoch))
+        epoch, signum = len(run.rows) + 1, 0  # a signal's number, once one asks to stop
+        done = run.begin_epoch(epoch)
+        title = f"epoch {epoch}/{config['n_epoch']}"
+        bar = progress(desc=title, total=run.steps_per_epoch, initial=done, unit="step")
         try:
             for batch, inputs in on_device(run.train_loader, device):
                 # All randomness of a step follows from the seed and its number.
                 seed, position = config["seed"], (run.step, dist.rank)
                 torch.manual_seed(torch_seed(seed, "dropout", *position))
                 inputs, targets = run.augmented(batch, inputs), run.targets(batch)
-                inputs, targets = run.mixer(inputs, targets, generator(seed, "mixing", *position))
+                mixing = generator(seed, "mixing", *position)
+                inputs, targets, partners = run.mixer(inputs, targets, mixing)
+                left_out = run.left_out(batch, partners)  # modality dropout, and what is missing
                 clips = len(batch["clip_id"])
-                left_out = run.left_out(batch, run.mixer.partners)  # dropout, and what is missing
 
-                # On a CPU a stop leaves this part at any layer: nothing has changed by then.
+                # On a CPU a stop leaves this part at any layer, as StepInterrupted, which is caught
+                # below: nothing has changed by then.
                 optimizer.zero_grad(set_to_none=True)
                 total = right = torch.zeros((), device=device)
                 with run.interruptible(stop):
@@ -49,23 +53,24 @@ def fit(run: Run, record: Record, stop: StopSignal) -> dict[str, Any]:
                         given = {name: take(each, part) for name, each in inputs.items()}
                         target = take(targets, part)
                         # Processes exchange their gradients once, behind the last part.
-                        with run.exchange(is_last=part.stop == clips):
+                        with run.gradient_sync(is_last=part.stop == clips):
                             with run.autocast():
                                 prediction = run.parallel_model(given, take(left_out, part))
                                 loss = run.loss(prediction, target, run.class_weights)
+                                # The parts' losses add up to the mean over the batch.
                                 loss = loss * (part.stop - part.start) / clips
                             scaler.scale(loss).backward()
                         total = total + loss.detach()
                         hits = prediction.logits[head].argmax(1) == target[head].argmax(1)
                         right = right + hits.sum()
                 scaler.unscale_(optimizer)
-                longest = config["clip_norm"] or math.inf
+                longest = config["clip_norm"] or math.inf  # inf: only measured
                 norm = torch.nn.utils.clip_grad_norm_(run.trained, longest, foreach=True)
 
                 # A loss that is no number ends the run here, on a GPU one step later: before it
                 # reaches a checkpoint, and on a CPU before it reaches a weight.
                 run.readings.add(torch.stack((total, right, norm)), (run.step, batch))
-                shown = run.read()
+                shown = run.check_losses()
                 for group in optimizer.param_groups:
                     group["lr"] = run.learning_rate(run.step)
                 scaler.step(optimizer)  # does nothing where float16 overflowed
@@ -83,7 +88,7 @@ def fit(run: Run, record: Record, stop: StopSignal) -> dict[str, Any]:
                     record.save_last(run.state())
             bar.close()
 
-            row = run.epoch_row(epoch)
+            row = run.epoch_row(epoch)  # of all processes: after a signal they meet here, too
             if not signum and (epoch % config["eval_step"] == 0 or epoch == config["n_epoch"]):
                 metrics, signum = validate(run, stop)
                 if not signum:
@@ -102,6 +107,7 @@ def fit(run: Run, record: Record, stop: StopSignal) -> dict[str, Any]:
         if signum:  # what is done of the epoch is kept
             record.save_last(run.state())
             interrupted(run, signum, f"in epoch {epoch} after step {run.step}")
+        # The table comes last: after a kill between the two it is written again from last.pth.
         run.rows.append(row)
         record.save_last(run.state())
         record.add(row)

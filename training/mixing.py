@@ -21,24 +21,23 @@ class Mixer:
     def __init__(
         self, mixup_prob: float, mixup_alpha: float, cutmix_prob: float, cutmix_beta: float
     ):
-        self.partners: Tensor | None = None  # on the CPU: with which clip the last call mixed each
         self.members = [(mixup_prob, mixup_alpha, mixup), (cutmix_prob, cutmix_beta, cutmix)]
 
     def __call__(
         self, inputs: Inputs, targets: Targets, rng: np.random.Generator
-    ) -> tuple[Inputs, Targets]:
-        self.partners = None
+    ) -> tuple[Inputs, Targets, Tensor | None]:
+        """Inputs and targets, and with which clip of the batch each was mixed, (B,) on the CPU."""
         drawn = [member for member in self.members if rng.random() < member[0]]
         if not drawn:
-            return inputs, targets
+            return inputs, targets, None
         _, alpha, mix = drawn[int(rng.integers(len(drawn)))]
         some = next(iter(targets.values()))
-        self.partners = torch.from_numpy(rng.permutation(len(some)))
-        order = self.partners.to(some.device, non_blocking=True)
+        partners = torch.from_numpy(rng.permutation(len(some)))
+        order = partners.to(some.device, non_blocking=True)
         inputs, kept = mix(inputs, float(rng.beta(alpha, alpha)), order, rng)
         kept = kept.unsqueeze(1)  # (B, 1)
         mixed = {head: kept * y + (1 - kept) * y[order] for head, y in targets.items()}
-        return inputs, mixed
+        return inputs, mixed, partners
 
 
 def mixup(

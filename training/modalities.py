@@ -41,19 +41,20 @@ class Modality:
     recipe: dict[str, Any] | None = None  # of the mode that trains it alone
     keeps_head: bool = False  # it has a head and a loss of its own in fusion, too
     pads: bool = False  # batches are padded to their longest clip
-    augmentation: str = ""  # how training/augment.py changes it
+    augmentation: str = ""  # how training changes it: AUGMENTATIONS of training/augment.py
     cut_axes: tuple[int, ...] = (1,)  # of a batch (B, ...), that cutmix draws a box in; time first
     source: str = ""  # what preprocess.py makes it from: the clip's media, or its words
     follows: str = ""  # the modality whose times or files preprocess.py needs for it, where it can
     shortest: int = 1  # steps of time that its encoder needs
-    picture: str = ""  # how inference/figure.py shows it
-    corruption: str = ""  # how evaluation/corruptions.py makes it worse
+    picture: str = ""  # how inference/figure.py shows it: spectrogram, frames or words
+    corruption: str = ""  # what makes it worse: CORRUPTIONS of evaluation/corruptions.py
     test_views: bool = False  # test-time augmentation changes it
     by_crop: bool = False  # vectors, one for each crop of the face; some crops show none
 
     @property
     def lengths(self) -> dict[str, Setting]:
-        """Those of its settings that say how much of a clip is read."""
+        """Those of its settings that say how much of a clip is read: all of the group "data" but
+        choices, which say how."""
         return {
             name: each
             for name, each in self.settings.items()
@@ -66,15 +67,19 @@ class Modality:
 
     @property
     def is_vectors(self) -> bool:
-        """Whether it comes as vectors of something else, which no encoder here has made."""
+        """Whether it comes as vectors or rows of them, which another program or a pretrained
+        encoder has made."""
         return self.encoder is custom_encoder
 
     def box_axes(self, dims: int) -> list[int]:
-        """Of a batch of so many axes, those that cutmix draws a box in, time first. Of layers of a
-        pretrained encoder, (B, layers, T, D), time is the third."""
-        if not self.made_by_preprocess and dims == 4:
+        """Of a batch of so many axes, those that cutmix draws a box in, time first."""
+        if self.is_vectors and dims == 4:  # layers of a pretrained encoder, (B, layers, T, D)
             return [2]
         return [axis for axis in self.cut_axes if axis < dims]
+
+
+# What an encoder is built from stands in its checkpoints, and what goes on has to match it. So a
+# choice that came later is named only where it is not the default: older checkpoints stay equal.
 
 
 def speech_encoder(config: dict, shape: Shape) -> dict[str, Any]:
@@ -110,6 +115,10 @@ def custom_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     if config["feature_encoder"] != "lstm":
         options["body"] = config["feature_encoder"]
     return {"type": "SequenceEncoder", **size, **options}
+
+
+# Of a feature that is not damaged: the kind of its numbers as numpy calls it (f: floats, u: whole
+# ones without a sign), and its shape.
 
 
 def speech_layout(made: dict, row: dict) -> tuple[str, Shape]:

@@ -83,7 +83,8 @@ class MeanWeights:
     """Exponential moving average of a model's weights and statistics; decay 0: the model itself.
 
     The first steps count more, min(decay, (1 + step) / (10 + step)): else a short run would
-    measure its starting weights.
+    measure its starting weights. torch's AveragedModel counts its updates on the device, so a decay
+    that depends on them would wait for it at each step.
     """
 
     def __init__(self, model: nn.Module, decay: float):

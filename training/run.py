@@ -209,14 +209,15 @@ class Run:
 
     # What the loop asks for
 
-    def begin_epoch(self, epoch: int) -> dict[str, Any]:
-        """Set the loader to the first step of this epoch that is not done; for the progress bar."""
+    def begin_epoch(self, epoch: int) -> int:
+        """Set the loader to the first step of this epoch that is not done, and return how many
+        are."""
         done = self.step - (epoch - 1) * self.steps_per_epoch
         if done == 0:
             self.sums = dict.fromkeys(SUMS, 0.0)
         self.set_training()
         self.train_loader.batch_sampler.set_epoch(epoch, first=done)
-        return {"total": self.steps_per_epoch, "initial": done, "unit": "step"}
+        return done
 
     def augmented(self, batch: dict[str, Any], inputs: Inputs) -> Inputs:
         """The inputs of a batch, changed by what was drawn for its clips."""
@@ -227,9 +228,10 @@ class Run:
             changed[name] = apply(*inputs[name], here, self.config)
         return changed
 
-    def read(self, everything: bool = False) -> str:
-        """Check and add up the steps whose numbers are there, or wait for `everything`; the last
-        one's loss, for the progress bar."""
+    def check_losses(self, everything: bool = False) -> str:
+        """Check the steps whose numbers are there, or wait for `everything`, and add them to those
+        of the epoch; the last one's loss as text for the progress bar. UsageError for a loss or a
+        gradient that is no number."""
         shown = ""
         for (loss, right, norm), (step, batch) in self.readings.due(0 if everything else None):
             skipped = self.check_finite(loss, norm, step, batch)
@@ -239,7 +241,9 @@ class Run:
             shown = f"{loss:.3f}"
         return shown
 
-    def exchange(self, is_last: bool) -> contextlib.AbstractContextManager:
+    def gradient_sync(self, is_last: bool) -> contextlib.AbstractContextManager:
+        """Where `backward` of a batch's last part meets the gradients of the other processes;
+        those of the parts before it add up in this one."""
         if is_last:
             return contextlib.nullcontext()
         return self.dist.unsynced(self.parallel_model)
@@ -338,7 +342,7 @@ class Run:
 
     def all_sums(self) -> dict[str, float]:
         """Of the epoch so far and all processes; every step that was done is checked by then."""
-        self.read(everything=True)
+        self.check_losses(everything=True)
         values = torch.tensor(list(self.sums.values()), dtype=torch.float64)
         return dict(zip(SUMS, self.dist.sum(values).tolist(), strict=True))
 
