@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import ClipError, UsageError, counted, listed
+from utils.files import MAX_ID_BYTES
 
 DEVICES = {"con", "prn", "aux", "nul"}  # what Windows takes for something else than a file
 DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)}
@@ -38,7 +39,6 @@ WORDS = {
 }
 CODE_OF = {word: code for code, words in WORDS.items() for word in (code, *words)}
 OTHER_MACHINE = "a path of another machine: write it from {} on, such as a/clip.mp4"
-MAX_ID_BYTES = 200  # file systems allow 255, and we add an ending
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import IntegrityError, in_short
-from utils.files import DAMAGED, in_threads, is_file
+from utils.files import DAMAGED, in_threads, is_file, map_array
 from utils.parallel import available_cores
 
 LOUD = 0.5  # the part of a log-mel above it, 40 dB below the maximum, survives low bitrates
@@ -47,7 +47,7 @@ def read_log_mel(path: str) -> np.ndarray:
     try:
         if not is_file(Path(path)):  # reading a pipe would wait for ever
             raise ValueError("no regular file")
-        log_mel = in_threads(np.load, path, mmap_mode="r", allow_pickle=False)
+        log_mel = in_threads(map_array, Path(path))
     except DAMAGED as error:
         reason, remedy = in_short(error), "preprocess.py --verify makes it anew"
         raise IntegrityError(f"{path} is missing or damaged ({reason}): {remedy}") from error

@@ -55,7 +55,7 @@ NEEDED = {  # what a repetition reads: is the value good, and what it has to be
     "recipe": (lambda value: isinstance(value, dict), "{setting: value}"),
     "measure": (CERTIFIED.__contains__, " or ".join(CERTIFIED)),
     "mean": (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
-    "band": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "band": (lambda value: is_number(value) and 0 < value < 1, "a number between 0 and 1"),
 }
 
 

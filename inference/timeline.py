@@ -89,7 +89,9 @@ def summary(predictions: list[ClipPrediction]) -> str:
     if len(counts) > 2 and counts[0][1] == counts[2][1]:
         answers = counted(len(clear), "clear answer")
         return f"no emotion prevails: {len(counts)} different ones in {answers} of {parts}"
-    said = " and ".join(f"{name} in {count}" for name, count in counts[:2])
+    has_second = len(counts) == 2 or (len(counts) > 2 and counts[1][1] > counts[2][1])
+    leading = counts[: 1 + has_second]  # not one of several that are as frequent
+    said = " and ".join(f"{name} in {count}" for name, count in leading)
     return f"{said} of {parts}"
 
 

@@ -630,6 +630,7 @@ def test_verdicts_of_inputs():
         ("--certify {features}/settings.json", 2, "no certificate"),
         ("--certify {features}/failed.csv", 2, "not valid JSON"),
         ("--checkpoints {tmp}/absent", 2, "no checkpoint at"),
+        (f"--checkpoints {'x' * 300}", 2, "File name too long: "),
         ("--checkpoints {one} {one}", 4, "same checkpoint"),
         ("--out {one}", 2, "is a file"),
         ("--out {one}/deep/report --checkpoints {tmp}/absent", 2, "is a file"),

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from utils.files import (
     digest,
     keep_as_it_is,
     lock_folder,
+    map_array,
     read_csv,
     read_json,
     read_stages,
@@ -322,3 +324,17 @@ def test_a_full_disk_is_told_with_what_is_free(tmp_path, monkeypatch, free, told
     with pytest.raises(UsageError, match=f"needs more than {told} that are free; make room"):
         files.write_atomic(tmp_path / "a.npy", fill)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_header_without_end_is_not_read(tmp_path):
+    """numpy reads all that the header claims before it refuses it."""
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x02\x00" + (300_000_000).to_bytes(4, "little"))
+    os.truncate(path, 300_000_012)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="header is damaged"):
+            map_array(path)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()

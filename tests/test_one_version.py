@@ -256,7 +256,8 @@ def test_a_note_about_labels_that_is_no_file_is_no_free_pass(features, tmp_path,
     ("name", "other"),
     [
         *(("00003", other) for other in ("../../outside", "/tmp/outside", "a/b", "a\0b", "..")),
-        *(("train", other) for other in ("..", ".", "a/b", "/tmp")),
+        *(("train", other) for other in ("..", ".", "a/b", "/tmp", "x" * 300)),
+        ("00003", "x" * 300),
     ],
 )
 def test_ids_cannot_leave_the_tree(features, train, name, other):
@@ -264,6 +265,7 @@ def test_ids_cannot_leave_the_tree(features, train, name, other):
     path.write_text(path.read_text().replace(name, other))
     run = train()
     assert run.code in (2, 4) and "manifest.csv" in run.err and "Traceback" not in run.err, run.err
+    assert len(run.err) < 1000
 
 
 @pytest.mark.parametrize(
@@ -273,6 +275,7 @@ def test_ids_cannot_leave_the_tree(features, train, name, other):
         {"classes": ["hap"] * 7},
         {"classes": ["hap"]},
         {"classes": ["\ud800", "sad"]},
+        {"classes": ["hap\nFORGED", "sad"]},
         {"features": {}},
         {"features": {"text": [1]}},
         {"modalities": [["text"]]},

@@ -226,6 +226,21 @@ def test_low_confidence_looks_low(probabilities, figures, monkeypatch):
     assert ("no clear" in summary([prediction])) == (not clear)
 
 
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ("0", "happiness in 1 of 1 part"),
+        ("001", "happiness in 2 and anger in 1 of 3 parts"),
+        ("0012", "happiness in 2 of 4 parts"),  # no more anger than disgust
+        ("01", "happiness in 1 and anger in 1 of 2 parts"),
+        ("012", "no emotion prevails: 3 different ones in 3 clear answers of 3 parts"),
+    ],
+)
+def test_what_prevails_in_a_recording(answers, told):
+    ways = {key: tuple(0.88 if str(k) == key else 0.02 for k in range(7)) for key in "012"}
+    assert summary([said(ways[each], LISTS["codes"]) for each in answers]) == told
+
+
 CARD = {"inputs": ["speech", "face"], "corpus": "RAVDESS", "language": "English, acted"}
 
 

@@ -288,6 +288,11 @@ def header_of(dtype: str, shape: tuple) -> bytes:
     return file.getvalue() + bytes(3_000_000)
 
 
+def long_header(length: int) -> bytes:
+    """The start of an .npy of the second version, whose header may be of 4 GB."""
+    return b"\x93NUMPY\x02\x00" + length.to_bytes(4, "little") + b" " * length
+
+
 def archive_of(path: Path, words: tuple, values: tuple) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("words.npy", header_of(*words))
@@ -300,11 +305,19 @@ def one_line(path: Path) -> None:
             file.write(b"the 0.5 " * 100_000)
 
 
+def header_alone(path: Path) -> None:
+    """Words whose header, of spaces, is 200 MB long."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("words.npy", long_header(200_000_000))
+        archive.writestr("vectors.npy", saved(np.ones((1, 3), "f4")))
+
+
 BOMBS = {  # a name -> what writes a small file that claims, or unpacks to, gigabytes
     "long.npz": lambda path: archive_of(path, ("<U500000000", (1,)), ("<f4", (1, 2))),
     "many.npz": lambda path: archive_of(path, ("<U3", (10**9,)), ("<f4", (10**9, 2))),
     "wide.npz": lambda path: archive_of(path, ("<U3", (1,)), ("<f4", (1, 5 * 10**8))),
     "line.txt.gz": one_line,
+    "header.npz": header_alone,
 }
 
 

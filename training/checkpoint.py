@@ -23,8 +23,8 @@ from models.classifier import EmotionClassifier
 from training.card import is_card, is_measured
 from training.modalities import modality
 from training.tasks import ALL_SETTINGS, TASKS, recipe
-from utils.errors import IntegrityError, UsageError, in_short, listed
-from utils.files import DAMAGED, is_utf8, read_regular, read_sealed, write_sealed
+from utils.errors import IntegrityError, UsageError, in_short, is_one_line, listed
+from utils.files import DAMAGED, read_regular, read_sealed, write_sealed
 
 FORMAT = 2  # raise it when older checkpoints cannot be read any more
 KEYS = ("arch", "weights", "classes", "features_config", "config", "epoch", "val")
@@ -263,7 +263,7 @@ def _check_content(checkpoint: Any, path: Path) -> None:
         "classes": is_plain(classes)
         and isinstance(classes, list)
         and len({*map(str, classes)}) == len(classes) > 1
-        and all(isinstance(name, str) and is_utf8(name) for name in classes),
+        and all(isinstance(name, str) and is_one_line(name) for name in classes),
         "features_config": is_plain(parts["features_config"])
         and isinstance(parts["features_config"], dict)
         and all(isinstance(each, dict | None) for each in parts["features_config"].values()),
@@ -345,15 +345,15 @@ def restore_model(checkpoint: Checkpoint, path: Path) -> EmotionClassifier:
         with torch.device("meta"):
             wanted = build_model(**checkpoint["arch"]).state_dict()
     except Exception as error:  # a description from elsewhere makes any layer fail
-        reason = f"{type(error).__name__} {error}"[:200]
+        reason = in_short(f"{type(error).__name__} {error}")
         raise IntegrityError(f"{path} describes no model of ours: {reason}") from error
     for key in sorted({*wanted, *weights}):
         kinds = [_kind(each.get(key)) for each in (weights, wanted)]
         if kinds[0] != kinds[1] and kinds[0].replace("float16", "float32") != kinds[1]:
-            what = f"{key} is {kinds[0]}, the model has {kinds[1]}"
+            what = f"{in_short(key, 80)} is {kinds[0]}, the model has {kinds[1]}"
             raise IntegrityError(f"{path}: weights and model do not match: {what}")
         if weights[key].is_floating_point() and not weights[key].isfinite().all():
-            raise IntegrityError(f"{path}: the weights {key} are not finite")
+            raise IntegrityError(f"{path}: the weights {in_short(key, 80)} are not finite")
     model = build_model(**checkpoint["arch"])
     model.load_state_dict(weights)
     return model

@@ -19,14 +19,14 @@ import pandas as pd
 from tqdm import tqdm
 
 from training.modalities import MODALITIES, SAME, Shape, modality
-from utils.errors import IntegrityError, UsageError, in_short, listed
+from utils.errors import IntegrityError, UsageError, in_short, is_one_line, listed
 from utils.files import (
     DAMAGED,
     check_ids,
     check_packing,
     digest,
     in_threads,
-    is_utf8,
+    map_array,
     read_array,
     read_csv,
     read_json,
@@ -363,7 +363,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if lacking:
         raise UsageError(f"{path} lacks {', '.join(lacking)}: run preprocess.py again")
     for name in ("classes", "modalities"):
-        if odd := [each for each in values[name] if not (isinstance(each, str) and is_utf8(each))]:
+        if odd := [
+            each for each in values[name] if not (isinstance(each, str) and is_one_line(each))
+        ]:
             raise UsageError(f"{path}: {odd[0]!r} among its {name}: run preprocess.py again")
     if len({*values["classes"]}) < max(2, len(values["classes"])):
         raise UsageError(f"{path}: expected two or more different classes: run preprocess.py again")
@@ -383,7 +385,7 @@ def read_feature(path: Path) -> np.ndarray:
     """Any of DAMAGED for a damaged file."""
     if path.suffix == ".npz":
         return read_words(path)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return map_array(path)
 
 
 def read_words(path: Path) -> np.ndarray:

@@ -91,7 +91,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or 0)
     except UsageError as error:
-        print(f"{script}: {error}", file=sys.stderr)
+        print(without_controls(f"{script}: {error}"), file=sys.stderr)
         sys.exit(error.exit_code)
     except (ImportError, MemoryError, RuntimeError) as error:
         lines = str(error).splitlines()  # of a worker's error torch hands on the traceback, too
@@ -122,6 +122,9 @@ def run_script(main: Callable[[], int | None]) -> None:
             sys.exit(UsageError.exit_code)
         if error.errno == errno.ENOMEM:
             _end_without_memory(script, error.strerror)
+        if error.errno == errno.ENAMETOOLONG:
+            print(f"{script}: {error.strerror}: {in_short(error.filename)}", file=sys.stderr)
+            sys.exit(UsageError.exit_code)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         with contextlib.suppress(OSError):
@@ -176,6 +179,11 @@ def without_controls(text: str) -> str:
     """A text from elsewhere, for a terminal: it could move the cursor, take the screen, turn the
     direction of what follows, or be no UTF-8. Line ends stay."""
     return CONTROLS.sub("?", text)
+
+
+def is_one_line(text: str) -> bool:
+    """Whether a name from elsewhere can stand in a line of a terminal as it is."""
+    return "\n" not in text and not CONTROLS.search(text)
 
 
 def counted(number: int, name: str) -> str:

@@ -34,6 +34,8 @@ DAMAGED: tuple[type[Exception], ...] = (
     *(zipfile.BadZipFile, zlib.error),
 )
 FORMULA = tuple("=+-@\t\r\n'")  # a cell that begins so is more than text to a spreadsheet
+MAX_ID_BYTES = 200  # of a clip's id: file systems allow 255, and we add an ending
+MOST_HEADER = 10_000  # bytes of an .npy's header; numpy allows as many, but reads it whole first
 PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of numpy's archives
 PART = ".part"  # unfinished files are named .<random>.part, so no glob for *.npy ever meets one
 _unfinished: set[Path] = set()  # of this process
@@ -113,11 +115,6 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
-def is_utf8(text: str) -> bool:
-    """False for one half of a pair of surrogates, which JSON and pickles can hold."""
-    return text.encode(errors="ignore").decode() == text
-
-
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -158,10 +155,12 @@ def read_csv(path: Path) -> Any:
 
 
 def check_ids(table: Path, ids: Iterable[str]) -> None:
-    """IntegrityError for an id of a table that leads to another folder, as a name of a file."""
+    """IntegrityError for an id of a table that is no name of a file, or leads to another folder."""
     for name in ids:
-        if Path(name).name != name or name in ("", "..") or "\0" in name:
-            raise IntegrityError(f"{table} is damaged, or not ours: it has the id {name!r}")
+        leads_away = Path(name).name != name or name in ("", "..") or "\0" in name
+        if leads_away or len(name.encode(errors="surrogatepass")) > MAX_ID_BYTES:
+            shown = in_short(repr(name))
+            raise IntegrityError(f"{table} is damaged, or not ours: it has the id {shown}")
 
 
 def read_regular(path: Path) -> bytes:
@@ -238,10 +237,24 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, Any]:
     from numpy.lib import format as npy
 
     try:
-        version = npy.read_magic(file)
-        return getattr(npy, f"read_array_header_{version[0]}_0")(file)
+        version, _ = npy.read_magic(file)
+        length = file.read(2 if version == 1 else 4)
+        claimed = int.from_bytes(length, "little")
+        if claimed > MOST_HEADER:  # numpy would read all of it before it looks at its length
+            raise ValueError(f"a header of {claimed} bytes")
+        header = io.BytesIO(length + file.read(claimed))
+        return getattr(npy, f"read_array_header_{version}_0")(header)
     except Exception as error:  # numpy parses the header as Python: damage raises anything
         raise ValueError("an array whose header is damaged or of a newer numpy") from error
+
+
+def map_array(path: Path) -> Any:
+    """The array of an .npy, mapped: read where it is looked at. ValueError for damage."""
+    import numpy as np
+
+    with open(path, "rb") as file:
+        read_header(file)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def read_array(archive: zipfile.ZipFile, name: str) -> Any:
