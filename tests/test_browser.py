@@ -120,6 +120,10 @@ class Visit:
     def run(self, script: str, *args):
         return self.browser.execute_script(script, *args)
 
+    def is_asked_before_leaving(self) -> bool:
+        """Whether the browser asks before a reload, which would lose what is on the page."""
+        return not self.run("return dispatchEvent(new Event('beforeunload', {cancelable: true}))")
+
     def complaints(self) -> list[str]:
         return [entry["message"] for entry in self.browser.get_log("browser")]
 
@@ -271,10 +275,12 @@ def test_what_is_chosen_can_be_taken_back_by_keyboard(server, browser, place):
     from selenium.webdriver.common.keys import Keys
 
     visit = Visit(browser, server.address, 390)
-    assert not visit.find("#remove").is_displayed()
+    assert not visit.find("#remove").is_displayed() and not visit.is_asked_before_leaving()
     visit.upload(place / "clips" / "anna.mp4")
-    assert "%" in visit.ask()
+    assert visit.is_asked_before_leaving()
+    assert "%" in visit.ask() and visit.is_asked_before_leaving()
     visit.find("#remove").send_keys(Keys.ENTER)
+    assert not visit.is_asked_before_leaving()
     for gone in ("#found", "#video", "#chosen", "#remove"):
         assert not visit.find(gone).is_displayed(), gone
     assert visit.find("#hint").text.startswith("The answer appears here")

@@ -135,7 +135,7 @@ def find_checkpoints(paths: list[Path]) -> list[Path]:
             runs = sorted(run.name for run in path.glob("*") if best_checkpoint(run))
             hint = f"; below it are the runs {', '.join(runs)}" if runs else hint
             reason = f"no checkpoint at {path}{hint}"
-            raise UsageError(f"{reason}: give a .pth file or the folder of a run")
+            raise UsageError(f"{reason}: give a .pth file, the folder of a run, or starter")
         found += sound
     return found
 

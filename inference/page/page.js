@@ -318,6 +318,9 @@ async function start() {
   get("form").onsubmit = answer;
   get("cancel").onclick = cancel;
   get("remove").onclick = remove;
+  addEventListener("beforeunload", (event) => { // his clip and its answer would be lost: he is asked
+    if (clip || turn.asked || turn.button) event.preventDefault();
+  });
   addEventListener("pagehide", () => newTurn());
   get("text").oninput = () => show("old_words", false);
   get("clear").onclick = () => { get("text").value = ""; show("old_words", false); get("text").focus(); };
