@@ -58,6 +58,7 @@ class Job:
     retry_failed: bool = False
     verify: bool = False  # are the files still as they were written?
     partial: bool = False  # keep a clip that lacks a sound, a face or words, with what it has
+    forgiving: bool = False  # and one of which something cannot be read, for whatever reason
     clip_seconds: float = 0  # deadline of a stage, and as much again per 10 MB; 0: no supervision
     memory_mb: int = 0  # limit of the process that works on a clip
 
@@ -230,7 +231,7 @@ def process_clip(clip: Clip, job: Job) -> dict:
     The record is written last: files without a record that names them do not count. A clip that
     cannot be used gets a record too, with its failure, and is tried again when its source or the
     settings change, or with `retry_failed`. With `partial` what a clip lacks costs only the stages
-    that need it, as long as it has something.
+    that need it, as long as it has something; with `forgiving` whatever fails does.
 
     What was made stays in the record while its file is there, whether this run asks for it, fails
     before it, or cannot make it: its key decides when a run with other flags, or with the source
@@ -257,7 +258,7 @@ def process_clip(clip: Clip, job: Job) -> dict:
         if not why:
             keys[name] = key
             facts |= stages[name]["facts"]
-        elif lost or (job.partial and why["code"] in LACKING.get(name, ("E_SHORT",))):  # of words
+        elif lost or can_do_without(name, why["code"], job):
             missing[name] = why
             stages.pop(name, None)
         else:
@@ -272,6 +273,11 @@ def process_clip(clip: Clip, job: Job) -> dict:
     if record != read_record(path):
         write_json(path, record | {"digest": digest(record)})
     return record
+
+
+def can_do_without(stage: str, code: str, job: Job) -> bool:
+    """Whether a clip may stay without what failed so; an encoder has too few words (E_SHORT)."""
+    return job.forgiving or (job.partial and code in LACKING.get(stage, ("E_SHORT",)))
 
 
 def _failed_before(name: str, key: str, before: dict, job: Job) -> dict | None:

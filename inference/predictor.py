@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,7 @@ from inference.annotate import annotate
 from inference.card import cards
 from inference.lookup import Lookup
 from inference.prediction import ENSEMBLE, FUSED, MEAN, ClipPrediction, Seen
-from inference.settings import found_again, settings_of, shown_to
+from inference.settings import found_again, settings_of
 from inference.sources import SCRATCH, Source, find_sources
 from inference.windows import cut_long, has_voice
 from models.fusion import Tokens
@@ -53,6 +53,14 @@ from utils.parallel import available_cores
 from utils.scratch import scratch_folder
 
 Logits = dict[str, Tensor]  # head -> (1, K)
+
+
+class Vote(NamedTuple):
+    """What one run says of a clip: by which of its parts, and what that rests on."""
+
+    part: str
+    probabilities: np.ndarray  # (K,)
+    inputs: list[str]
 
 
 class Predictor:
@@ -114,11 +122,12 @@ class Predictor:
             recogniser.load(self.recogniser, self.device)
         self.heard: dict[str, list[Cue]] = {}  # what was said in each file, by its name
         self.scales: Scales = {}  # of the person whose clips come, for --standardize speaker
-        self.wanted = {name: modality(name).folder for m in self.members for name in m.task.inputs}
+        inputs = (name for member in self.members for name in member.task.inputs)
+        self.stage_of = {name: modality(name).folder for name in inputs}  # that makes each input
         looked_up = {row.folder for row in MODALITIES.values() if row.source == "words"}
         # no model reads them, but encoders do; those of words do without the words' vectors
-        self.helpers = set(settings["features"]) - {*self.wanted.values()} - looked_up
-        self.words = [name for name in self.wanted if modality(name).source == "words"]
+        self.helpers = set(settings["features"]) - {*self.stage_of.values()} - looked_up
+        self.words = [name for name in self.stage_of if modality(name).source == "words"]
         self.lookup = Lookup(word_vectors, self.words, settings["features"], self.members)
         self.sentences = [n for n, made in self.encoders.items() if made["reads"] == "transcript"]
         self.job = Job(
@@ -130,6 +139,7 @@ class Predictor:
             threads=available_cores(),
             clip_seconds=clip_seconds,
             memory_mb=memory_mb,
+            forgiving=True,
         )
         if warm:
             with contextlib.suppress(ClipError):  # the first clip says why
@@ -144,7 +154,7 @@ class Predictor:
         """The inputs that some run compares with the other clips of the person."""
         return [
             name
-            for name in self.wanted
+            for name in self.stage_of
             if modality(name).is_vectors
             and any(
                 name in member.task.inputs and member.config["standardize"] == "speaker"
@@ -237,8 +247,8 @@ class Predictor:
         if part := source.clip.media.name:  # of a recording it is a file of ours
             whole = Path(source.name).name
             missing = {name: why.replace(part, whole) for name, why in missing.items()}
-        unknown = [name for name in self.compares if name not in {*self.scales, *missing}]
-        missing |= dict.fromkeys(unknown, f"E_MISSING: {self.no_person}")
+        of_nobody = [name for name in self.compares if name not in {*self.scales, *missing}]
+        missing |= dict.fromkeys(of_nobody, f"E_MISSING: {self.no_person}")
         extracted = time.perf_counter()
         prediction = ClipPrediction(source, self.classes, missing, row, cards=self.cards)
         self.vote(prediction)
@@ -271,50 +281,46 @@ class Predictor:
 
     def vote(self, prediction: ClipPrediction) -> None:
         """Fill in the parts: what each run says from the inputs that are there, and together."""
-        votes, names, rests_on = [], [], []
+        votes: list[tuple[Member, Vote]] = []
         alone: dict[str, list[tuple[Member, np.ndarray]]] = {}
         for member in self.members:
-            vote, parts = self.ask(member, prediction)
-            for name, p in parts.items():
+            vote, by_input = self.ask(member, prediction)
+            for name, p in by_input.items():
                 alone.setdefault(name, []).append((member, p))
-            if vote is None:
-                continue
-            name, p, inputs = vote
-            votes.append((member, p))
-            names.append(name)
-            rests_on += inputs
+            if vote:
+                votes.append((member, vote))
         if not votes:
             return
-        first = names[0] if len({*names}) == 1 else ENSEMBLE
-        parts = {first: combined(votes)}
-        for name in self.wanted:
+        names = {vote.part for _, vote in votes}
+        deciding = names.pop() if len(names) == 1 else ENSEMBLE
+        parts = {deciding: combined([(member, vote.probabilities) for member, vote in votes])}
+        for name in self.stage_of:
             if name in alone:
                 parts.setdefault(name, combined(alone[name]))
         prediction.parts = parts
-        prediction.rests_on = [name for name in self.wanted if name in rests_on]
+        rests_on = {name for _, vote in votes for name in vote.inputs}
+        prediction.rests_on = [name for name in self.stage_of if name in rests_on]
 
     def ask(
         self, member: Member, prediction: ClipPrediction
-    ) -> tuple[tuple[str, np.ndarray, list[str]] | None, dict[str, np.ndarray]]:
-        """One run's vote (its name, probabilities and what they rest on) and what each input says
-        alone; no vote where no head can do with what is there."""
+    ) -> tuple[Vote | None, dict[str, np.ndarray]]:
+        """One run's vote, and what each input says alone, {input: (K,)}; no vote where no head can
+        do with what is there."""
         inputs = [name for name in member.task.inputs if name not in prediction.missing]
         if not inputs:
             return None, {}
-        together, single = self.run(member, inputs, prediction)
+        by_head, by_input = self.run(member, inputs, prediction)
+        # A head of one input is named as that; without one the fusion says what it makes of it.
+        alone = by_input | {name: p for name, p in by_head.items() if name in inputs}
         head = member.task.main_head
-        by_input = {name: p for name, p in together.items() if name in inputs}  # named as its input
-        alone = single | by_input  # without a head of its own: what the fusion says to it alone
-        if head in together:
+        if head in by_head:
             prediction.filled_in |= len(inputs) < len(member.task.inputs)
-            return (head if head in inputs else FUSED, together[head], inputs), alone
+            return Vote(head if head in inputs else FUSED, by_head[head], inputs), alone
         prediction.not_fused = True
         if not alone:
             return None, {}
-        if len(alone) == 1:
-            ((name, p),) = alone.items()
-            return (name, p, [name]), alone
-        return (MEAN, np.mean(list(alone.values()), axis=0), list(alone)), alone
+        part = next(iter(alone)) if len(alone) == 1 else MEAN
+        return Vote(part, np.mean(list(alone.values()), axis=0), list(alone)), alone
 
     def run(
         self, member: Member, inputs: list[str], prediction: ClipPrediction
@@ -339,57 +345,44 @@ class Predictor:
             return together, single, attention_weights(model, views[0])
 
         loader = make_loader(dataset, 1, 0, self.device)
-        ((_, (together, single, weights)),) = infer([model], loader, self.device, read)
+        [(_, found)] = infer([model], loader, self.device, read)
+        together, single, weights = found
         for name, tensors in dataset[0, 0]["inputs"].items():
             prediction.seen.setdefault(name, Seen(tensors[0].numpy(), weights.get(name)))
 
-        def mean(logits: list[Tensor]) -> np.ndarray:
+        def chosen_probabilities(logits: list[Tensor]) -> np.ndarray:
             p = mean_over_views(logits)[0].cpu().numpy()
             check_finite(member, [p])
             return p[self.chosen] / p[self.chosen].sum()
 
         return (
-            {name: mean([view[name] for view in together]) for name in together[0]},
-            {name: mean(logits) for name, logits in single.items()},
+            {name: chosen_probabilities([view[name] for view in together]) for name in together[0]},
+            {name: chosen_probabilities(logits) for name, logits in single.items()},
         )
 
     def extract(self, clip: Clip, problem: str = "") -> tuple[dict, dict[str, str]]:
         """Features of everything that the clip has: its manifest row, and why the rest is missing.
         `problem`: why its words cannot be used.
 
-        A stage that fails is left out and the others are made without it, as for a corpus that
-        never had it: the face of a clip without sound is looked for in the whole of it.
+        A stage that fails costs only what reads it. The others are made as for a corpus that never
+        had it: the face of a clip without sound is looked for in the whole of it.
         """
         missing = self.lookup.why_not(clip, problem, self.no_words)
         if not clip.transcript:
             why = problem or f"E_MISSING: {self.no_words}"
             missing |= dict.fromkeys(self.sentences, why)
-        helpers = self.helpers
         if self.voice_only and self.hears_nobody(clip):
             missing["speech"] = "E_NOVOICE: nobody is heard to speak"
         if clip.media == Path():
-            media = [name for name in self.wanted if name not in self.words + self.sentences]
+            media = [name for name in self.stage_of if name not in self.words + self.sentences]
             missing |= dict.fromkeys(media, "E_MISSING: no clip was given")
-            helpers = set()
-        while True:
-            job = self.job_of(clip, missing, helpers)
-            record = process_clip(clip, job)
-            failure = record["failure"]
-            if not failure:
-                facts = facts_of(record, job.modalities)
-                return manifest_row(clip, facts, job.features_dir), missing
-            stage, why = failure["stage"], f"{failure['code']}: {failure['reason']}"
-            blind = [name for name, made in self.encoders.items() if stage in shown_to(made)]
-            lost = [name for name, own in self.wanted.items() if own == stage]
-            missing |= dict.fromkeys([*lost, *blind], why)
-            seen = {
-                each
-                for name in self.encoders
-                if name not in missing
-                for each in shown_to(self.encoders[name])
-            }
-            behind = {each for made in self.encoders.values() for each in shown_to(made)}
-            helpers = helpers - {stage} - (behind - seen)
+        job = self.job_of(clip, missing)
+        record = process_clip(clip, job)
+        for each in record.get("missing", ()):
+            why = f"{each['code']}: {each['reason']}"
+            lost = [name for name, stage in self.stage_of.items() if stage == each["stage"]]
+            missing |= dict.fromkeys(lost, why)
+        return manifest_row(clip, facts_of(record, job.modalities), job.features_dir), missing
 
     def hears_nobody(self, clip: Clip) -> bool:
         """Whether there is sound, but no voice in it."""
@@ -400,9 +393,10 @@ class Predictor:
         except ClipError:  # the stage of the sound says why
             return False
 
-    def job_of(self, clip: Clip, missing: dict[str, str], helpers: set[str]) -> Job:
-        stages = tuple(stage for name, stage in self.wanted.items() if name not in missing)
-        stages += tuple(helpers)
+    def job_of(self, clip: Clip, missing: dict[str, str]) -> Job:
+        stages = tuple(stage for name, stage in self.stage_of.items() if name not in missing)
+        if clip.media != Path():
+            stages += tuple(self.helpers)
         settings = self.job.settings | self.lookup.made_of(clip)
         return replace(self.job, modalities=stages, settings=settings)
 

@@ -10,7 +10,7 @@ from extract import encoders, transcribe
 from extract.clip import SETTINGS, odd_settings
 from extract.vectors import origin_of
 from training.checkpoint import load_checkpoint
-from training.modalities import MODALITIES, modality
+from training.modalities import MODALITIES
 from utils.errors import IntegrityError, UsageError, listed
 
 
@@ -68,12 +68,6 @@ def encoder_places(given: list[str]) -> dict[str, str]:
         if not (name and place):
             raise UsageError(f"--encoder {text}: expected NAME=PLACE, a folder, file or hub name")
     return {name: place for name, _, place in pairs}
-
-
-def shown_to(settings: dict[str, str]) -> set[str]:
-    """The stages that make what an encoder sees: none for words, whose vectors it does not read."""
-    by_words = settings["reads"] == "transcript"
-    return set() if by_words else {modality(settings["input"]).folder, settings["reads"]}
 
 
 def check_files_named(features: dict[str, dict], places: dict[str, str]) -> dict[str, dict]:

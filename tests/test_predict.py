@@ -39,7 +39,7 @@ from extract import audio
 from inference.annotate import annotate
 from inference.figure import token_edges
 from inference.prediction import FUSED, ClipPrediction, Seen
-from inference.predictor import Predictor
+from inference.predictor import Predictor, Vote
 from inference.sources import find_sources, read_cues, read_words
 from models.pooling import FrameAttention
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -592,7 +592,7 @@ def test_an_answering_head_of_one_input_is_the_answer(place, ask):
 def test_an_input_that_several_runs_compare_is_named_once():
     task, by_speaker = SimpleNamespace(inputs=("speech", "mine")), {"standardize": "speaker"}
     runs = [SimpleNamespace(task=task, config=by_speaker)] * 2
-    asked = SimpleNamespace(wanted={"speech": "speech", "mine": "mine"}, members=runs)
+    asked = SimpleNamespace(stage_of={"speech": "speech", "mine": "mine"}, members=runs)
     assert Predictor.compares.fget(asked) == ["mine"]
 
 
@@ -675,11 +675,11 @@ def test_what_an_input_says_alone_counts_as_in_the_ensemble():
     predictor = Predictor.__new__(Predictor)
     shares = [("a", 0.9)] * 5 + [("b", 0.1)]
     members = [SimpleNamespace(run=Path(run), p=np.array([p, 1 - p])) for run, p in shares]
-    predictor.members, predictor.wanted = members, {"speech": "speech"}
+    predictor.members, predictor.stage_of = members, {"speech": "speech"}
 
     def ask(member, prediction):
         name = "fused" if member.run == Path("a") else "speech"
-        return (name, member.p, ["speech"]), {"speech": member.p}
+        return Vote(name, member.p, ["speech"]), {"speech": member.p}
 
     predictor.ask = ask
     prediction = ClipPrediction(None, ["x", "y"], {}, {})
