@@ -96,13 +96,25 @@ def evaluate(args: argparse.Namespace, published: dict[str, Any]) -> int:
     """Write the report and print the table; the exit code. `published`: a certificate, or {}."""
     from evaluation.certificate import certificate, compare, describe
     from evaluation.report import write_report
-    from evaluation.runs import evaluate_runs, pool
+    from evaluation.runs import Options, evaluate_runs, merge_parts
     from training.features import Features
 
     features = Features.open(args.features_dir)
-    runs = evaluate_runs(args.checkpoints, features, args)
+    options = Options(
+        split=args.split,
+        label=args.label,
+        setting=args.setting,
+        robustness=args.robustness,
+        allow_training_clips=args.allow_training_clips,
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        device=args.device,
+    )
+    runs = evaluate_runs(args.checkpoints, features, options)
     features.check_unchanged()
-    systems = [*runs, pool(f"ensemble of {len(runs)}", runs)] if len(runs) > 1 else runs
+    systems = list(runs)
+    if len(runs) > 1:
+        systems.append(merge_parts(f"ensemble of {len(runs)}", runs))
     report = report_of(args, features, runs, systems)
     report["certified"] = None
     if published:

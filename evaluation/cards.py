@@ -66,7 +66,7 @@ def about(path: Path, card: dict[str, Any]) -> tuple[str, ...]:
 
 def worth(path: Path, model: Checkpoint) -> Iterator[tuple[str, ...]]:
     """At home first, then each corpus of which the model knew nothing."""
-    for number, (name, card) in enumerate(judged(model["card"])):
+    for number, (name, card) in enumerate(tests_of(model["card"])):
         clips = counted(card, "tested_clips", "tested_people")
         where = f"**elsewhere**: {clips} of {name}" if number else f"held out: {clips}"
         yield (
@@ -98,12 +98,13 @@ def calibration_error(card: dict[str, Any]) -> str:
 
 def recalls(models: dict[Path, Checkpoint], classes: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     for path, model in models.items():
-        for number, (name, card) in enumerate(judged(model["card"])):
+        for number, (name, card) in enumerate(tests_of(model["card"])):
             of_each = (share(card.get("recall", {}), label) for label in classes)
             yield f"`{path.name}`{f', {name}' if number else ''}", *of_each
 
 
-def judged(card: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def tests_of(card: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The corpus and the numbers of each test: on the clips held out, then elsewhere."""
     elsewhere = ((other["corpus"], other) for other in card.get("elsewhere", ()))
     return [(card.get("corpus", ""), card), *elsewhere]
 

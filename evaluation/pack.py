@@ -17,15 +17,14 @@ import argparse
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from evaluation.calibration import calibration, cross_fitted, fit_temperature, temper
 from evaluation.ensemble import reading_settings
-from evaluation.runs import ALL, Evaluated, evaluate_runs, labels_of
+from evaluation.runs import ALL, Evaluated, Options, evaluate_runs, labels_of
 from evaluation.scores import full_scores, group_by_speaker
 from training.checkpoint import (
     Checkpoint,
@@ -41,6 +40,14 @@ from utils.errors import UsageError, run_script
 from utils.files import keep_as_it_is
 
 KEPT = ("arch", "classes", "features_config", "config", "epoch", "val", "clips", "leaks")
+
+
+class HeldOut(NamedTuple):
+    """A run on clips that it was not trained on, its log-probabilities (N, K), the labels (N,)."""
+
+    run: Evaluated
+    log_p: np.ndarray
+    labels: np.ndarray
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,7 +75,7 @@ def main() -> None:
     with contextlib.ExitStack() as held:
         for folder in {folder for folder, _ in asked}:
             held.enter_context(keep_as_it_is(folder))
-        known = [judged(args.run, *place, device, args.setting) for place in asked]
+        known = [evaluate_on(args.run, *place, device, args.setting) for place in asked]
     temperature, tempered = calibrated(known)
     (run, _, labels), *others = known
     checkpoint = load_checkpoint(Path(run.checkpoints[0]["path"]))
@@ -105,9 +112,7 @@ def place_of(given: str) -> tuple[str, Path, str]:
     return name, Path(folder), split
 
 
-def calibrated(
-    known: list[tuple[Evaluated, np.ndarray, np.ndarray]],
-) -> tuple[float, list[np.ndarray]]:
+def calibrated(known: list[HeldOut]) -> tuple[float, list[np.ndarray]]:
     """The temperature of the corpora behind the first, or of that one alone, each counting alike;
     and all log-probabilities, each person's tempered by what was fitted without that person."""
     runs, log_p, labels = zip(*(known[1:] or known), strict=True)
@@ -122,28 +127,18 @@ def calibrated(
     weights = np.repeat([1 / size for size in sizes], sizes)
     temperature = fit_temperature(*fitted, weights)
     tempered = np.split(cross_fitted(*fitted, group, weights)[0], np.cumsum(sizes)[:-1])
-    own = [temper(known[0][1], temperature)] if known[1:] else []
+    own = [temper(known[0].log_p, temperature)] if known[1:] else []
     return temperature, own + tempered
 
 
-def judged(
+def evaluate_on(
     run: Path, folder: Path, split: str | None, device: str, setting: Sequence[str] = ()
-) -> tuple[Evaluated, np.ndarray, np.ndarray]:
-    """The run on clips that it was not trained on: its log-probabilities (N, K), their labels."""
+) -> HeldOut:
     features = Features.open(folder)
-    options = SimpleNamespace(
-        split=split,
-        label=None,
-        robustness=False,
-        allow_training_clips=False,
-        batch_size=16,
-        num_workers=0,
-        device=device,
-        setting=setting,
-    )
+    options = Options(split=split, setting=setting, batch_size=16, device=device)
     (found,) = evaluate_runs([run], features, options)
     features.check_unchanged()
-    return found, found.under(ALL).log_p, labels_of(found, features.classes)
+    return HeldOut(found, found.under(ALL).log_p, labels_of(found, features.classes))
 
 
 def scores(

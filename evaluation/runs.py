@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from evaluation.corruptions import CORRUPTIONS, corrupt
@@ -33,9 +34,19 @@ from training.modalities import modality
 from utils.errors import IntegrityError, UsageError, counted
 from utils.files import sha256
 
-ALL = ("inputs", "all")  # the condition that headline numbers are about
 MANY = 5  # inputs: their 30 smaller sets can be looked at, those of 12 are 4,094
-Condition = tuple[str, Any]  # which inputs ("inputs", names), or a corruption (modality, level)
+
+
+class Condition(NamedTuple):
+    """What a run is given of each clip: all that it reads, `inputs` alone, or all of it with the
+    modality `corrupted` made worse to a level of evaluation/corruptions.py."""
+
+    inputs: tuple[str, ...] | None = None
+    corrupted: str | None = None
+    level: float | None = None
+
+
+ALL = Condition()  # what headline numbers are about
 
 
 class Prediction(NamedTuple):
@@ -49,9 +60,23 @@ class Prediction(NamedTuple):
 Predictions = dict[Condition, Prediction | None]
 
 
-class Judged(NamedTuple):
-    """A checkpoint, the clips to judge it by, the column of their truth, and what a reader of its
-    numbers must know."""
+@dataclass(frozen=True)
+class Options:
+    """How to evaluate, as the flags of evaluate.py say it."""
+
+    split: str | None = None  # None: val, or the fold that a run held out
+    label: str | None = None  # the column of the truth; None: what each run has learnt
+    setting: Sequence[str] = ()  # NAME=VALUE of how much of a clip is read (as trained)
+    robustness: bool = False  # under each corruption, too
+    allow_training_clips: bool = False
+    batch_size: int = 8
+    num_workers: int = 0
+    device: str = "cpu"
+
+
+class Candidate(NamedTuple):
+    """A checkpoint to score, the clips to score it on, the column of their truth, and what a reader
+    of its numbers must know."""
 
     member: Member
     clips: pd.DataFrame
@@ -85,74 +110,72 @@ class Evaluated:
         return found
 
 
-def evaluate_runs(paths: list[Path], features: Features, options: Any) -> list[Evaluated]:
+def evaluate_runs(paths: list[Path], features: Features, options: Options) -> list[Evaluated]:
     """The runs of these checkpoints and run folders, all on the same clips.
 
     Folders fold_* in one place are one run: each clip is predicted by the fold that held it out.
-    `options`: split (None: val, or the fold held out), label (None: what each run learnt),
-    robustness, allow_training_clips, batch_size, num_workers, device, setting (NAME=VALUE of how
-    much of a clip is read, in place of the runs' own).
     """
-    groups: dict[Path, list[Judged]] = {run: [] for run in group_checkpoints(paths)}
+    groups: dict[Path, list[Candidate]] = {run: [] for run in group_checkpoints(paths)}
     members = load_members(paths, features, reading_settings(options.setting))
     for member in sorted(members, key=lambda each: each.path):
-        groups[member.run].append(judge(member, features, options))
-    judged = {name_of(run, parts): parts for run, parts in groups.items()}
+        groups[member.run].append(candidate_of(member, features, options))
+    candidates = {name_of(run, parts): parts for run, parts in groups.items()}
     if "missing" in features.manifest:
-        judged = on_common_clips(judged)
-    check_comparable(judged)
+        candidates = on_common_clips(candidates)
+    check_comparable(candidates)
     runs = []
-    for name, parts in judged.items():
+    for name, parts in candidates.items():
         predicted = [run_of(part, name, features, options) for part in parts]
-        runs.append(pool(name, predicted) if len(predicted) > 1 else predicted[0])
+        runs.append(merge_parts(name, predicted) if len(predicted) > 1 else predicted[0])
     return runs
 
 
-def name_of(run: Path, parts: list[Judged]) -> str:
+def name_of(run: Path, parts: list[Candidate]) -> str:
     return str(run if len(parts) > 1 or run.is_file() else parts[0].member.path.parent)
 
 
-def judge(member: Member, features: Features, options: Any) -> Judged:
-    """The clips to judge a checkpoint by; IntegrityError for clips that it was trained on."""
+def candidate_of(member: Member, features: Features, options: Options) -> Candidate:
+    """A checkpoint and the clips to score it on; UsageError where there are none, IntegrityError
+    for clips that it was trained on."""
     column = options.label or member.label
     if column not in features.manifest:
         raise UsageError(f"{features.folder} has no column {column!r} in its manifest.csv")
-    judged = judged_clips(member.config, features, options.split)
-    labelled = judged[judged[column].isin(features.classes)]
+    wanted = wanted_clips(member.config, features, options.split)
+    labelled = wanted[wanted[column].isin(features.classes)]
     clips = readable(member, labelled, features)
     if clips.empty:
-        none = f"none of {counted(len(judged), 'clip')} has its {column}"
+        none = f"none of {counted(len(wanted), 'clip')} has its {column}"
         raise UsageError(f"{member.path}: {none}: nothing to score")
     warnings = warnings_of(member, clips, features, options.allow_training_clips)
-    if len(labelled) < len(judged):
-        warnings.append(left_out(len(judged) - len(labelled), f"without {column}"))
+    if len(labelled) < len(wanted):
+        warnings.append(left_out_note(len(wanted) - len(labelled), f"without {column}"))
     if lacking := len(labelled) - len(clips):
-        warnings.append(left_out(lacking, f"without {' or '.join(member.task.inputs)}"))
-    return Judged(member, clips, column, warnings)
+        warnings.append(left_out_note(lacking, f"without {' or '.join(member.task.inputs)}"))
+    return Candidate(member, clips, column, warnings)
 
 
-def left_out(number: int, which: str) -> str:
-    """A note that so many clips are not judged."""
+def left_out_note(number: int, which: str) -> str:
+    """A note that so many clips are not scored."""
     return f"{counted(number, 'clip')} {which} {'is' if number == 1 else 'are'} left out"
 
 
-def on_common_clips(runs: dict[str, list[Judged]]) -> dict[str, list[Judged]]:
+def on_common_clips(runs: dict[str, list[Candidate]]) -> dict[str, list[Candidate]]:
     """The runs on those clips that each of them can read."""
     tables = [all_clips([part.clips for part in parts]) for parts in runs.values()]
     common = set.intersection(*(set(each.index) for each in tables))
-    reduced: dict[str, list[Judged]] = {name: [] for name in runs}
+    reduced: dict[str, list[Candidate]] = {name: [] for name in runs}
     for name, parts in runs.items():
         for part in parts:
             clips = part.clips[part.clips.index.isin(common)]
             lost = len(part.clips) - len(clips)
-            more = [left_out(lost, "that another run cannot read")] if lost else []
+            more = [left_out_note(lost, "that another run cannot read")] if lost else []
             noted = part._replace(clips=clips, warnings=[*part.warnings, *more])
             reduced[name].append(noted)
     return reduced
 
 
-def check_comparable(runs: dict[str, list[Judged]]) -> None:
-    """Before anything is computed: IntegrityError for runs that are judged on other clips, or by
+def check_comparable(runs: dict[str, list[Candidate]]) -> None:
+    """Before anything is computed: IntegrityError for runs to be scored on other clips, or by
     labels that differ there, UsageError for one that has a single clip."""
     labels = {
         name: all_clips([part.clips for part in parts])[parts[0].label]
@@ -179,9 +202,9 @@ def all_clips(tables: list[pd.DataFrame]) -> pd.DataFrame:
     return clips[~clips.index.duplicated()].sort_index()
 
 
-def run_of(judged: Judged, name: str, features: Features, options: Any) -> Evaluated:
+def run_of(candidate: Candidate, name: str, features: Features, options: Options) -> Evaluated:
     """One checkpoint's predictions."""
-    member, clips, label, warnings = judged
+    member, clips, label, warnings = candidate
     if label != member.label:
         warnings = [*warnings, f"{name} learnt {member.label} and is judged by {label} here"]
     facts = {
@@ -203,8 +226,8 @@ def run_of(judged: Judged, name: str, features: Features, options: Any) -> Evalu
     return replace(run, validation=Evaluated(name, apart, label, predicted, [facts], []))
 
 
-def judged_clips(config: dict[str, Any], features: Features, split: str | None) -> pd.DataFrame:
-    """The rows on which a run is judged: a split, or the fold that it held out."""
+def wanted_clips(config: dict[str, Any], features: Features, split: str | None) -> pd.DataFrame:
+    """The rows to score a run on: a split, or the fold that it held out."""
     if split is not None or config["fold"] is None:
         return named(features.rows(split or "val"))
     table = features.manifest[features.manifest["split"].isin(("train", "val"))]
@@ -266,29 +289,27 @@ def warnings_of(
     return found
 
 
+@torch.inference_mode()  # the heads are asked here, not within `infer`
 def predictions_of(
-    member: Member, clips: pd.DataFrame, features: Features, options: Any, robustness: bool
+    member: Member, clips: pd.DataFrame, features: Features, options: Options, robustness: bool
 ) -> Predictions:
     """{condition: prediction}: all inputs, smaller sets of them, and with `robustness` each
     corruption of one input while the others are as they were."""
-    inputs, kept = member.task.inputs, []
-    subsets = smaller_sets(inputs)
-
-    def read(tokens: dict[str, Tokens]) -> list[dict[str, Tensor]]:
+    inputs = member.task.inputs
+    given = {ALL: inputs} | {Condition(inputs=names): names for names in smaller_sets(inputs)}
+    logits: dict[Condition, list[dict[str, Tensor]]] = {condition: [] for condition in given}
+    clean = []  # the tokens of each batch
+    for tokens in encode_batches(member, make_dataset(member, clips, features), options):
+        for condition, names in given.items():
+            logits[condition].append(classify(member, tokens, names))
         if robustness:
-            kept.append(tokens)
-        return [classify(member, tokens, names) for names in (inputs, *subsets)]
-
-    dataset = make_dataset(member, clips, features)
-    batches = list(run_batches(member, dataset, options, read))
-    conditions = [ALL, *(("inputs", "+".join(names)) for names in subsets)]
-    found: Predictions = {}
-    for condition, names, each in zip(
-        conditions, (inputs, *subsets), zip(*batches, strict=True), strict=True
-    ):
-        found[condition] = prediction_of(member, names, list(each))
+            clean.append(tokens)
+    found = {
+        condition: prediction_of(member, names, logits[condition])
+        for condition, names in given.items()
+    }
     if robustness:
-        found |= corrupted_predictions(member, clips, features, options, kept)
+        found |= corrupted_predictions(member, clips, features, options, clean)
     return found
 
 
@@ -299,38 +320,45 @@ def smaller_sets(inputs: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 
 def corrupted_predictions(
-    member: Member, clips: pd.DataFrame, features: Features, options: Any, kept: list
+    member: Member,
+    clips: pd.DataFrame,
+    features: Features,
+    options: Options,
+    clean: list[dict[str, Tokens]],
 ) -> Predictions:
-    """`kept`: the tokens of all modalities, batch by batch, as they were."""
+    """`clean`: the tokens of all inputs, batch by batch. Only the corrupted input is encoded anew:
+    its batches are of the same clips, for both data sets are of `clips` and are read in order."""
     found: Predictions = {}
     for name in member.task.inputs:
         corruption = CORRUPTIONS.get(modality(name).corruption)
-        if corruption is None or name not in kept[0]:
+        if corruption is None or name not in clean[0]:
             continue
         task = replace(member.task, inputs=(name,))
         for level in corruption.levels:
             worse = corrupt(features, name, level)
             dataset = ClipDataset(worse, clips, task, member.config, training=False)
-            clean = iter(kept)
-
-            def read(tokens: dict, clean: Iterator = clean) -> dict[str, Tensor]:
-                return classify(member, next(clean) | tokens, member.task.inputs)
-
-            logits = list(run_batches(member, dataset, options, read))
-            found[name, level] = prediction_of(member, member.task.inputs, logits)
+            batches = zip(clean, encode_batches(member, dataset, options), strict=True)
+            logits = [
+                classify(member, others | corrupted, member.task.inputs)
+                for others, corrupted in batches
+            ]
+            condition = Condition(corrupted=name, level=level)
+            found[condition] = prediction_of(member, member.task.inputs, logits)
     return found
 
 
-def run_batches(member: Member, dataset: ClipDataset, options: Any, read: Any) -> Iterator[Any]:
-    """What `read` makes of the tokens {modality: Tokens} of each batch."""
+def encode_batches(
+    member: Member, dataset: ClipDataset, options: Options
+) -> Iterator[dict[str, Tokens]]:
+    """The tokens {modality: Tokens} of each batch."""
 
-    def read_given(given: Given) -> Any:
-        return read(encode(member.model, given))
+    def read(given: Given) -> dict[str, Tokens]:
+        return encode(member.model, given)
 
     loader = make_loader(dataset, options.batch_size, options.num_workers, options.device)
     title = f"{member.path.parent.name} {'+'.join(dataset.task.inputs)}"
-    for _, result in infer([member.model], loader, options.device, read_given, title=title):
-        yield result
+    for _, tokens in infer([member.model], loader, options.device, read, title=title):
+        yield tokens
 
 
 def classify(
@@ -357,34 +385,45 @@ def prediction_of(
     return Prediction(head, member.task.label_columns[head], log_p)
 
 
-def pool(name: str, parts: list[Evaluated]) -> Evaluated:
-    """All clips of the parts; parts that predict the same clip vote on it."""
+def merge_parts(name: str, parts: list[Evaluated]) -> Evaluated:
+    """One run on all clips of its parts."""
     clips = all_clips([part.clips for part in parts])
-    predictions: Predictions = {}
-    for condition in parts[0].predictions:
-        given = [part.predictions.get(condition) for part in parts]
-        found = [each for each in given if each is not None]
-        same = len({(each.head, each.column) for each in found}) == 1
-        predictions[condition] = None
-        if len(found) == len(parts) and (condition == ALL or same):
-            votes = [
-                (part.clips.index, np.exp(each.log_p))
-                for part, each in zip(parts, found, strict=True)
-            ]
-            index, mean = combine(votes)
-            log_p = np.log(np.maximum(mean, 1e-300))[index.get_indexer(clips.index)]
-            column = found[0].column if same else parts[0].label
-            predictions[condition] = Prediction(found[0].head, column, log_p)
+    predictions = {
+        condition: merged_prediction(parts, clips.index, condition)
+        for condition in parts[0].predictions
+    }
     checkpoints = [checkpoint for part in parts for checkpoint in part.checkpoints]
     warnings = list(dict.fromkeys(text for part in parts for text in part.warnings))
     apart = [part.validation for part in parts if part.validation]
-    validation = pool(name, apart) if len(apart) == len(parts) else None
+    validation = merge_parts(name, apart) if len(apart) == len(parts) else None
     if validation and validation.clips.index.isin(clips.index).any():
-        validation = None  # of all folds together the same clips are judged and chose
+        validation = None  # of all folds together the same clips are scored and chose
     label = parts[0].label
     return Evaluated(
         name, clips, label, predictions, checkpoints, warnings, tuple(parts), validation
     )
+
+
+def merged_prediction(
+    parts: list[Evaluated], clips: pd.Index, condition: Condition
+) -> Prediction | None:
+    """The mean probabilities of the parts that predict a clip.
+
+    From all inputs, whatever the heads that decide. Under another condition None, unless each part
+    has a prediction and all these are of one head and one label.
+    """
+    given = [part.predictions.get(condition) for part in parts]
+    found = [each for each in given if each is not None]
+    same = len({(each.head, each.column) for each in found}) == 1
+    if len(found) < len(parts) or not (same or condition == ALL):
+        return None
+    votes = [
+        (part.clips.index, np.exp(each.log_p)) for part, each in zip(parts, found, strict=True)
+    ]
+    index, mean = combine(votes)
+    log_p = np.log(np.maximum(mean, 1e-300))[index.get_indexer(clips)]
+    column = found[0].column if same else parts[0].label
+    return Prediction(found[0].head, column, log_p)
 
 
 def labels_of(run: Evaluated, classes: list[str]) -> np.ndarray:
@@ -399,11 +438,10 @@ def own_labels(run: Evaluated, condition: Condition, classes: list[str]) -> np.n
 
 def is_asked(run: Evaluated, condition: Condition) -> np.ndarray:
     """(N,) which clips have any of the condition's inputs: others tell nothing about it."""
-    kind, names = condition
-    if kind != "inputs" or condition == ALL:
+    if condition.inputs is None:
         return np.ones(len(run.clips), bool)
-    inputs, rows = names.split("+"), run.clips.to_dict("records")
-    return np.array([not all(lacks(row, name) for name in inputs) for row in rows], bool)
+    rows = run.clips.to_dict("records")
+    return np.array([not all(lacks(row, name) for name in condition.inputs) for row in rows], bool)
 
 
 def numbers_of(labels: pd.Series, classes: list[str]) -> np.ndarray:

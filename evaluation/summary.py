@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import calibration, scores
-from evaluation.runs import ALL, Evaluated, is_asked, labels_of, own_labels
+from evaluation.runs import ALL, Condition, Evaluated, is_asked, labels_of, own_labels
 from utils.errors import counted
 
 
@@ -27,7 +27,7 @@ def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:
     result["parts"] = spread([measures_of(part, classes) for part in alike])
     result["folds"] = spread(fold_measures(run, classes))
     result["conditions"] = [
-        {"input": key[0], "level": key[1]} | scores_of(run, key, classes) for key in run.predictions
+        described(condition) | scores_of(run, condition, classes) for condition in run.predictions
     ]
     faces: Any = False  # where nothing looked for faces
     if "face_valid" in run.clips:
@@ -35,8 +35,17 @@ def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:
     return result | {"with_face": scores_of(run, ALL, classes, faces)}
 
 
+def described(condition: Condition) -> dict[str, Any]:
+    """As metrics.json has it: `input` "inputs" and at `level` which, or a corrupted input and its
+    level."""
+    if condition.corrupted is not None:
+        return {"input": condition.corrupted, "level": condition.level}
+    names = "all" if condition.inputs is None else "+".join(condition.inputs)
+    return {"input": "inputs", "level": names}
+
+
 def scores_of(
-    run: Evaluated, key: tuple[str, Any], classes: list[str], among: Any = True
+    run: Evaluated, condition: Condition, classes: list[str], among: Any = True
 ) -> dict[str, Any]:
     """`full_scores` under a condition, of the clips that have the label and any of the inputs;
     none: {"clips": 0}.
@@ -44,23 +53,23 @@ def scores_of(
     All conditions are judged by the label of the run, so that they can be compared; a head that
     learnt another one, as that of the voice, has its accuracy by it in `own`.
     """
-    found = run.predictions[key]
+    found = run.predictions[condition]
     if found is None:
         return {"clips": 0}
     labels = labels_of(run, classes)
-    among = among & is_asked(run, key)
+    among = among & is_asked(run, condition)
     known = (labels >= 0) & among
     if not known.any():
         return {"clips": 0}
     speakers, predictions = run.clips["speaker"].to_numpy(), found.log_p.argmax(1)
     scored = scores.full_scores(labels[known], predictions[known], speakers[known], classes)
-    judged: dict[str, Any] = {"head": found.head, "label": run.label, "own": None}
-    if found.column != judged["label"]:
-        own = own_labels(run, key, classes)
+    about: dict[str, Any] = {"head": found.head, "label": run.label, "own": None}
+    if found.column != run.label:
+        own = own_labels(run, condition, classes)
         right = (own == predictions)[(own >= 0) & among]
         if len(right):
-            judged["own"] = {"label": found.column, "accuracy": float(right.mean())}
-    return judged | scored
+            about["own"] = {"label": found.column, "accuracy": float(right.mean())}
+    return about | scored
 
 
 def labels_and_log_p(run: Evaluated, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:

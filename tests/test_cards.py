@@ -19,7 +19,7 @@ from trainings import TINY, with_records
 from corpora import pool
 from evaluation.cards import FIRST, LAST, with_cards
 from evaluation.ensemble import load_members
-from evaluation.pack import calibrated, judged
+from evaluation.pack import HeldOut, calibrated, evaluate_on
 from inference.card import by_run, card_lines, cards
 from inference.offer import offer
 from inference.predictor import Predictor
@@ -167,7 +167,7 @@ def test_a_packed_model_is_as_sure_as_it_is_right_elsewhere(trained, tmp_path):
     apart = table["split"] == "test"
     for answers in ("sad", ""):  # any label; then what the model says
         if not answers:
-            asked, log_p, _ = judged(run, other, "test", "cpu")
+            asked, log_p, _ = evaluate_on(run, other, "test", "cpu")
             answers = [CLASSES[k] for k in log_p.argmax(1)]
             assert asked.clips["clip_id"].tolist() == table.loc[apart, "clip_id"].tolist()
         table.loc[apart, "emotion"] = answers
@@ -183,14 +183,15 @@ def test_a_packed_model_is_as_sure_as_it_is_right_elsewhere(trained, tmp_path):
     assert home["accuracy"] == away["accuracy"] < 0.9 and away["ece"] > home["ece"] + 0.1
     (elsewhere,) = away["elsewhere"]
     assert (elsewhere["corpus"], elsewhere["accuracy"]) == ("away", 1)
-    _, log_p, labels = judged(run, trained / "features", None, "cpu")
-    asked, other_p, truth = judged(run, other, "test", "cpu")
+    _, log_p, labels = evaluate_on(run, trained / "features", None, "cpu")
+    asked, other_p, truth = evaluate_on(run, other, "test", "cpu")
     alone = replace(asked, clips=asked.clips.assign(speaker="ann"))  # of one person, clips count
-    assert 0.05 < calibrated([(alone, log_p, labels)])[0] < 20
-    own, fitted = (asked, log_p, labels), []
+    assert 0.05 < calibrated([HeldOut(alone, log_p, labels)])[0] < 20
+    own, fitted = HeldOut(asked, log_p, labels), []
     for times in (1, 9):  # a corpus whose clips stand there nine times over counts as before
         clips = pd.concat(times * [asked.clips])
-        more = replace(asked, clips=clips), np.tile(other_p, (times, 1)), np.tile(truth, times)
+        repeated = np.tile(other_p, (times, 1)), np.tile(truth, times)
+        more = HeldOut(replace(asked, clips=clips), *repeated)
         temperature, tempered = calibrated([own, own, more])
         assert [len(each) for each in tempered] == [28, 28, 28 * times]
         fitted.append(temperature)

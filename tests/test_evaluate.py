@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from evaluation import report
 from evaluation.certificate import compare
 from evaluation.corruptions import add_noise, blur, corrupt, drop_words
 from evaluation.ensemble import load_members, make_dataset
-from evaluation.runs import evaluate_runs, smaller_sets
+from evaluation.runs import Options, evaluate_runs, smaller_sets
 from models import build_model
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.data import make_loader, training_rows
@@ -677,10 +676,7 @@ def test_validation_clips_that_are_judged_too_temper_nothing(features, tmp_path)
         ids = torch.from_numpy(fingerprints(table, seen))
         checkpoint["clips"] = {"training": none, "validation": ids}
         save_checkpoint(path, checkpoint)
-    options = SimpleNamespace(split=None, label=None, robustness=False, allow_training_clips=False)
-    options.batch_size, options.num_workers, options.device = 8, 0, "cpu"
-    options.setting = []
-    (run,) = evaluate_runs([tmp_path / "run"], Features.open(features), options)
+    (run,) = evaluate_runs([tmp_path / "run"], Features.open(features), Options())
     assert len(run.parts) == 2 and all(part.validation for part in run.parts)
     assert run.validation is None
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from inside import run_main
 from trainings import add_feature
 
 from evaluation.ensemble import image_views, load_members
-from evaluation.runs import ALL, evaluate_runs
+from evaluation.runs import ALL, Options, evaluate_runs
 from evaluation.votes import Parts, votes
 from training.data import ClipDataset
 from training.features import Features
@@ -23,16 +23,7 @@ from training.standardize import speaker_scales
 from training.tasks import fused, recipe
 from utils.errors import UsageError
 
-OPTIONS = SimpleNamespace(
-    split="val",
-    label=None,
-    robustness=False,
-    allow_training_clips=True,
-    batch_size=8,
-    num_workers=0,
-    device="cpu",
-    setting=(),
-)
+OPTIONS = Options(split="val", allow_training_clips=True)
 
 
 @pytest.fixture
@@ -58,7 +49,7 @@ def test_every_tool_standardizes_beside_an_input_of_ours(features, tmp_path):
     path, opened = tmp_path / "m.pth", Features.open(features)
     save_untrained(path, features, inputs="speech,au", standardize="speaker")
     expected = np.exp(evaluate_runs([path], opened, OPTIONS)[0].under(ALL).log_p)
-    harmed = evaluate_runs([path], opened, SimpleNamespace(**{**vars(OPTIONS), "robustness": True}))
+    harmed = evaluate_runs([path], opened, replace(OPTIONS, robustness=True))
     np.testing.assert_allclose(np.exp(harmed[0].under(ALL).log_p), expected, atol=1e-6)
     members, rows = load_members([path], opened), opened.rows("val")
     parts = Parts(members, [list(range(len(rows)))], rows, opened)
