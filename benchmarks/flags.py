@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -54,7 +53,7 @@ def parser_of(module: str) -> argparse.ArgumentParser:
         mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop),
     ):
         try:
-            main(*([None] if inspect.signature(main).parameters else []))
+            main()
         except _Caught as caught:
             return caught.parser
     raise RuntimeError(f"{module}.main reads no flags")

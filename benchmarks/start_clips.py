@@ -42,7 +42,9 @@ def main() -> None:
     if not clips:
         raise UsageError(f"no clips in {args.clips}")
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    roots = [ROOT, *([args.against.resolve()] if args.against else [])]
+    roots = [ROOT]
+    if args.against:
+        roots.append(args.against.resolve())
     for script in ("preprocess.py", "predict.py"):
         found: dict[Path, list[Seconds]] = {root: [] for root in roots}
         for turn in range(args.turns + 1):

@@ -76,7 +76,9 @@ def main() -> None:
     workers = f"{args.workers} loading processes, {args.clock} clock"
     print(f"{machine(args.device)}; {args.size} sizes, {workers}\n", flush=True)
     header = "mode         a clips/s  b clips/s  c clips/s  b/a (turns)          b/c (turns)       "
-    print(header + "  of the peak" * (args.device != "cpu"), flush=True)
+    if args.device != "cpu":
+        header += "  of the peak"
+    print(header, flush=True)
     for mode in args.modes.split(","):
         measure_mode(mode, args)
 

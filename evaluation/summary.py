@@ -29,10 +29,14 @@ def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:
     result["conditions"] = [
         described(condition) | scores_of(run, condition, classes) for condition in run.predictions
     ]
-    faces: Any = False  # where nothing looked for faces
-    if "face_valid" in run.clips:
-        faces = run.clips["face_valid"].str.contains("1").to_numpy()
-    return result | {"with_face": scores_of(run, ALL, classes, faces)}
+    return result | {"with_face": scores_of(run, ALL, classes, has_face(run))}
+
+
+def has_face(run: Evaluated) -> np.ndarray:
+    """(N,) whether a face was found in any frame of the clip; in none where nobody looked."""
+    if "face_valid" not in run.clips:
+        return np.zeros(len(run.clips), bool)
+    return run.clips["face_valid"].str.contains("1").to_numpy(bool)
 
 
 def described(condition: Condition) -> dict[str, Any]:
@@ -45,10 +49,10 @@ def described(condition: Condition) -> dict[str, Any]:
 
 
 def scores_of(
-    run: Evaluated, condition: Condition, classes: list[str], among: Any = True
+    run: Evaluated, condition: Condition, classes: list[str], chosen: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """`full_scores` under a condition, of the clips that have the label and any of the inputs;
-    none: {"clips": 0}.
+    """`full_scores` under a condition, of the clips that have the label and any of the inputs, and
+    of these the `chosen` (N,) bool; {"clips": 0} where there are none.
 
     All conditions are judged by the label of the run, so that they can be compared; a head that
     learnt another one, as that of the voice, has its accuracy by it in `own`.
@@ -57,8 +61,10 @@ def scores_of(
     if found is None:
         return {"clips": 0}
     labels = labels_of(run, classes)
-    among = among & is_asked(run, condition)
-    known = (labels >= 0) & among
+    asked = is_asked(run, condition)
+    if chosen is not None:
+        asked = asked & chosen
+    known = (labels >= 0) & asked
     if not known.any():
         return {"clips": 0}
     speakers, predictions = run.clips["speaker"].to_numpy(), found.log_p.argmax(1)
@@ -66,7 +72,7 @@ def scores_of(
     about: dict[str, Any] = {"head": found.head, "label": run.label, "own": None}
     if found.column != run.label:
         own = own_labels(run, condition, classes)
-        right = (own == predictions)[(own >= 0) & among]
+        right = (own == predictions)[(own >= 0) & asked]
         if len(right):
             about["own"] = {"label": found.column, "accuracy": float(right.mean())}
     return about | scored
@@ -74,21 +80,24 @@ def scores_of(
 
 def labels_and_log_p(run: Evaluated, classes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """(N,) class indices and (N, K), from all inputs."""
-    found = run.predictions[ALL]
-    assert found is not None
-    return labels_of(run, classes), found.log_p
+    return labels_of(run, classes), run.under(ALL).log_p
 
 
-def measures_of(run: Evaluated, classes: list[str], among: Any = slice(None)) -> dict[str, float]:
+def measures_of(run: Evaluated, classes: list[str]) -> dict[str, float]:
     labels, log_p = labels_and_log_p(run, classes)
-    return scores.measure(labels[among], log_p.argmax(1)[among])
+    return scores.measure(labels, log_p.argmax(1))
 
 
 def fold_measures(run: Evaluated, classes: list[str]) -> list[dict[str, float]]:
     """For each fold, of the clips that its model held out; none for runs without folds."""
     folds = sorted({each["config"]["fold"] or "" for each in run.checkpoints} - {""})
-    rows = [(run.clips["fold"] == fold).to_numpy() for fold in folds]
-    return [measures_of(run, classes, among) for among in rows if among.any()]
+    labels, log_p = labels_and_log_p(run, classes)
+    of_folds = [(run.clips["fold"] == fold).to_numpy() for fold in folds]
+    return [
+        scores.measure(labels[held_out], log_p.argmax(1)[held_out])
+        for held_out in of_folds
+        if held_out.any()
+    ]
 
 
 def spread(parts: list[dict[str, float]]) -> dict[str, Any]:
