@@ -255,8 +255,9 @@ def votes_of(
 
 def accuracy(member: Any, labels: list[str], scores: Any, features: Any) -> str:
     """The member's validation score, and the score on these clips where they carry labels."""
-    predicted = [features.classes[index] for index in scores.argmax(axis=1)]
-    right = sum(label == each for label, each in zip(labels, predicted, strict=True))
+    from evaluation.scores import class_numbers, count_right
+
+    right = count_right(class_numbers(labels, features.classes), scores.argmax(axis=1))
     labelled = sum(map(bool, labels))
     here = f"{right} of {labelled} right here" if labelled else "no labels here"
     if member is None:

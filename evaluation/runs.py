@@ -24,6 +24,7 @@ from evaluation.ensemble import (
     readable,
     reading_settings,
 )
+from evaluation.scores import class_numbers
 from models.fusion import Tokens
 from training.checkpoint import NO_CLIPS
 from training.data import ClipDataset, make_loader
@@ -428,12 +429,12 @@ def merged_prediction(
 
 def labels_of(run: Evaluated, classes: list[str]) -> np.ndarray:
     """(N,) class indices in the column that the run is judged by; -1 for an unknown label."""
-    return numbers_of(run.clips[run.label], classes)
+    return class_numbers(run.clips[run.label], classes)
 
 
 def own_labels(run: Evaluated, condition: Condition, classes: list[str]) -> np.ndarray:
     """(N,) the same in the column that the deciding head has learnt."""
-    return numbers_of(run.clips[run.under(condition).column], classes)
+    return class_numbers(run.clips[run.under(condition).column], classes)
 
 
 def is_asked(run: Evaluated, condition: Condition) -> np.ndarray:
@@ -442,8 +443,3 @@ def is_asked(run: Evaluated, condition: Condition) -> np.ndarray:
         return np.ones(len(run.clips), bool)
     rows = run.clips.to_dict("records")
     return np.array([not all(lacks(row, name) for name in condition.inputs) for row in rows], bool)
-
-
-def numbers_of(labels: pd.Series, classes: list[str]) -> np.ndarray:
-    number = {name: index for index, name in enumerate(classes)}
-    return labels.map(lambda label: number.get(label, -1)).to_numpy()

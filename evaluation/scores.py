@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,27 @@ def class_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[int, dict[
     return {int(k): dict(zip(names, row, strict=True)) for k, row in zip(occurs, rows, strict=True)}
 
 
+def class_numbers(labels: Iterable[str], classes: list[str]) -> np.ndarray:
+    """(N,) the number of each label among the classes; -1 for what is none of them."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    return np.array([numbers.get(label, -1) for label in labels], np.int64)
+
+
+def count_right(labels: np.ndarray, predictions: np.ndarray) -> int:
+    """How many predictions are right. Both (N,) class indices; -1 is an unknown label."""
+    return int((labels == predictions).sum())
+
+
 def measure(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
     """accuracy (WA); uar (UA, mean recall); macro and weighted F1. Both (N,) class indices.
 
-    Means are over the classes that occur in `labels`.
+    Means are over the classes that occur in `labels`. A training counts in a confusion matrix
+    instead (training/metrics.py): that adds up over batches and processes.
     """
     rows = class_scores(labels, predictions).values()
     f1, support = [row["f1-score"] for row in rows], [row["support"] for row in rows]
-    accuracy, uar = np.mean(labels == predictions), np.mean([row["recall"] for row in rows])
+    accuracy = count_right(labels, predictions) / len(labels)
+    uar = np.mean([row["recall"] for row in rows])
     values = (accuracy, uar, np.mean(f1), np.average(f1, weights=support))
     return dict(zip(MEASURES, map(float, values), strict=True))
 
