@@ -55,8 +55,8 @@ def false_positives(people, draws, own):
 
 
 def test_intervals_hold_for_new_speakers():
-    """The percentiles of a bootstrap of 5 speakers hold in 84 of 100 cases."""
-    assert (coverage(5, 200) >= 0.91).all()
+    """With a normal quantile in place of Student's they hold in 83 of 100 cases of 4 speakers."""
+    assert (coverage(4, 200) >= 0.91).all()
 
 
 def test_equal_models_rarely_differ():
