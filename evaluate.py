@@ -53,6 +53,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    # what can refuse comes first, for the predictions take long
     check_place(args.out)
     if args.certificate:
         check_place(args.certificate.parent)
@@ -74,8 +75,9 @@ def main() -> int:
     if others := without_run(args.checkpoints):
         print(f"passed over, for no run is there: {listed(others)}", file=sys.stderr)
         args.checkpoints = [path for path in args.checkpoints if path not in others]
-    if args.certificate:
+    if args.certificate:  # once more in `certificate`, where the seeds are known
         check_seeds(group_checkpoints(args.checkpoints))
+    # a flag goes before what the certificate says: the features may lie elsewhere now
     args.split = args.split or published.get("split")
     args.features_dir = args.features_dir or Path(published.get("features_dir", "features"))
     with keep_as_it_is(args.features_dir):
@@ -111,7 +113,7 @@ def evaluate(args: argparse.Namespace, published: dict[str, Any]) -> int:
         device=args.device,
     )
     runs = evaluate_runs(args.checkpoints, features, options)
-    features.check_unchanged()
+    features.check_unchanged()  # where no lock could hold others off
     systems = list(runs)
     if len(runs) > 1:
         systems.append(merge_parts(f"ensemble of {len(runs)}", runs))
@@ -128,7 +130,7 @@ def evaluate(args: argparse.Namespace, published: dict[str, Any]) -> int:
         return 0
     verdict, *lines = report["certified"]
     print(f"{args.certify}: {verdict}", *lines, sep="\n  ")
-    return 0 if verdict.startswith("PASS") else 4
+    return 0 if verdict.startswith("PASS") else 4  # the code of an IntegrityError
 
 
 def version_of(package: str) -> str:
@@ -190,13 +192,14 @@ def print_table(report: dict[str, Any]) -> None:
         rows.append([each["name"], *(cell(each, name, first["unit"]) for name in COLUMNS), ece])
         together = len(report["systems"]) > 1 and each is report["systems"][-1]
         spreads = {"runs" if together else "folds": each["parts"]}
-        if each["folds"] != each["parts"]:
+        if each["folds"] != each["parts"]:  # else one row tells both
             spreads["folds"] = each["folds"]
         for title, parts in spreads.items():
             if parts:
                 cells = (f"{parts[n]['mean']:.4f} ± {parts[n]['deviation']:.4f}" for n in COLUMNS)
                 rows.append([f"  mean ± deviation of {parts['count']} {title}", *cells, ""])
     print(f"{first['clips']} clips of {report['clips_of']} in {report['features_dir']}")
+    # a file has room for any table; a terminal would wrap its lines
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
     text = table(["", *COLUMNS.values(), "ECE (if calibrated)"], rows, room)
     print(f"95 % intervals over {about_intervals(first, '*' in text)}\n{text}")

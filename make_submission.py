@@ -75,8 +75,10 @@ def submit(args: argparse.Namespace) -> None:
     check_missing(args, sheets, found, features)
     tell_oddities(sheets, found, features)
     members = members_of(args, features)
+    # asked again, for the clips of which no run can read anything
     found = [answerable(each, members, features) for each in found]
     check_missing(args, sheets, found, features)
+    # a clip that is in several sheets is predicted once
     rows = {(row["split"], row["clip_id"]): row for each in found for row in each.values()}
     if not rows:
         raise IntegrityError(f"no clip of the sheets has features in {args.features_dir}")
@@ -90,7 +92,7 @@ def submit(args: argparse.Namespace) -> None:
         combine_runs(members, list(zip(clips_of, each, strict=True)))[1]
         for each in zip(*votes, strict=True)
     )
-    features.check_unchanged()
+    features.check_unchanged()  # before anything is written: no lock holds on some file systems
     place = {key: index for index, key in enumerate(rows)}
     for sheet, each in zip(sheets, found, strict=True):
         index = [place[row["split"], row["clip_id"]] for row in each.values()]
@@ -122,6 +124,7 @@ def find_rows(sheet: Sheet, features: Any, split: str | None) -> dict[str, dict]
     """{id of the sheet: manifest row} for the ids with features; ids match as text, or in another
     spelling where that is unique (`spellings`)."""
     table = features.rows(split) if split else features.manifest
+    # a clip of training or validation is answered only where --split asks for it
     candidates: dict[str, list[dict]] = {}
     for row in table[~table["split"].isin(() if split else NOT_TESTED)].to_dict("records"):
         for name in {row["clip_id"], number(row["clip_id"])}:
@@ -135,7 +138,7 @@ def find_rows(sheet: Sheet, features: Any, split: str | None) -> dict[str, dict]
         if rows:
             found[clip_id] = rows[0]
     used = Counter((row["split"], row["clip_id"]) for row in found.values())
-    if used and used.most_common(1)[0][1] > 1:
+    if used and used.most_common(1)[0][1] > 1:  # ids such as 7 and 007
         name = used.most_common(1)[0][0][1]
         raise IntegrityError(f"{sheet.path}: several of its ids stand for the one clip {name}")
     return found
@@ -247,7 +250,7 @@ def votes_of(
         Parts(members, clips_of, pd.DataFrame(rows), features, **frames),
         device,
         image_views(args.tta),
-        temperatures=(1.0, args.temperature),
+        temperatures=(1.0, args.temperature),  # 1: probabilities as they are
         batch_size=args.batch_size,
         num_workers=args.num_workers,
     )
@@ -276,6 +279,7 @@ def write_submission(
     """The CSV in the sheet's own dialect, and beside it `arrays` of the clips `ids` as .npz."""
     import numpy as np
 
+    # the means of powers rank the classes, and can rank them otherwise than the probabilities
     best = arrays["scores"].argmax(axis=1)
     predicted = {clip_id: classes[k] for clip_id, k in zip(ids, best, strict=True)}
     filled = [clip_id for clip_id in sheet.ids if clip_id not in predicted]

@@ -25,12 +25,12 @@ def calibration(log_p: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """
     p, clips = np.exp(log_p), len(labels)
     confidence, right = p.max(1), p.argmax(1) == labels
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)  # 1.0 is in the last bin
 
     def error(right: np.ndarray) -> float:
         return float(np.abs(np.bincount(place, confidence - right)).sum() / clips)
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # a report made again says the same
     calibrated = [error(rng.random(clips) < confidence) for _ in range(DRAWS)]
     parts = np.array_split(np.argsort(confidence), np.clip(clips // 10, 1, POINTS))
     curve = []
@@ -62,6 +62,7 @@ def fit_temperature(
         right = temper(log_p, np.exp(log_t))[np.arange(len(labels)), labels]
         return -float(np.average(right, weights=weights))
 
+    # over log T: half as sure and twice as sure are equally far from 1
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
     return float(np.exp(found.x))
 

@@ -91,7 +91,7 @@ def certificate(runs: list[Evaluated], report: dict[str, Any], measure: str) -> 
     configs = [checkpoint["config"] for checkpoint in report["checkpoints"]]
     shared = common(configs)
     for name in sorted(set(configs[0]) - set(shared) - set(OWN)):
-        if not name.endswith("_load_weights"):
+        if not name.endswith("_load_weights"):  # each seed may start from its own encoders
             found = " and ".join(sorted({str(config.get(name)) for config in configs}))
             raise UsageError(f"a certificate is of one recipe, but {name} is {found} here")
     check_seeds({str(sorted(each["config"]["seed"] for each in run.checkpoints)) for run in runs})
@@ -145,6 +145,8 @@ def prediction_band(right: np.ndarray, weights: np.ndarray) -> tuple[float, floa
     of each clip, right in some of the runs and wrong in others, and of one clip more.
     """
     runs, share = len(right), right.mean(0)
+    # share (1 - share) of a sample of R runs is too small by (R - 1) / R; and 1 / 4 is the variance
+    # of a coin, the most that one clip more can add
     deviation = float(np.std(right @ weights, ddof=1))
     noise = (weights**2 * share * (1 - share)).sum() * runs / (runs - 1) + weights.max() ** 2 / 4
     noise = float(np.sqrt(noise))
@@ -199,6 +201,7 @@ def compare(published: dict[str, Any], now: dict[str, Any]) -> list[str]:
     measure, mean, band = (published[name] for name in ("measure", "mean", "band"))
     gap = abs(now["mean"] - mean)
     lines.append(f"{measure}: {mean:.4f} ± {band:.4f} published, {now['mean']:.4f} here")
+    # 1e-6: sums of floats in another order
     good = "PASS" if gap <= band + 1e-6 else "OUTSIDE THE SEED SPREAD"
     if same_models and gap <= 1e-6:
         good = "PASS, the same to 1e-6"

@@ -33,7 +33,7 @@ def add_noise(
     real, imaginary = rng.normal(size=(2, *power.shape)) * np.sqrt(density / bins / 2)
     rest = rng.gamma(bins - 1, density / bins, power.shape)  # of the bins around their mean
     power = (np.sqrt(power) + real) ** 2 + imaginary**2 + rest
-    decibel = 10 * np.log10(np.maximum(power / power.max(), 1e-12))
+    decibel = 10 * np.log10(np.maximum(power / power.max(), 1e-12))  # 0 has no logarithm
     return (1 + decibel / settings["range_db"]).clip(0, 1).astype(np.float32)
 
 
@@ -94,6 +94,7 @@ class CorruptedFeatures(Features):
         if name != self.modality:
             return feature
         kind = modality(name)
+        # the seed is of the clip alone: all runs, and all levels, are given the same draw
         rng = generator(0, "corruption", clip_number(row))
         settings = self.settings["features"].get(kind.folder, {})
         return CORRUPTIONS[kind.corruption].apply(feature, self.level, rng, settings)

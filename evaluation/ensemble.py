@@ -150,6 +150,7 @@ def load_members(
                     f"{path} and {members[name].path} are the same checkpoint: equal weights"
                 )
             members[name] = member
+    # sums of floats depend on their order; that of the digests is the same in every folder
     return [members[name] for name in sorted(members)]
 
 
@@ -157,6 +158,7 @@ def load_member(path: Path, run: Path, features: Features) -> Member:
     checkpoint = load_checkpoint(path)
     member = Member(path, checkpoint, restore_model(checkpoint, path), run)
     inputs = member.task.inputs
+    # the settings choose what is read, the description of the model what it can take
     if {*inputs} != {*member.model.encoders} or member.task.main_head not in member.model.heads:
         reads = f"its settings are those of {listed(inputs)}, its model reads"
         raise IntegrityError(f"{path} is damaged: {reads} {listed(member.model.encoders)}")

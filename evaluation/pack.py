@@ -73,7 +73,7 @@ def main() -> None:
         raise UsageError(f"--out {args.out} is the run itself, which would be lost: choose another")
     asked = [(args.features_dir, None), *(place[1:] for place in places)]
     with contextlib.ExitStack() as held:
-        for folder in {folder for folder, _ in asked}:
+        for folder in {folder for folder, _ in asked}:  # locked once, also for two of its splits
             held.enter_context(keep_as_it_is(folder))
         known = [evaluate_on(args.run, *place, device, args.setting) for place in asked]
     temperature, tempered = calibrated(known)

@@ -44,6 +44,7 @@ def write_report(folder: Path, report: dict[str, Any], predictions: Any) -> None
     pictures: dict[str, Any] = {p.stem: embedded(p.read_bytes()) for p in files if p.is_file()}
     panels = [corruption_picture(title, rows, main) for title, rows in corrupted(main).items()]
     page = Path(__file__).with_name("report.html").read_text("utf-8")
+    # autoescape: names of folders, classes and clips can hold HTML
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"titles": titles, "short": short, "together": together}
     environment.filters["whole"] = whole_flags
@@ -118,6 +119,7 @@ def trainings(checkpoints: list[dict[str, Any]]) -> dict[str, list[list[dict[str
         if (folder / "metrics.csv").is_file():
             table = pd.read_csv(folder / "metrics.csv").astype(object)
             run = folder.parent if folder.name.startswith("fold_") else folder
+            # an epoch without validation has empty cells: None, which a curve leaves out
             rows = table.where(table.notna(), None).to_dict("records")
             found.setdefault(short(str(run)), []).append(rows)
     return found
@@ -140,7 +142,7 @@ def conditions(main: dict[str, Any]) -> dict[str, list[tuple]]:
 def corrupted(main: dict[str, Any]) -> dict[str, list[tuple]]:
     """{title of an axis: rows of `conditions`, the clean one first}."""
     rows = conditions(main)
-    clean = ("none", *rows.pop("inputs")[0][1:])
+    clean = ("none", *rows.pop("inputs")[0][1:])  # the first condition is that of all inputs
     return {axis_of(name): [clean, *each] for name, each in rows.items()}
 
 

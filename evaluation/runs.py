@@ -118,10 +118,10 @@ def evaluate_runs(paths: list[Path], features: Features, options: Options) -> li
     """
     groups: dict[Path, list[Candidate]] = {run: [] for run in group_checkpoints(paths)}
     members = load_members(paths, features, reading_settings(options.setting))
-    for member in sorted(members, key=lambda each: each.path):
+    for member in sorted(members, key=lambda each: each.path):  # folds in their order
         groups[member.run].append(candidate_of(member, features, options))
     candidates = {name_of(run, parts): parts for run, parts in groups.items()}
-    if "missing" in features.manifest:
+    if "missing" in features.manifest:  # of preprocess.py --partial: runs may read other clips
         candidates = on_common_clips(candidates)
     check_comparable(candidates)
     runs = []
@@ -221,6 +221,7 @@ def run_of(candidate: Candidate, name: str, features: Features, options: Options
     chosen_on = known_clips(member, features)[1]
     apart = chosen_on[chosen_on[label].isin(features.classes)]
     apart = readable(member, apart, features)
+    # a temperature that is fitted on clips which are scored would make them look calibrated
     if apart.empty or apart.index.isin(clips.index).any():
         return run
     predicted = predictions_of(member, apart, features, options, robustness=False)
@@ -283,6 +284,7 @@ def warnings_of(
     if shared := speakers & set(trained_on["speaker"]):
         found.append(f"{len(shared)} of {len(speakers)} speakers are in the training clips too")
     one_of_many = member.config["eval_step"] < member.config["n_epoch"]
+    # a training that looked at these clips only once, at its end, has chosen nothing by them
     if one_of_many and clips.index.isin(chosen_on.index).any():
         found.append(
             "the training chose its epoch by the loss on these clips: expect less on new ones"
@@ -422,6 +424,7 @@ def merged_prediction(
         (part.clips.index, np.exp(each.log_p)) for part, each in zip(parts, found, strict=True)
     ]
     index, mean = combine(votes)
+    # 1e-300: a probability that underflows to 0 has no logarithm
     log_p = np.log(np.maximum(mean, 1e-300))[index.get_indexer(clips)]
     column = found[0].column if same else parts[0].label
     return Prediction(found[0].head, column, log_p)

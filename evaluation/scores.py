@@ -19,6 +19,7 @@ def class_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[int, dict[
     from sklearn.metrics import precision_recall_fscore_support
 
     occurs, names = np.unique(labels), ("precision", "recall", "f1-score", "support")
+    # zero_division: a class that is never predicted has precision 0
     columns = precision_recall_fscore_support(labels, predictions, labels=occurs, zero_division=0)
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return {int(k): dict(zip(names, row, strict=True)) for k, row in zip(occurs, rows, strict=True)}
@@ -59,14 +60,17 @@ def influences(
     of_label, of_prediction = np.eye(n_classes)[labels], np.eye(n_classes)[predictions]
     right, either = of_label * of_prediction, of_label + of_prediction  # (N, K)
     clips, total = of_label.sum(0), len(labels)
+    # Each measure is a ratio a / b of sums over clips: a clip adds (its a - ratio * its b) / b.
+    # The maximum with 1 is for classes without clips, which no mean below includes.
     recall = right.sum(0) / np.maximum(clips, 1)
-    f1 = 2 * right.sum(0) / np.maximum(either.sum(0), 1)
+    f1 = 2 * right.sum(0) / np.maximum(either.sum(0), 1)  # 2 TP / (labels + predictions)
     on_recall = (right - recall * of_label) / np.maximum(clips, 1)
     on_f1 = (2 * right - f1 * either) / np.maximum(either.sum(0), 1)
     return {
         "accuracy": (right.sum(1) - right.sum() / total) / total,
         "uar": on_recall[:, clips > 0].mean(1),
         "macro_f1": on_f1[:, clips > 0].mean(1),
+        # the F1 of each class changes, and so does the class's share of the clips
         "weighted_f1": on_f1 @ clips / total + (of_label @ f1 - f1 @ clips / total) / total,
         **dict(enumerate(on_recall.T)),
     }
@@ -111,9 +115,11 @@ def effective_number(weights: np.ndarray) -> float:
 def student_half(influence: np.ndarray, weights: np.ndarray, group: np.ndarray) -> float:
     """Half of a 95 % interval over groups, by Student's t; 0 for a single group."""
     groups = effective_number(np.bincount(group, weights))
-    if groups < 1.000001:
+    if groups < 1.000001:  # a single group, but for rounding
         return 0.0
+    # groups - 1, as in the variance of a sample: the groups' mean is not known but estimated
     error = np.sqrt((np.bincount(group, influence) ** 2).sum() * groups / (groups - 1))
+    # at least 0.1 degrees of freedom, as where one group has nearly all clips: t is huge there
     return float(stdtrit(max(groups - 1, 0.1), 0.975) * error)
 
 
@@ -136,8 +142,9 @@ def interval(
     even where all clips are right, or where a model gives one answer to all of them.
     """
     over_clips = wilson(value, effective_number(weights))
-    if unit == "clips" or not 0 < value < 1:
+    if unit == "clips" or not 0 < value < 1:  # 0 and 1 have no log odds
         return [*over_clips], "clips"
+    # d logit(p) / dp = 1 / (p (1 - p)) takes a deviation to the scale of log odds
     half = student_half(influence, weights, group) / (value * (1 - value))
     over_groups = [float(expit(logit(value) - half)), float(expit(logit(value) + half))]
     if over_groups[1] - over_groups[0] < over_clips[1] - over_clips[0]:
@@ -212,20 +219,24 @@ def sign_flip(differences: np.ndarray) -> float | None:
         return None
     differ = differences[differences != 0]  # to flip a 0 changes nothing
     size, seen = len(differ), differ.sum()
-    if size <= 13:  # all flips: the bits of all numbers below 2**13
+    if size <= 13:  # at most 8,192 flips, fewer than are drawn below: all of them
+        # bit k of each number below 2**size is the sign of difference k
         signs = 1 - 2 * (np.arange(2**size)[:, np.newaxis] >> np.arange(size) & 1)
         sums = signs @ differ
     else:
         rng = np.random.default_rng(0)
         drawn = [rng.choice((-1.0, 1.0), (1000, size)) @ differ for _ in range(10)]
         sums = np.append(drawn, seen)  # which is one of them, so that no p is 0
-    return float(np.mean(np.abs(sums) >= abs(seen) - 1e-12))
+    return float(np.mean(np.abs(sums) >= abs(seen) - 1e-12))  # equal sums can differ by rounding
 
 
 def holm(p: list[float]) -> list[float]:
     """Each p so corrected that among all of them a false one is as rare as p says (Holm 1979)."""
     order = np.argsort(p)
-    steps = np.array(p)[order] * np.arange(len(p), 0, -1)
+    steps = np.array(p)[order] * np.arange(
+        len(p), 0, -1
+    )  # the smallest times n, ... the largest times 1
     corrected = np.empty(len(p))
+    # the maximum: no p is corrected to less than a smaller one
     corrected[order] = np.minimum(1, np.maximum.accumulate(steps))
     return corrected.tolist()

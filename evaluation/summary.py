@@ -22,9 +22,10 @@ def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:
     result |= scores_of(run, ALL, classes)
     result["calibration"] = calibration_of(run, classes)
     kinds = {(each["label"], *each["inputs"]) for each in run.checkpoints}
-    alike = run.parts if len(kinds) == 1 else ()  # of different models no deviation means anything
     result["alike"] = len(kinds) == 1
-    result["parts"] = spread([measures_of(part, classes) for part in alike])
+    # a deviation is that of one recipe; between different models it means nothing
+    parts = run.parts if result["alike"] else ()
+    result["parts"] = spread([measures_of(part, classes) for part in parts])
     result["folds"] = spread(fold_measures(run, classes))
     result["conditions"] = [
         described(condition) | scores_of(run, condition, classes) for condition in run.predictions
@@ -139,12 +140,13 @@ def paired_tests(runs: list[Evaluated], classes: list[str]) -> list[dict[str, An
     speakers, found = runs[0].clips["speaker"].to_numpy(), []
     for first, second in combinations(runs, 2):
         files = [{each["sha256"] for each in run.checkpoints} for run in (first, second)]
-        if files[0].isdisjoint(files[1]):
+        if files[0].isdisjoint(files[1]):  # an ensemble and its member are not independent
             (labels, one), (_, other) = (labels_and_log_p(r, classes) for r in (first, second))
             test = scores.paired(labels, one.argmax(1), other.argmax(1), len(classes), speakers)
             found.append({"first": first.name, "second": second.name} | test)
     for name in ("accuracy", "uar"):
         values = [each[name]["p"] for each in found]
+        # None: all comparisons are of the same speakers, which are too few for any
         corrected = values if None in values else scores.holm(values)
         for each, p in zip(found, corrected, strict=True):
             each[name]["p_holm"] = p

@@ -53,6 +53,7 @@ class Parts(Dataset):
             features.check_files(own.to_dict("records"), member.task.inputs)
             self.of.append({})
             for name in member.task.inputs:
+                # runs share a part if they see this input alike, and read the same clips
                 key = repr((name, seen_by(config, name), list(clips)))
                 if key not in known:
                     known[key] = len(self.datasets)
@@ -103,7 +104,7 @@ def votes(
     found: list[list[list[np.ndarray]]] = [[[] for _ in temperatures] for _ in members]
     for _, logits in infer([member.model for member in members], loader, device, read):
         for own, each in zip(found, logits, strict=True):
-            if not each:
+            if not each:  # this run reads no clip of the batch
                 continue
             for scores, temperature in zip(own, temperatures, strict=True):
                 scores.append(mean_over_views(each, temperature).cpu().numpy())
