@@ -376,6 +376,10 @@ def settings_of(args: argparse.Namespace, listing: Listing, device: str) -> dict
     settings["video"] |= {name: getattr(args, name) for name in FACE_FLAGS}
     settings["video"]["margin"] = args.face_margin
     settings |= earlier_encoders(args.features_dir)
+    if any(given["library"] == "run" for given in args.encoder.values()):
+        from inference import frozen  # it takes seconds to load, and few runs need it
+
+        frozen.register()
     for name, given in args.encoder.items():
         settings[name] = encoders.known(given, device_name(device))
         if len(args.encoder) > 1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -34,6 +35,8 @@ ROOMS = {  # room: its floor from the ground up, and the wing it stands in
     "evaluation": (3, RIGHT),
     "inference": (4, BOTH),
 }
+MODULE = re.compile(rf"({'|'.join(ROOMS)})\.[a-z_.]*")
+LOADERS = ("import_module", "__import__")
 STEP, HEIGHT = 1.5, 1.0  # from floor to floor, and of a room
 
 
@@ -45,13 +48,24 @@ def imports_of_product() -> dict[str, list[str]]:
 
 
 def imports(files: list[Path]) -> set[str]:
+    names = set().union(*(imported(ast.parse(file.read_text())) for file in files))
+    return {name.partition(".")[0] for name in names} & set(ROOMS)
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """The modules and names that a file imports. A string such as "extract.hub", or "corpora." at
+    the start of an f-string, counts as an import of ours: importlib can be given it."""
     names = set()
-    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module or "")
-    return {name.partition(".")[0] for name in names} & set(ROOMS)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and MODULE.fullmatch(str(node.value)):
+            names.add(str(node.value))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(LOADERS) and node.args:
+            names.add(ast.unparse(node.args[0]).strip("'"))  # a room alone: "training"
+    return names
 
 
 def upward(found: dict[str, list[str]]) -> list[str]:

@@ -10,7 +10,6 @@ An encoder sees one clip at a time: in a batch the answer for a clip would chang
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import json
 import logging
@@ -331,18 +330,24 @@ def code_and_weights(source: str) -> tuple[Path, Path | None]:
     return paths[0], paths[1] if len(paths) > 1 else None
 
 
-def opener(module: str, name: str) -> Callable[[dict[str, str], str], Encoder]:
-    """A function of a module that is imported when it is called."""
-    return lambda settings, device: getattr(importlib.import_module(module), name)(settings, device)
+def open_hub(settings: dict[str, str], device: str) -> Encoder:
+    """Any model of transformers: extract/hub.py."""
+    from extract import hub
+
+    return hub.open_model(settings, device)
+
+
+def open_run(settings: dict[str, str], device: str) -> Encoder:
+    """A run of train.py. What reads one stands above this package and registers itself here."""
+    raise RuntimeError("call inference.frozen.register() first")
 
 
 LIBRARIES: dict[str, Callable[[dict[str, str], str], Encoder]] = {
-    "hf": opener("extract.hub", "open_model"),
+    "hf": open_hub,
     "timm": open_timm,
     "opensmile": open_smile,
     "file": open_file,
-    # of train.py: what reads it stands on models and trainings, so above this package
-    "run": opener("inference.frozen", "open_run"),
+    "run": open_run,
 }
 SEES = {
     "hf": [*INPUTS],

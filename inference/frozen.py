@@ -4,8 +4,8 @@
     python train.py --mode multimodal --inputs voice --standardize speaker --exp_name small
 
 Few clips of one's own teach a small model on top of these numbers as much as they teach the network
-itself, in a fraction of the time (docs/experiments.md). The encoder is opened by
-extract/encoders.py, which knows nothing of models and trainings.
+itself, in a fraction of the time (docs/experiments.md). extract/encoders.py knows nothing of models
+and trainings: who loads an encoder of a run calls `register` before.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ import numpy as np
 import torch
 
 from extract.audio import denoise, log_mel_spectrogram
-from extract.encoders import Encoder, weights_of
+from extract.encoders import LIBRARIES, Encoder, weights_of
 from training.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from training.data import to_device
 from training.modalities import modality
 from utils.errors import UsageError
 
 COLUMNS, CROPS = 1875, 64  # of a log-mel (30 s), of pictures: so many the network sees at once
+
+
+def register() -> None:
+    """Have extract/encoders.py open runs with `open_run`."""
+    LIBRARIES["run"] = open_run
 
 
 def open_run(settings: dict[str, str], device: str) -> Encoder:

@@ -88,6 +88,10 @@ def found_again(features: dict[str, dict], places: dict[str, str], device: str) 
     UsageError for one that cannot be loaded; IntegrityError for other weights than the training's.
     """
     by_name = check_files_named(features, places)
+    if any(settings["library"] == "run" for settings in by_name.values()):
+        from inference import frozen
+
+        frozen.register()
     if unknown := set(places) - set(by_name):
         have = ", ".join(by_name) or "none"
         raise UsageError(f"--encoder {sorted(unknown)[0]}: the encoders of this model are: {have}")

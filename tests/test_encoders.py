@@ -580,7 +580,7 @@ def own_runs(world):
     return {mode: world["folder"] / "own_logs" / mode / "a" for mode in ("speech", "face")}
 
 
-def test_a_run_of_ones_own_is_an_encoder(world, own_runs, tmp_path):
+def test_a_run_of_ones_own_is_an_encoder(world, own_runs, tmp_path, monkeypatch):
     """Its tokens of the whole clip, however little of it the training read at once; of faces the
     mean with those of their mirror images."""
     flags = [
@@ -589,6 +589,8 @@ def test_a_run_of_ones_own_is_an_encoder(world, own_runs, tmp_path):
     ]
     copy = shutil.copytree(world["features"], tmp_path / "features")
     world = world | {"features": copy, "folder": tmp_path}
+    monkeypatch.setitem(encoders.LIBRARIES, "run", encoders.LIBRARIES["run"])  # for what follows
+    encoders.LIBRARIES["run"] = encoders.open_run  # as in a new process
     done = preprocess(world, flags=flags)
     assert done.code == 0 and "wavlm, clip, bert, own: not made now" in done.err, done.err
     for name, mode in (("voice", "speech"), ("looks", "face")):
@@ -612,6 +614,8 @@ def test_a_run_of_ones_own_is_an_encoder(world, own_runs, tmp_path):
     assert done.code == 0, done.err
     run = world["folder"] / "logs" / "multimodal" / "on_own"
     made_here = tmp_path / "made"
+    encoders.LIBRARIES["run"] = encoders.open_run
+    encoders.load.cache_clear()
     prediction = Predictor([run], folder=made_here, device="cpu")(world["clips"] / "0.mp4")
     assert prediction.rests_on == ["voice", "looks"]
     for name in ("voice", "looks"):
@@ -627,6 +631,7 @@ def test_a_run_of_ones_own_is_an_encoder(world, own_runs, tmp_path):
 
 
 def test_long_sound_and_many_pictures_go_through_a_run_in_pieces(own_runs, monkeypatch):
+    frozen.register()
     for mode, seen, size in (
         ("speech", np.tile(SEEN["speech"], 4), 100),
         ("face", SEEN["face"], 8),
@@ -657,6 +662,7 @@ def test_long_sound_and_many_pictures_go_through_a_run_in_pieces(own_runs, monke
 def test_a_run_that_cannot_be_an_encoder_says_why(own_runs, tmp_path, flag, said):
     for fold in ("fold_0", "fold_1"):
         shutil.copytree(own_runs["speech"], tmp_path / "folds" / fold)
+    frozen.register()
     places = {"SPEECH": own_runs["speech"], "NOWHERE": tmp_path / "x", "FOLDS": tmp_path / "folds"}
     for word, place in places.items():
         flag = flag.replace(word, str(place))
