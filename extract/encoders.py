@@ -5,6 +5,14 @@
 means: call it wavlm, give it the voice, take it from the hub of transformers under that name (or
 from a folder), keep all of its layers, each as its mean over time. docs/encoders.md shows more.
 An encoder sees one clip at a time: in a batch the answer for a clip would change with the others.
+
+The settings of an encoder are one dictionary of strings, KEYS, in settings.json and in checkpoints:
+
+    made by     holds                              for
+    `parse`     all but revision and weights       what the user asked for
+    `known`     all                                what the features were made with
+    `given`     all but revision and weights       `load`, as JSON
+    `identity`  all but source and revision        whether features are still up to date
 """
 
 from __future__ import annotations
@@ -17,11 +25,11 @@ import re
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,14 +41,8 @@ RATE = 16_000  # Hz, of the wave
 NAME = re.compile(r"[A-Za-z0-9_]{1,40}")
 LAYERS = re.compile(r"all|last|last[1-9]\d?|\d{1,3}(-\d{1,3})?")
 POOL = re.compile(r"frames|mean|stats|[1-9]\d{0,3}")
-DEFAULTS = {"layers": "all", "pool": "mean", "dtype": "float16"}
-DEFAULTS_OF = {  # where they differ
-    "timm": {"layers": "last"},
-    "opensmile": {"layers": "last", "dtype": "float32"},  # Hz, dB and shares side by side
-    "file": {"layers": "last"},
-    "run": {"layers": "last", "dtype": "float32"},
-}
-KEYS = ("input", "reads", "library", "source", "revision", "weights", *DEFAULTS)  # of the settings
+DTYPES = ("float16", "float32")
+KEYS = ("input", "reads", "library", "source", "layers", "pool", "dtype", "revision", "weights")
 FORM = "NAME=INPUT:LIBRARY:SOURCE[,layers=all|last|last4|9-12][,pool=mean|stats|frames|N]"
 Encode = Callable[[Any], np.ndarray]  # what it sees of one clip -> (layers, T, D) or (T, D)
 
@@ -58,6 +60,17 @@ class Encoder:
     notes: Counter[str] = field(default_factory=Counter)
 
 
+class Library(NamedTuple):
+    """`open`: settings and device -> Encoder. `sees`: the inputs that its encoders can have.
+    `layers`, `dtype`: where the flag names none. `package`: of requirements-encoders.txt."""
+
+    open: Callable[[dict[str, str], str], Encoder]
+    sees: tuple[str, ...] = tuple(INPUTS)
+    layers: str = "last"
+    dtype: str = "float16"
+    package: str = ""
+
+
 def parse(text: str) -> tuple[str, dict[str, str]]:
     """An --encoder as typed -> its name and settings, without revision and weights."""
     name, equals, rest = text.partition("=")
@@ -65,27 +78,29 @@ def parse(text: str) -> tuple[str, dict[str, str]]:
     if not equals or len(parts) < 3 or not parts[2] or not NAME.fullmatch(name):
         raise UsageError(f"--encoder {text}: expected {FORM}")
     seen, library, source = parts
-    options = DEFAULTS | DEFAULTS_OF.get(library, {})
+    check_choice(text, "INPUT", seen, INPUTS)
+    check_choice(text, "LIBRARY", library, LIBRARIES)
+    row = LIBRARIES[library]
+    options = {"layers": row.layers, "pool": "mean", "dtype": row.dtype}
+    # from the end, one after the other: the path before them may hold commas, too
     while (option := re.search(r",(layers|pool|dtype)=([^,]*)$", source)) is not None:
         options[option[1]] = option[2]
         source = source[: option.start()]
-    allowed = {
-        "INPUT": (seen, [*INPUTS]),
-        "LIBRARY": (library, [*LIBRARIES]),
-        "dtype": (options["dtype"], ["float16", "float32"]),
-    }
-    for what, (value, choices) in allowed.items():
-        if value not in choices:
-            expected = ", ".join(choices)
-            raise UsageError(f"--encoder {text}: {what} {value!r} is none of {expected}")
+    check_choice(text, "dtype", options["dtype"], DTYPES)
     for what, rule in (("layers", LAYERS), ("pool", POOL)):
         if not rule.fullmatch(options[what]) or (library != "hf" and options["layers"] != "last"):
             raise UsageError(f"--encoder {text}: {what}={options[what]}: expected {FORM}")
-    if seen not in SEES[library]:
-        expected = " or ".join(SEES[library])
+    if seen not in row.sees:
+        expected = " or ".join(row.sees)
         raise UsageError(f"--encoder {text}: {library} reads {expected}, not {seen}")
     place = {"input": seen, "reads": INPUTS[seen]}
     return name, {**place, "library": library, "source": source, **options}
+
+
+def check_choice(text: str, what: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        expected = ", ".join(choices)
+        raise UsageError(f"--encoder {text}: {what} {value!r} is none of {expected}")
 
 
 def parse_all(texts: list[str], taken: set[str]) -> dict[str, dict[str, str]]:
@@ -149,7 +164,7 @@ def try_out(encoder: Encoder, settings: dict[str, str]) -> None:
 
 
 def given(settings: dict[str, str]) -> str:
-    """What the user said of an encoder, as `load` takes it."""
+    """What `parse` made of the flag, as `load` takes it."""
     return json.dumps({k: v for k, v in settings.items() if k not in ("revision", "weights")})
 
 
@@ -170,7 +185,7 @@ def notes(settings: dict[str, str], device: str) -> list[str]:
 
 
 def identity(settings: dict[str, str]) -> dict[str, str]:
-    """What features depend on: the place of the weights is not among it, their digest is."""
+    """What features depend on. The same weights in another place give the same ones."""
     return {key: value for key, value in settings.items() if key not in ("source", "revision")}
 
 
@@ -220,21 +235,23 @@ def pool(values: np.ndarray, how: str) -> np.ndarray:
 
 
 def as_sequence(values: np.ndarray) -> np.ndarray:
-    """(layers, T, D) of two rows or more: a single one stands for the mean of a clip."""
+    """A single row becomes two equal ones. Training tells by the shape what it reads: one row of
+    each layer is the mean of a clip, two or more are a sequence, as of all other clips here."""
     return values.repeat(2, axis=1) if values.ndim == 3 and values.shape[1] == 1 else values
 
 
 @cache
 def load(settings: str, device: str) -> Encoder:
-    """The encoder of these settings (JSON). UsageError where a package or its weights lack."""
+    """The encoder of these settings, loaded once. They come as JSON, of `given`: a dictionary is no
+    key of the cache. UsageError where a package or the weights lack."""
     options = json.loads(settings)
     library, source = options["library"], options["source"]
-    package = PACKAGES.get(library)
+    package = LIBRARIES[library].package
     if package and not importlib.util.find_spec(package):
         need = "pip install -r requirements-encoders.txt"
         raise UsageError(f"the encoder {library}:{source} needs the package {package}: {need}")
     try:
-        return LIBRARIES[library](options, device)
+        return LIBRARIES[library].open(options, device)
     except (UsageError, IntegrityError):
         raise
     except Exception as error:  # no internet, no such name, no weights, foreign bytes, no memory
@@ -342,21 +359,14 @@ def open_run(settings: dict[str, str], device: str) -> Encoder:
     raise RuntimeError("call inference.frozen.register() first")
 
 
-LIBRARIES: dict[str, Callable[[dict[str, str], str], Encoder]] = {
-    "hf": open_hub,
-    "timm": open_timm,
-    "opensmile": open_smile,
-    "file": open_file,
-    "run": open_run,
+LIBRARIES = {
+    "hf": Library(open_hub, layers="all", package="transformers"),
+    "timm": Library(open_timm, ("face",)),
+    # Hz, dB and shares side by side are too much for half precision
+    "opensmile": Library(open_smile, ("speech",), dtype="float32", package="opensmile"),
+    "file": Library(open_file),
+    "run": Library(open_run, ("speech", "face"), dtype="float32"),
 }
-SEES = {
-    "hf": [*INPUTS],
-    "timm": ["face"],
-    "opensmile": ["speech"],
-    "file": [*INPUTS],
-    "run": ["speech", "face"],
-}
-PACKAGES = {"hf": "transformers", "opensmile": "opensmile"}
 BLOCK = 16  # pictures at once
 
 

@@ -29,7 +29,7 @@ COLUMNS, CROPS = 1875, 64  # of a log-mel (30 s), of pictures: so many the netwo
 
 def register() -> None:
     """Have extract/encoders.py open runs with `open_run`."""
-    LIBRARIES["run"] = open_run
+    LIBRARIES["run"] = LIBRARIES["run"]._replace(open=open_run)
 
 
 def open_run(settings: dict[str, str], device: str) -> Encoder:

@@ -589,8 +589,8 @@ def test_a_run_of_ones_own_is_an_encoder(world, own_runs, tmp_path, monkeypatch)
     ]
     copy = shutil.copytree(world["features"], tmp_path / "features")
     world = world | {"features": copy, "folder": tmp_path}
-    monkeypatch.setitem(encoders.LIBRARIES, "run", encoders.LIBRARIES["run"])  # for what follows
-    encoders.LIBRARIES["run"] = encoders.open_run  # as in a new process
+    new = encoders.LIBRARIES["run"]._replace(open=encoders.open_run)  # as in a new process
+    monkeypatch.setitem(encoders.LIBRARIES, "run", new)
     done = preprocess(world, flags=flags)
     assert done.code == 0 and "wavlm, clip, bert, own: not made now" in done.err, done.err
     for name, mode in (("voice", "speech"), ("looks", "face")):
@@ -614,7 +614,7 @@ def test_a_run_of_ones_own_is_an_encoder(world, own_runs, tmp_path, monkeypatch)
     assert done.code == 0, done.err
     run = world["folder"] / "logs" / "multimodal" / "on_own"
     made_here = tmp_path / "made"
-    encoders.LIBRARIES["run"] = encoders.open_run
+    encoders.LIBRARIES["run"] = new
     encoders.load.cache_clear()
     prediction = Predictor([run], folder=made_here, device="cpu")(world["clips"] / "0.mp4")
     assert prediction.rests_on == ["voice", "looks"]
