@@ -10,11 +10,14 @@ still unknown is left out.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import statistics
 import unicodedata
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -22,9 +25,10 @@ import numpy as np
 
 from extract.media import unreadable
 from utils.errors import ClipError, in_short, listed
-from utils.files import DAMAGED, check_packing, is_file, read_header
+from utils.files import DAMAGED, check_packing, digest, is_file, read_header
 
 Vectors = dict[str, np.ndarray]  # word -> (D,) float32
+SAMPLE = 200  # readable .npz files: the width that most of all have shows in them
 UNSPACED = re.compile(  # Thai, Lao, Myanmar, Khmer, kana and Chinese characters
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]"
@@ -56,6 +60,17 @@ def read_words(
         row, column = np.argwhere(~np.isfinite(words))[0]
         raise ClipError("E_NONFINITE", f"{path.name}: value {column} of word {row} is not a number")
     return words
+
+
+def common_width(paths: Iterable[Path | None]) -> int | None:
+    """Values per word in most .npz files, by a sample of them: two widths train nothing."""
+    widths: list[int] = []
+    for path in sorted(filter(None, paths), key=lambda path: digest(path.name)):  # as good as drawn
+        with contextlib.suppress(ClipError):  # the clip's own process says it
+            widths.append(read_words(path, None).shape[1])
+        if len(widths) == SAMPLE:
+            break
+    return statistics.mode(widths) if widths else None
 
 
 def _read_member(path: Path, settings: dict) -> bytes:

@@ -25,6 +25,7 @@ import preprocess
 from corpora import list_corpus
 from corpora.manifest import Clip
 from extract.media import check_file
+from extract.unlisted import not_listed
 from inference import wording
 from inference.prediction import ClipPrediction
 from inference.service import Service
@@ -111,7 +112,7 @@ def test_equal_rows_count_once(tmp_path):
 def test_what_the_table_does_not_list_is_told(tmp_path):
     files = ("a.wav", "c.wav", "more/b.wav", "more/f.divx", "notes.txt")
     listing = corpus(tmp_path, "a.wav,train,hap,x", "c.wav,train,none,x", files=files)
-    (note,) = preprocess.not_listed(SimpleNamespace(corpus="csv", data_dir=tmp_path), listing)
+    (note,) = not_listed("csv", tmp_path, listing)
     more = tmp_path / "more"
     assert note == f"in no row of manifest.csv: {more / 'b.wav'}, {more / 'f.divx'}"
 

@@ -309,7 +309,7 @@ def test_until_all_clips_have_the_new_settings_there_is_no_manifest(copies, monk
 
     data, features = copies
     with monkeypatch.context() as patch:
-        patch.setattr("preprocess.parallel_map", stopped)
+        patch.setattr("extract.corpus.parallel_map", stopped)
         preprocess(data, features, code=2)
         assert (features / "manifest.csv").is_file()
         preprocess(data, features, "--modalities", "text", code=2)

@@ -6,15 +6,14 @@ import os
 import random
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from test_corpora import codes, csv_corpus
 
-import preprocess
 from corpora import ased, crema_d, javanese, list_corpus, meld, ravdess
 from corpora.manifest import Clip, Listing, keep_classes
 from corpora.splits import assign_folds, speaker_folds
+from extract.unlisted import not_listed
 from utils.errors import UsageError
 
 
@@ -112,7 +111,7 @@ def beside(corpus: str, folder: Path, *names: str, classes: str = "") -> list[st
         (folder / name).write_text(name)  # no two alike, or they would be copies
     listing = list_corpus(corpus, folder)
     listing = keep_classes(listing, classes) if classes else listing
-    return preprocess.not_listed(SimpleNamespace(corpus=corpus, data_dir=folder), listing)
+    return not_listed(corpus, folder, listing)
 
 
 MERC = "qia2020/train"

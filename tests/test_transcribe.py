@@ -117,7 +117,7 @@ def test_a_sound_that_cannot_be_read_now_is_heard_by_the_next_run(recogniser, cl
         raise ClipError("E_READ", "the disc is away")
 
     with monkeypatch.context() as patch:
-        patch.setattr("utils.guard.guarded", fails)
+        patch.setattr("extract.corpus.guarded", fails)
         done = preprocess(clips, "--transcribe", recogniser.name)
     said = "warning: 2 clips without recognised words (2 disc or network failed): the next run"
     assert said in done.err and "transcribed 0 clips (no words)" in done.out
