@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import torch
 from conftest import CLASSES, ROOT, TINY, digests, make_clip, voice, write_features
 from encoders import FACES, TEXTS, VOICES, make_models, swin, transformers, vit_mae
-from extras import need
+from extras import REQUIRED, need
 from inside import run_main
 
 import app
@@ -59,15 +60,7 @@ def models(tmp_path_factory):
 def world(tmp_path_factory, models, face_image):
     """A corpus of eight clips, its features of four encoders, and a run that read them."""
     folder = tmp_path_factory.mktemp("world")
-    rows = ["media,split,emotion,speaker,transcript"]
-    for index in range(8):
-        name, label = f"{index}.mp4", CLASSES[index % 2]
-        sound = np.r_[np.zeros(1600), voice(0.9, index), np.zeros(1600)].astype("f4")
-        picture = (face_image * (1 - index / 20)).astype(np.uint8)  # no clip shows the same
-        make_clip(folder / "clips" / name, np.stack([picture] * 8), sound, fps=8)
-        split = "train" if index < 5 else "val"
-        rows.append(f"{name},{split},{label},{split}{index % 2},{SAID[index % 4]}")
-    (folder / "clips" / "manifest.csv").write_text("\n".join([*rows, ""]))
+    make_corpus(folder / "clips", ["train"] * 5 + ["val"] * 3, face_image)
     (folder / "own.py").write_text(OWN_FILE)
     given = [
         f"wavlm=speech:hf:{models['wavlm']}",
@@ -82,6 +75,18 @@ def world(tmp_path_factory, models, face_image):
     done = run_main("train", *train_flags(world, "wavlm,clip,bert,own"), "--exp_name", "first")
     assert done.code == 0, done.err
     return world | {"run": folder / "logs" / "multimodal" / "first"}
+
+
+def make_corpus(folder, splits, face_image):
+    """One clip of somebody who speaks for each of these splits, and their table."""
+    rows = ["media,split,emotion,speaker,transcript"]
+    for index, split in enumerate(splits):
+        name, label = f"{index}.mp4", CLASSES[index % 2]
+        sound = np.r_[np.zeros(1600), voice(0.9, index), np.zeros(1600)].astype("f4")
+        picture = (face_image * (1 - index / 20)).astype(np.uint8)  # no clip shows the same
+        make_clip(folder / name, np.stack([picture] * 8), sound, fps=8)
+        rows.append(f"{name},{split},{label},{split}{index % 2},{SAID[index % 4]}")
+    (folder / "manifest.csv").write_text("\n".join([*rows, ""]))
 
 
 def preprocess(world, *args, flags=None):
@@ -136,20 +141,6 @@ def test_long_sound_is_read_in_pieces(models):
     first = encoders.encode(settings, "cpu", wave[: -(-len(wave) // 3)])
     assert len(whole) == 3 * len(first)
     np.testing.assert_array_equal(whole[: len(first)], first)
-
-
-def test_timm_and_opensmile_by_name(tmp_path):
-    import timm
-
-    model = timm.create_model("test_efficientnet", num_classes=0)
-    timm.models.save_for_hf(model, tmp_path / "saved")
-    _, settings = encoders.parse(f"x=face:timm:local-dir:{tmp_path / 'saved'},pool=frames")
-    vectors = encoders.encode(settings, "cpu", SEEN["face"])
-    assert vectors.shape == (20, model.num_features)
-    need("opensmile")
-    _, settings = encoders.parse("x=speech:opensmile:eGeMAPSv02")
-    numbers = encoders.encode(settings, "cpu", voice(1.0))
-    assert numbers.shape == (88,) and numbers.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -286,18 +277,6 @@ def made(world):
     """Everything in the features folder but who held it last."""
     found = digests(world["features"])
     return {name: digest for name, digest in found.items() if name != ".lock"}
-
-
-def test_a_second_run_makes_nothing_and_verify_mends(world):
-    before = made(world)
-    assert preprocess(world).code == 0
-    assert made(world) == before
-    damaged = world["features"] / "train" / "wavlm" / "1.npy"
-    damaged.write_bytes(damaged.read_bytes()[:-8])
-    (world["features"] / "val" / "bert" / "6.npy").unlink()
-    done = preprocess(world, "--verify")
-    assert "2 files were missing or changed" in done.out, done.out + done.err
-    assert made(world) == before
 
 
 def test_other_settings_make_anew_what_they_affect_alone(world, models, tmp_path):
@@ -455,7 +434,87 @@ def stop_behind(function):
     return call
 
 
-def test_a_run_goes_on_and_is_evaluated(world, monkeypatch):
+def every_encoder(models, folder):
+    """{name: INPUT:LIBRARY:SOURCE} of every kind that is installed."""
+    import timm
+
+    (folder / "own.py").write_text(OWN_FILE)
+    timm.models.save_for_hf(timm.create_model("test_efficientnet"), folder / "timm")
+    given = {
+        "timm": f"face:timm:local-dir:{folder / 'timm'},pool=frames",
+        "own": f"speech:file:{folder / 'own.py'}",
+        "voice": f"speech:run:{ROOT / 'starter' / 'voice.pth'},pool=stats",
+        "looks": f"face:run:{ROOT / 'starter' / 'face.pth'},pool=stats",
+    }
+    if REQUIRED or importlib.util.find_spec("opensmile"):
+        given["egemaps"] = "speech:opensmile:eGeMAPSv02"
+    for seen, kinds in (("speech", VOICES), ("face", FACES), ("text", TEXTS)):
+        given |= {kind: f"{seen}:hf:{models[kind]}" for kind in kinds}
+    return given
+
+
+def test_every_kind_goes_the_whole_way(models, tmp_path, face_image, monkeypatch):
+    """From the clips through a stop, --verify and all tools to the same answer of each."""
+    given = every_encoder(models, tmp_path)
+    splits = ["train", "train", "val", "val", "test"]
+    make_corpus(tmp_path / "clips", splits, face_image)
+    world = {"folder": tmp_path, "clips": tmp_path / "clips", "features": tmp_path / "features"}
+    world["flags"] = [
+        part for name, rest in given.items() for part in ("--encoder", f"{name}={rest}")
+    ]
+    encode, calls, stop_at = encoders.encode, [], len(splits) + 2
+
+    def counting(settings, device, seen):
+        calls.append(settings["source"])
+        if len(calls) == stop_at:
+            raise UsageError("stopped")
+        return encode(settings, device, seen)
+
+    monkeypatch.setattr(encoders, "encode", counting)
+    assert preprocess(world, flags=world["flags"][:4]).code == 2
+    assert len(calls) == stop_at and not (world["features"] / "manifest.csv").exists()
+    done = preprocess(world)
+    assert done.code == 0 and len(calls) == len(given) * len(splits) + 1, done.err  # none twice
+    expected = {"timm": (9, 256), "egemaps": (88,), "own": (3,), "wavlm": (4, 1, 32)}
+    shapes = {name: feature(world, name).shape for name in given}
+    assert {name: shapes[name] for name in expected if name in given} == expected
+
+    before, encoded = made(world), len(calls)
+    damaged = world["features"] / "train" / "wavlm" / "1.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    (world["features"] / "val" / "bert" / "2.npy").unlink()
+    done = preprocess(world, "--verify")
+    assert "2 files were missing or changed" in done.out, done.out + done.err
+    assert made(world) == before and len(calls) == encoded + 2
+
+    flags = train_flags(world, ",".join(given), "--exp_name", "all", "--n_epoch", 1)
+    done = run_main("train", *flags)
+    assert done.code == 0, done.err
+    run = tmp_path / "logs" / "multimodal" / "all"
+    read = ("--checkpoints", run, "--features_dir", world["features"], "--device", "cpu")
+    done = run_main("evaluate", *read, "--out", tmp_path / "report", "--num_workers", 0)
+    assert done.code == 0, done.err
+    (tmp_path / "sheet.csv").write_text("FileID\n4\n")
+    done = run_main(
+        *("make_submission", *read, "--sheets", tmp_path / "sheet.csv", "--out", tmp_path),
+        *("--tta", 1, "--temperature", 1, "--num_workers", 0),
+    )
+    assert done.code == 0, done.err
+    own = {"own": str(tmp_path / "own.py")}
+    predictor = Predictor([run], folder=tmp_path / "made", device="cpu", encoders=own)
+    prediction = predictor(world["clips"] / "4.mp4", SAID[0])
+    assert prediction.rests_on == [*given] and not prediction.missing
+    for name in ("wave", *given):
+        (path,) = (tmp_path / "made" / "clips" / name).iterdir()
+        as_made = (world["features"] / "test" / name / "4.npy").read_bytes()
+        assert path.read_bytes() == as_made, name
+    with np.load(tmp_path / "sheet_submission.npz", allow_pickle=False) as submission:
+        np.testing.assert_allclose(
+            submission["probabilities"][0], prediction.probabilities, atol=1e-6
+        )
+
+
+def test_a_run_goes_on_after_a_stop(world, monkeypatch):
     """Stopped after an epoch and gone on with, it ends as the run that was not stopped."""
     flags = train_flags(world, "wavlm,clip,bert,own")
     with monkeypatch.context() as patch:
@@ -467,29 +526,17 @@ def test_a_run_goes_on_and_is_evaluated(world, monkeypatch):
     one, other = (best_checkpoint(world["run"].parent / name) for name in ("first", "parts"))
     a, b = (load_checkpoint(path)["weights"] for path in (one, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    done = run_main(
-        *("evaluate", "--features_dir", world["features"], "--checkpoints", world["run"]),
-        *("--out", world["folder"] / "report", "--device", "cpu"),
-    )
-    assert done.code == 0, done.err
 
 
-def test_predictions_make_the_same_features_byte_for_byte(world, tmp_path):
-    predictor = Predictor(
-        [world["run"]],
-        folder=tmp_path / "made",
-        device="cpu",
-        encoders={"own": str(world["folder"] / "own.py")},
-    )
+def test_a_prediction_says_what_it_rests_on(world):
+    own = {"own": str(world["folder"] / "own.py")}
+    predictor = Predictor([world["run"]], device="cpu", encoders=own)
     prediction = predictor(world["clips"] / "0.mp4", SAID[0])
     assert prediction.rests_on == ["wavlm", "clip", "bert", "own"] and not prediction.missing
     assert prediction.encoders == {"speech": ["wavlm", "own"], "face": ["clip"], "text": ["bert"]}
     shapes = {name: seen.view.shape for name, seen in prediction.encoded.items()}
     assert shapes["speech"][:2] == (1, 128) and shapes["face"][1:] == (3, 48, 48)
     assert draw_prediction(prediction).startswith(b"\x89PNG")
-    for name in ("wave", "wavlm", "clip", "bert", "own"):
-        (made,) = (tmp_path / "made" / "clips" / name).iterdir()
-        assert made.read_bytes() == (world["features"] / "train" / name / "0.npy").read_bytes()
 
 
 def test_what_a_clip_lacks_costs_only_the_encoders_that_see_it(
