@@ -22,7 +22,7 @@ SECONDS, REPEATS = 4, 5
 
 
 def tables() -> dict[str, tuple[str, Any]]:
-    """{name: (what it sees, its configuration)}, as published."""
+    """{name: (what it sees, its configuration as published, or "timm")}."""
     import transformers as t
 
     base = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12)
@@ -61,6 +61,7 @@ def tables() -> dict[str, tuple[str, Any]]:
                 patch_size=14,
             ),
         ),
+        "resnet18": ("face", "timm"),
         "multilingual-e5-small": (
             "text",
             t.BertConfig(**small, intermediate_size=1536, vocab_size=250_037),
@@ -70,6 +71,7 @@ def tables() -> dict[str, tuple[str, Any]]:
 
 
 def main() -> None:
+    import timm
     import transformers as t
 
     from extract import encoders
@@ -86,16 +88,21 @@ def main() -> None:
     print(f"{'encoder':<24}{'sees':<8}{'million weights':>16}{'s per clip':>12}")
     for name, (sees, config) in chosen.items():
         with tempfile.TemporaryDirectory() as folder:
-            model = t.AutoModel.from_config(config)
-            save(model, sees, Path(folder))
-            _, settings = encoders.parse(f"x={sees}:hf:{folder}")
+            if config == "timm":
+                model, library = timm.create_model(name, num_classes=0), "timm:local-dir"
+                timm.models.save_for_hf(model, folder)
+            else:
+                model, library = t.AutoModel.from_config(config), "hf"
+                save(model, sees, Path(folder))
+            _, settings = encoders.parse(f"x={sees}:{library}:{folder}")
             times = []
             for _ in range(REPEATS + 1):
                 start = time.perf_counter()
                 encoders.encode(settings, "cpu", shown[sees])
                 times.append(time.perf_counter() - start)
             encoders.load.cache_clear()
-        seen = model.get_encoder() if config.is_encoder_decoder else model
+        decodes = getattr(config, "is_encoder_decoder", False)
+        seen = model.get_encoder() if decodes else model
         seen = getattr(seen, "vision_model", seen)
         weights = sum(weight.numel() for weight in seen.parameters()) / 1e6
         print(
