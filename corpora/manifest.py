@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from utils.errors import ClipError, UsageError, counted, listed
+from utils.errors import ClipError, UsageError, counted, is_one_line, listed
 from utils.files import MAX_ID_BYTES
 
 DEVICES = {"con", "prn", "aux", "nul"}  # what Windows takes for something else than a file
@@ -102,8 +102,12 @@ def check_listing(listing: Listing) -> Listing:
     """Move every clip whose name, split, labels or place is unusable from clips to failures.
 
     Labels become names of classes where they mean one; equal copies of a clip count once.
+    UsageError for a class that no terminal can show.
     """
     classes = listing.classes
+    for name in classes:
+        if not is_one_line(name):
+            raise UsageError(f"the class {name!r} holds signs that no terminal shows: rename it")
     listing.clips = without_copies(listing)
     listing.clips = [
         _with_labels(clip, lambda label: as_class(label, classes)) for clip in listing.clips

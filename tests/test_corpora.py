@@ -332,6 +332,7 @@ def test_classes_of_a_windows_editor(tmp_path):
     [
         (b"\xff", "is not UTF-8 text"),
         (b"hap\nsad\nhap\n", "one a line; more than once: hap"),
+        (b"hap\n\x1b[2Jsad\n", "holds signs that no terminal shows"),
         (b"hap, sad, ang\n", "one a line; it names 1"),
         (None, "no regular file"),
     ],
