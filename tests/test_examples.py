@@ -90,7 +90,7 @@ def test_a_run_compiles_where_no_other_process_does(monkeypatch):
         assert not folder.exists()
 
 
-def test_functionals_are_by_speaker_and_speed(spoken):
+def functionals_are_by_speaker_and_speed(spoken):
     folder = spoken / "f"
     run = start_functionals(spoken, folder)
     assert run.code == 0 and "7 clips: 2144 numbers at 3 speeds each" in run.out, run.err
@@ -102,7 +102,7 @@ def test_functionals_are_by_speaker_and_speed(spoken):
         assert values[rows].std(axis=0).max() < 1.001
 
 
-def test_the_examples_are_encoders():
+def the_examples_are_encoders():
     for file, shape, options in (
         ("my_encoder.py", (5,), ",dtype=float32"),
         ("functionals.py", (3, 2144), ",pool=frames,dtype=float32"),
@@ -112,14 +112,14 @@ def test_the_examples_are_encoders():
         assert numbers.shape == shape and np.isfinite(numbers).all()
 
 
-def test_functionals_as_an_encoder_are_those_of_the_script():
+def functionals_as_an_encoder_are_those_of_the_script():
     wave = voice(1.2).astype("f2").astype("f4")
     _, settings = encoders.parse(f"x=speech:file:{ROOT / 'examples/functionals.py'},pool=frames")
     made = encoders.encode(settings | {"dtype": "float32"}, "cpu", wave)
     np.testing.assert_allclose(made, functionals.of_clip(functionals.at_speeds(wave, 0.0)))
 
 
-def test_raw_functionals_know_the_clip_alone(spoken, tmp_path):
+def raw_functionals_know_the_clip_alone(spoken, tmp_path):
     """Neither its speaker nor any other clip changes them."""
     run = start_functionals(spoken, spoken / "f", "--raw")
     assert run.code == 0 and "7 clips: 2144 numbers at 3 speeds each" in run.out, run.err
@@ -167,7 +167,7 @@ def test_manifests_of_older_features_are_named(spoken, tmp_path, name):
     assert len(run.err.splitlines()) == 1
 
 
-def test_a_sound_is_described():
+def a_sound_is_described():
     slow = functionals.describe(tone(1.0, 220), 0.5)
     fast = functionals.describe(tone(0.5, 440), 0.5)
     assert len(slow.values) == len(fast.values) == 2144 - 46 * 47 // 2
@@ -175,6 +175,15 @@ def test_a_sound_is_described():
     np.testing.assert_allclose(np.median(slow.tracks[20]), np.log2(220), atol=0.05)
     np.testing.assert_allclose(np.median(fast.tracks[20]), np.log2(440), atol=0.05)
     assert np.isfinite(functionals.describe(np.zeros(3000, "f4") + 1e-3, 0).values).all()
+
+
+def test_functionals(spoken, tmp_path):
+    """One test, for every process that computes them compiles librosa first, for a minute."""
+    a_sound_is_described()
+    functionals_are_by_speaker_and_speed(spoken)
+    raw_functionals_know_the_clip_alone(spoken, tmp_path)
+    the_examples_are_encoders()
+    functionals_as_an_encoder_are_those_of_the_script()
 
 
 def test_a_beat_is_in_its_band():
