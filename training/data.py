@@ -243,7 +243,8 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         if modality(name).pads:
             batch["inputs"][name] = [pad_sequence(each, batch_first=True) for each in columns]
         else:
-            batch["inputs"][name] = [torch.stack(each) for each in columns]
+            # unlike torch.stack it writes into shared memory at once in a loading process
+            batch["inputs"][name] = [default_collate(list(each)) for each in columns]
     return batch
 
 

@@ -101,7 +101,10 @@ def face_view(
     check_amount("face_frames", config["face_frames"], crops.shape[1:])
     faces = np.flatnonzero(face_flags(row))
     chosen = faces[choose_frames(len(faces), config["face_frames"], rng, augment)]
-    return (np.ascontiguousarray(crops[chosen].transpose(0, 3, 1, 2)),)
+    shown = np.empty((len(chosen), 3, *crops.shape[1:3]), crops.dtype)
+    for place, frame in enumerate(chosen):  # all at once takes three times as long
+        shown[place] = crops[frame].transpose(2, 0, 1)
+    return (shown,)
 
 
 def face_flags(row: dict) -> np.ndarray:
