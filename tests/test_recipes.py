@@ -47,7 +47,9 @@ GIVEN = {
 TESTED_ELSEWHERE = {"merc2020", "slurm"}
 FEATURES = {  # those of encoders and scripts, by the names of recipes and pages: shapes of a clip
     **dict.fromkeys(("whisper", "wavlm"), (3, 7, 8)),
-    **dict.fromkeys(("functionals", "au", "voice", "looks", "ngrams", "clip", "e5"), (9,)),
+    **dict.fromkeys(
+        ("functionals", "egemaps", "au", "voice", "looks", "ngrams", "clip", "e5"), (9,)
+    ),
 }
 SMALL_RUN = ["--speech_backbone", "small-32", "--face_backbone", "small-16", "--text_layers", "1"]
 PLACES = ("one", "two")  # a recipe's first folder of features, and its second
