@@ -41,6 +41,7 @@ GIVEN = {
     "ravdess_av": ("a",),
     "ravdess_own": ("a", "b"),
     "ravdess_speech": ("a",),
+    "ravdess_uploads": ("a",),
     "ravdess_whisper": ("a",),
     "starter": ("a", "b", "c", "d", "e", "f", "g"),
 }
