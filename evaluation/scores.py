@@ -233,9 +233,8 @@ def sign_flip(differences: np.ndarray) -> float | None:
 def holm(p: list[float]) -> list[float]:
     """Each p so corrected that among all of them a false one is as rare as p says (Holm 1979)."""
     order = np.argsort(p)
-    steps = np.array(p)[order] * np.arange(
-        len(p), 0, -1
-    )  # the smallest times n, ... the largest times 1
+    # the smallest times n, the next one times n - 1, the largest times 1
+    steps = np.array(p)[order] * np.arange(len(p), 0, -1)
     corrected = np.empty(len(p))
     # the maximum: no p is corrected to less than a smaller one
     corrected[order] = np.minimum(1, np.maximum.accumulate(steps))
