@@ -10,7 +10,9 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import make_clip, voice
+from extras import need
 from inside import run_main
 
 import predict
@@ -163,6 +165,36 @@ def test_verify_recognises_only_what_changed(recogniser, clips):
     assert len(recogniser.asked) == 3
     preprocess(clips, *flags)
     assert len(recogniser.asked) == 4
+
+
+def test_the_library_itself_hears_words_and_their_times(clips, tmp_path):
+    """faster-whisper, and a small model in its format which hears "good day" in each sound."""
+    need("transformers", "faster_whisper")
+    from encoders import a_recogniser
+
+    torch.manual_seed(0)
+    a_recogniser(tmp_path / "model")
+    transcribe.load.cache_clear()
+    name = f"faster-whisper:{tmp_path / 'model'}"
+    done = preprocess(clips, "--transcribe", name)
+    assert done.code == 3 and "transcribed 2 clips (en 1)" in done.out, done.out + done.err
+    features = clips.parent / "features"
+    table = pd.read_csv(features / "manifest.csv", keep_default_na=False).set_index("clip_id")
+    assert table["transcript"].to_dict() == {"a": "good day", "b": "as written"}
+    assert 0 < float(table.loc["a", "confidence"]) < 1
+    subtitles = features / "train" / "transcripts" / "a.srt"
+    (cue,) = read_cues(subtitles)
+    assert (cue.words, cue.end - cue.start) == ("good day", 1.0)
+    as_made, when = subtitles.read_bytes(), subtitles.stat().st_mtime_ns
+    preprocess(clips, "--transcribe", name, "--verify")
+    assert (subtitles.read_bytes(), subtitles.stat().st_mtime_ns) == (as_made, when)
+    # in a sound that begins late the words are as late
+    late = transcribe.recognise(voice(2.3), 7.5, str(tmp_path / "model"), "cpu")
+    early = transcribe.recognise(voice(2.3), 0.0, str(tmp_path / "model"), "cpu")
+    assert late.cues[0].start == pytest.approx(early.cues[0].start + 7.5)
+    # and in noise nobody speaks
+    noise = np.random.default_rng(0).normal(0, 0.01, 48_000).astype(np.float32)
+    assert transcribe.recognise(noise, 0.0, str(tmp_path / "model"), "cpu").cues == []
 
 
 @pytest.mark.parametrize(
