@@ -2,6 +2,7 @@
 
     python -m benchmarks.encoders                  # prints a table; a minute for each, no download
     python -m benchmarks.encoders wavlm-base-plus e5-small
+    python -m benchmarks.encoders --share          # of the pass over a corpus, in preprocess.py
 
 Time does not depend on what the weights are. A clip is 4 s of sound, 40 face crops of 160 pixels
 and 11 words; the median of five, behind one for warming up.
@@ -76,6 +77,9 @@ def main() -> None:
 
     from extract import encoders
 
+    if sys.argv[1:] == ["--share"]:
+        return share_of_the_pass()
+
     rng = np.random.default_rng(0)
     shown = {
         "speech": rng.normal(0, 0.1, 16_000 * SECONDS).astype("f4"),
@@ -108,6 +112,31 @@ def main() -> None:
         print(
             f"{name:<24}{sees:<8}{weights:>16.0f}{statistics.median(times[1:]):>12.2f}", flush=True
         )
+
+
+def share_of_the_pass() -> None:
+    """The encoder's own part of the time in which preprocess.py makes its features of the demo's
+    clips: what is left is reading, writing and book-keeping."""
+    import transformers as t
+
+    import preprocess
+    from extract import corpus, encoders
+    from utils.stopwatch import seconds, timed
+
+    t.logging.set_verbosity_error()
+    t.logging.disable_progress_bar()
+    encoders.encode = timed("encoder")(encoders.encode)
+    corpus.encode_clips = timed("pass")(corpus.encode_clips)
+    for name in ("whisper-tiny", "wav2vec2-base"):
+        with tempfile.TemporaryDirectory() as folder:
+            sees, config = tables()[name]
+            save(t.AutoModel.from_config(config), sees, Path(folder))
+            seconds.clear()
+            sys.argv = ["preprocess.py", "--corpus", "demo", "--data_dir", f"{folder}/demo"]
+            sys.argv += ["--features_dir", f"{folder}/features", "--modalities", sees]
+            sys.argv += ["--encoder", f"x={sees}:hf:{folder},pool=5"]
+            preprocess.main()
+        print(f"{name}: {seconds['encoder'] / seconds['pass']:.3f} of {seconds['pass']:.0f} s")
 
 
 def save(model: Any, sees: str, folder: Path) -> None:
