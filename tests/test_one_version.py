@@ -92,6 +92,28 @@ def test_nobody_writes_under_a_training(features, train, tmp_path, monkeypatch):
     assert (features / "manifest.csv").read_bytes() == before
 
 
+def test_what_stays_in_memory_is_bounded_and_is_that_file(features, monkeypatch):
+    opened = Features.open(features)
+    rows = opened.manifest.to_dict("records")
+    first, second = rows[:2]
+    feature = opened.load(first, "text")
+    assert opened.load(first, "text") is feature and not feature.flags.writeable
+    monkeypatch.setattr("training.features.MEMORY", opened.kept.held)
+    opened.load(second, "text")
+    assert [*opened.kept] == [opened.path(first, "text")]
+    monkeypatch.setattr("training.features.MEMORY", 1 << 30)
+    for row in rows:
+        opened.load(row, "text")
+    assert opened.kept.held == sum(array.nbytes for _, array in opened.kept.values())
+    monkeypatch.setattr("training.features.SMALL", feature.nbytes - 1)
+    alone = Features.open(features)
+    alone.load(first, "text")
+    assert not alone.kept
+    opened.path(first, "text").write_bytes(b"another file")
+    with pytest.raises(IntegrityError, match="is not as preprocess.py wrote it"):
+        opened.load(first, "text")
+
+
 @pytest.mark.parametrize(
     ("script", "table", "flags"),
     [

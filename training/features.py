@@ -41,9 +41,26 @@ BAR = {"file": sys.stderr, "unit": "clip", "leave": False, "delay": 2}
 NUMBERS = {"f": "float", "u": "uint8"}  # kinds of numpy's dtypes; others are any numbers
 TABLES = ("settings.json", "manifest.csv")
 MOST_BYTES = 64 << 20  # of the words of a clip
-SMALL, MOST_SMALL = 16 << 10, 16 << 10  # bytes of a feature that stays in memory; how many do
+SMALL, MEMORY = 256 << 10, 128 << 20  # bytes of a feature that stays in memory, and of all that do
 Stages = dict[str, dict[str, Any]]  # folder -> what preprocess.py says of its file
 Stamp = tuple[int, int, int]  # of a file: which one it is, its size, and its time of change
+
+
+class Kept(dict[Path, tuple[Stamp, np.ndarray]]):
+    """Small features in memory: a clip's is opened and mapped once, not in each epoch."""
+
+    held = 0  # bytes
+
+    def keep(self, path: Path, version: Stamp, feature: np.ndarray) -> np.ndarray:
+        """The feature; where there is room a copy of it, which stays."""
+        old = self[path][1].nbytes if path in self else 0
+        if feature.nbytes > SMALL or self.held - old + feature.nbytes > MEMORY:
+            return feature
+        feature = np.array(feature)
+        feature.flags.writeable = False  # as those that are mapped
+        self.held += feature.nbytes - old
+        self[path] = version, feature
+        return feature
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,7 @@ class Features:
     seen: dict[Path, Stamp] = field(default_factory=dict)  # files as they were at first sight
     checked: set[Path] = field(default_factory=set)  # those that fit the other clips' files
     records: dict[str, dict[str, Stages]] = field(default_factory=dict)  # of the splits in use
-    small: dict[Path, tuple[Stamp, np.ndarray]] = field(default_factory=dict)  # in memory
+    kept: Kept = field(default_factory=Kept)
 
     @classmethod
     def open(cls, folder: Path) -> Features:
@@ -213,9 +230,9 @@ class Features:
         path = self.path(row, name)
         try:
             self.recognize(row, name)
-            version, kept = self.small.get(path, (None, None))
-            if version == self.seen[path]:
-                return kept
+            version, known = self.kept.get(path, (None, None))
+            if known is not None and version == self.seen[path]:
+                return known
             feature = in_threads(read_feature, path)
         except DAMAGED as error:
             made = modality(name).made_by_preprocess
@@ -226,12 +243,9 @@ class Features:
         if path not in self.checked:
             self.check_layout(row, name, feature)
             self.checked.add(path)
-        is_listed = not self.manifest.empty  # of an upload nothing stays
-        if is_listed and feature.nbytes <= SMALL and len(self.small) < MOST_SMALL:
-            feature = np.array(feature)
-            feature.flags.writeable = False  # as those that are mapped
-            self.small[path] = (self.seen[path], feature)
-        return feature
+        if self.manifest.empty:  # of an upload nothing stays
+            return feature
+        return self.kept.keep(path, self.seen[path], feature)
 
     def recognize(self, row: dict, name: str) -> None:
         """Compare a clip's file with its record, unless this process has done so already."""
