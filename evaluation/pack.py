@@ -34,6 +34,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.features import Features
+from training.modalities import modality
 from training.tasks import task_of
 from utils.config import Flags, device_name
 from utils.errors import UsageError, run_script
@@ -83,7 +84,7 @@ def main() -> None:
     card = checkpoint.get("card", {}) | {"language": args.language}
     card |= {"corpus": args.corpus} if args.corpus else {}
     card |= scores(run, tempered[0], labels, checkpoint) | {"temperature": round(temperature, 4)}
-    card["voice_only"] = "speech" in task_of(checkpoint["config"]).inputs
+    card["voice_only"] = any(modality(name).has_voice for name in run.checkpoints[0]["inputs"])
     card["elsewhere"] = [
         {"corpus": name, **scores(other, log_p, truth, checkpoint)}
         for (name, *_), (other, _, truth), log_p in zip(places, others, tempered[1:], strict=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from evaluation import calibration, scores
 from evaluation.runs import ALL, Condition, Evaluated, is_asked, labels_of, own_labels
+from training.views import FACES
 from utils.errors import counted
 
 
@@ -35,9 +36,9 @@ def summary(run: Evaluated, classes: list[str]) -> dict[str, Any]:
 
 def has_face(run: Evaluated) -> np.ndarray:
     """(N,) whether a face was found in any frame of the clip; in none where nobody looked."""
-    if "face_valid" not in run.clips:
+    if FACES not in run.clips:
         return np.zeros(len(run.clips), bool)
-    return run.clips["face_valid"].str.contains("1").to_numpy(bool)
+    return run.clips[FACES].str.contains("1").to_numpy(bool)
 
 
 def described(condition: Condition) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from extract.encoders import LIBRARIES, Encoder, weights_of
 from training.checkpoint import find_checkpoint, load_checkpoint, restore_model
 from training.data import to_device
 from training.modalities import modality
+from training.views import row_with_faces
 from utils.errors import UsageError
 
 COLUMNS, CROPS = 1875, 64  # of a log-mel (30 s), of pictures: so many the network sees at once
@@ -56,7 +57,7 @@ def open_run(settings: dict[str, str], device: str) -> Encoder:
     @torch.inference_mode()
     def tokens_of(feature: np.ndarray, steps: int) -> np.ndarray:
         whole = dict.fromkeys(row.lengths, max(steps, row.shortest))
-        known = {"face_valid": "1" * steps}  # encoders see crops with a face alone
+        known = row_with_faces(steps)  # encoders see crops with a face alone
         view = row.view(feature, known, config | whole, np.random.default_rng(0), False)
         inputs = to_device({name: [torch.from_numpy(each)[None] for each in view]}, device)
         ((x, mask),) = model.encode(inputs).values()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from evaluation.ensemble import Member
 from models.classifier import EmotionClassifier, Inputs
 from training.modalities import SAME, Shape, modality
+from training.views import row_with_faces
 
 
 class Portable(nn.Module):
@@ -54,7 +55,7 @@ def example_inputs(member: Member, batch: int, length: int) -> tuple[Inputs, Ten
 
 def example_view(member: Member, name: str, options: dict, steps: int) -> tuple[np.ndarray, ...]:
     """The view of a random feature that is `steps` long."""
-    kind, rng, row = modality(name), np.random.default_rng(0), {"face_valid": "1" * steps}
+    kind, rng, row = modality(name), np.random.default_rng(0), row_with_faces(steps)
     made = member.checkpoint["features_config"].get(kind.folder) or {}
     shape: Shape = (SAME,) if options["type"] == "VectorEncoder" else (None, SAME)
     if layers := options.get("layers"):

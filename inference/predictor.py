@@ -372,7 +372,8 @@ class Predictor:
             why = problem or f"E_MISSING: {self.no_words}"
             missing |= dict.fromkeys(self.sentences, why)
         if self.voice_only and self.hears_nobody(clip):
-            missing["speech"] = "E_NOVOICE: nobody is heard to speak"
+            voices = [name for name in self.stage_of if modality(name).has_voice]
+            missing |= dict.fromkeys(voices, "E_NOVOICE: nobody is heard to speak")
         if clip.media == Path():
             media = [name for name in self.stage_of if name not in self.words + self.sentences]
             missing |= dict.fromkeys(media, "E_MISSING: no clip was given")

@@ -18,11 +18,8 @@ EXCEPTIONS = {  # file -> why names stand there
     "training/modalities.py": "the rows themselves",
     "preprocess.py": "makes their files, as extract/ does",
     "demo.py": "shows a training of each mode",
-    "inference/predictor.py": "extracts one clip with extract/: its face detector, its voice",
-    "inference/sources.py": "the id of a clip that is only words, in the table of predictions",
+    "inference/sources.py": "the id of a clip that is only words, in published tables",
     "inference/page.py": "the name of a field of the web form",
-    "training/small.py": "the small recipe of each mode, and columns as long as the clips",
-    "evaluation/pack.py": "a model of a voice is asked about voices alone",
     "inference/windows.py": "PyAV's name for the kind of a stream",
 }
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from training import augment, views
 from training.settings import Setting
 from utils.config import boolean, ranged
 from utils.errors import joined
+
+if TYPE_CHECKING:  # else the help of every command would wait for pandas
+    import pandas as pd
 
 Shape = tuple[int | None, ...]  # None: any size
 SAME = -1  # in a layout: as in the first clip
@@ -28,6 +33,7 @@ class Modality:
     `encoder`: (settings, shape of a feature) -> what models.build_model makes of it.
     `layout`: (extraction settings, row) -> kind and shape of a feature that is not damaged.
     `settings`: the flags that are its encoder's own; a checkpoint brings them along.
+    `small`: (extraction settings, training clips) -> its settings for a corpus of few clips.
     """
 
     folder: str
@@ -39,6 +45,7 @@ class Modality:
     settings: dict[str, Setting] = field(default_factory=dict)
     label: str = "emotion"  # the column of the manifest that its own head learns
     recipe: dict[str, Any] | None = None  # of the mode that trains it alone
+    small: Callable[[dict, pd.DataFrame], dict[str, Any]] | None = None
     keeps_head: bool = False  # it has a head and a loss of its own in fusion, too
     pads: bool = False  # batches are padded to their longest clip
     augmentation: str = ""  # how training changes it: AUGMENTATIONS of training/augment.py
@@ -49,7 +56,8 @@ class Modality:
     picture: str = ""  # how inference/figure.py shows it: spectrogram, frames or words
     corruption: str = ""  # what makes it worse: CORRUPTIONS of evaluation/corruptions.py
     test_views: bool = False  # test-time augmentation changes it
-    by_crop: bool = False  # vectors, one for each crop of the face; some crops show none
+    has_voice: bool = False  # somebody speaks in it, or it says nothing
+    shown: Callable[[dict], np.ndarray] | None = None  # row -> (T,) which crops show a face
 
     @property
     def lengths(self) -> dict[str, Setting]:
@@ -126,7 +134,7 @@ def speech_layout(made: dict, row: dict) -> tuple[str, Shape]:
 
 
 def face_layout(made: dict, row: dict) -> tuple[str, Shape]:
-    return "u", (len(row.get("face_valid", "")), made["face_size"], made["face_size"], 3)
+    return "u", (len(row.get(views.FACES, "")), made["face_size"], made["face_size"], 3)
 
 
 def text_layout(made: dict, row: dict) -> tuple[str, Shape]:
@@ -134,7 +142,65 @@ def text_layout(made: dict, row: dict) -> tuple[str, Shape]:
 
 
 def embedding_layout(made: dict, row: dict) -> tuple[str, Shape]:
-    return "f", (len(row.get("face_valid", "")), 512)
+    return "f", (len(row.get(views.FACES, "")), 512)
+
+
+# What --recipe small sets for few clips: networks of their size, inputs as long as they are. Within
+# a fusion an encoder takes of it the `settings` of its row; the steps are those of the fusion.
+
+
+def speech_small(made: dict, clips: pd.DataFrame) -> dict[str, Any]:
+    settings: dict[str, Any] = dict(
+        speech_backbone="small-32",
+        speech_norm="clip",
+        learning_rate=2e-3,
+        batch_size=32,
+        mixup_prob=0.5,
+        mixup_alpha=0.4,
+        ema=0.99,
+        speech_speed=0.15,
+        speech_pitch=4.0,
+        speech_contrast=0.2,
+        time_warp=0.1,
+        frequency_masks=2,
+        frequency_width=16,
+        time_masks=2,
+        time_width=0.1,
+    )
+    if "speech_frames" in clips:
+        settings["speech_frames"] = columns_of(clips)
+    return settings
+
+
+def columns_of(clips: pd.DataFrame) -> int:
+    """Columns of the log-mel that hold 19 of 20 clips whole, in steps of 32."""
+    import pandas as pd
+
+    lengths = pd.to_numeric(clips["speech_frames"], errors="coerce").dropna()
+    most = np.quantile(lengths, 0.95) if len(lengths) else 400
+    return int(np.clip(32 * np.ceil(most / 32), 64, 400))
+
+
+def face_small(made: dict, clips: pd.DataFrame) -> dict[str, Any]:
+    return dict(
+        face_backbone="small-16" if made.get("face_size", 160) < 96 else "small-32",
+        face_lstm=False,
+        face_frames=8,
+        learning_rate=1e-3,
+        batch_size=32,
+        cutmix_prob=0.0,
+        mixup_prob=0.5,
+        mixup_alpha=0.4,
+        ema=0.99,
+        face_contrast=0.3,
+        face_rotation=12.0,
+        face_zoom=0.12,
+    )
+
+
+def text_small(made: dict, clips: pd.DataFrame) -> dict[str, Any]:
+    network = dict(text_layers=2, text_heads=4, text_width=128)
+    return network | dict(learning_rate=1e-3, batch_size=64, ema=0.998)
 
 
 COEFF, BACKBONE = ranged(int, 0, 7), "another backbone: timm:NAME, small-16[-wide], small-32[-wide]"
@@ -163,6 +229,7 @@ MODALITIES = {
         },
         label="speech_emotion",
         recipe=dict(learning_rate=4e-3, batch_size=256, n_epoch=100, mixup_prob=1.0, amp=True),
+        small=speech_small,
         keeps_head=True,
         augmentation="sound",
         cut_axes=(3, 2),  # time, frequency
@@ -170,6 +237,7 @@ MODALITIES = {
         shortest=32,
         picture="spectrogram",
         corruption="white noise",
+        has_voice=True,
     ),
     "face": Modality(
         folder="video",
@@ -190,6 +258,7 @@ MODALITIES = {
         },
         label="face_emotion",
         recipe=dict(learning_rate=4e-3, batch_size=32, n_epoch=20, cutmix_prob=1.0, amp=True),
+        small=face_small,
         keeps_head=True,
         augmentation="pictures",
         cut_axes=(1, 3, 4),  # time, height, width
@@ -198,6 +267,7 @@ MODALITIES = {
         picture="frames",
         corruption="blur",
         test_views=True,
+        shown=views.face_flags,
     ),
     "text": Modality(
         folder="text",
@@ -215,6 +285,7 @@ MODALITIES = {
             "text_width": Setting(0, ranged(int, 0, 8192), "of it; 0: as the vectors", "model"),
         },
         recipe=dict(learning_rate=3e-4, batch_size=128, n_epoch=100),
+        small=text_small,
         pads=True,
         source="words",
         picture="words",
@@ -229,7 +300,7 @@ MODALITIES = {
         layout=embedding_layout,
         source="media",
         follows="face",
-        by_crop=True,
+        shown=views.face_flags,
     ),
 }
 MODES = tuple(name for name, row in MODALITIES.items() if row.recipe)  # each has a training

@@ -25,7 +25,6 @@ from training.losses import LOSSES
 from training.modalities import MODALITIES, MODES, modality
 from training.optim import OPTIMIZERS, SCHEDULES
 from training.tasks import ALL_SETTINGS, Task, learns_missing
-from training.views import face_flags
 from utils.distributed import SingleProcess
 from utils.errors import IntegrityError, UsageError, counted, in_short, one_of
 from utils.files import digest
@@ -112,8 +111,9 @@ def check_data(train_set: ClipDataset, val_set: ClipDataset, dist: SingleProcess
                     f"{row['clip_id']} is not one of {classes}"
                 )
             for name in dataset.task.inputs:
-                if modality(name).picture == "frames" and not lacks(row, name):
-                    face_flags(row)
+                shown = modality(name).shown
+                if shown and not lacks(row, name):
+                    shown(row)
     if train_set.config["standardize"] == "speaker" and not train_set.scales:
         raise UsageError("--standardize speaker is for custom features and encoders, here are none")
     check_learnt(train_set)

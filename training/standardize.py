@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from training.features import Features, lacks
 from training.modalities import modality
-from training.views import face_flags
 from utils.errors import UsageError
 
 FEW = 5  # clips: what deviates from the mean of fewer says little
@@ -90,4 +89,5 @@ def speaker_scales(features: Features, rows: pd.DataFrame, names: Iterable[str])
 def vectors_of(features: Features, row: dict[str, Any], name: str) -> np.ndarray:
     """A clip's feature; of vectors by crop those of crops that show a face."""
     feature = features.load(row, name)
-    return feature[face_flags(row)] if modality(name).by_crop else feature
+    shown = modality(name).shown
+    return feature[shown(row)] if shown else feature

@@ -15,6 +15,7 @@ from utils.errors import IntegrityError, UsageError
 
 Arrays = tuple[np.ndarray, ...]
 MOST_VALUES = 1 << 26  # that a model sees of one modality of a clip: 873 faces of 160 pixels
+FACES = "face_valid"  # the manifest's column of them: 1 for each crop that shows a face, else 0
 RANGE_DB = 80  # of a log-mel, from 0 to 1, as extract/audio.py writes it
 
 
@@ -109,14 +110,19 @@ def face_view(
 
 def face_flags(row: dict) -> np.ndarray:
     """(T,) which of the clip's frames show a face; IntegrityError when none does."""
-    flags = row.get("face_valid", "")
+    flags = row.get(FACES, "")
     valid = np.array([flag == "1" for flag in flags], bool)
     if not valid.any():
         raise IntegrityError(
-            f"face_valid {flags!r} of clip {row['split']}/{row['clip_id']} has no frame to see; "
+            f"{FACES} {flags!r} of clip {row['split']}/{row['clip_id']} has no frame to see; "
             "delete its crops and run preprocess.py again"
         )
     return valid
+
+
+def row_with_faces(frames: int) -> dict[str, str]:
+    """What a row of the manifest says of a feature whose frames all show a face."""
+    return {FACES: "1" * frames}
 
 
 def check_amount(setting: str, frames: int, shape: tuple[int, ...]) -> None:
