@@ -68,18 +68,18 @@ def submit(args: argparse.Namespace) -> None:
     sheets = [Sheet(path) for path in sheet_paths(args)]
     given = {sheet.path.resolve() for sheet in sheets}
     if lost := [path for path in given if answer_place(args, path).resolve() in given]:
-        answer = answer_place(args, lost[0])
-        what = f"{answer}, the answer to {lost[0].name}, is a sheet that was given"
+        target = answer_place(args, lost[0])
+        what = f"{target}, the answer to {lost[0].name}, is a sheet that was given"
         raise UsageError(f"{what}: choose another --out")
-    found = [find_rows(sheet, features, args.split) for sheet in sheets]
-    check_missing(args, sheets, found, features)
-    tell_oddities(sheets, found, features)
+    found_rows = [find_rows(sheet, features, args.split) for sheet in sheets]
+    check_missing(args, sheets, found_rows, features)
+    tell_oddities(sheets, found_rows, features)
     members = members_of(args, features)
     # asked again, for the clips of which no run can read anything
-    found = [answerable(each, members, features) for each in found]
-    check_missing(args, sheets, found, features)
+    found_rows = [answerable(each, members, features) for each in found_rows]
+    check_missing(args, sheets, found_rows, features)
     # a clip that is in several sheets is predicted once
-    rows = {(row["split"], row["clip_id"]): row for each in found for row in each.values()}
+    rows = {(row["split"], row["clip_id"]): row for each in found_rows for row in each.values()}
     if not rows:
         raise IntegrityError(f"no clip of the sheets has features in {args.features_dir}")
     clips_of = [readable_places(member, rows, features) for member in members]
@@ -94,7 +94,7 @@ def submit(args: argparse.Namespace) -> None:
     )
     features.check_unchanged()  # before anything is written: no lock holds on some file systems
     place = {key: index for index, key in enumerate(rows)}
-    for sheet, each in zip(sheets, found, strict=True):
+    for sheet, each in zip(sheets, found_rows, strict=True):
         index = [place[row["split"], row["clip_id"]] for row in each.values()]
         arrays = {"probabilities": probabilities[index], "scores": scores[index]}
         write_submission(args, sheet, list(each), arrays, features.classes)
@@ -112,12 +112,12 @@ def sheet_paths(args: argparse.Namespace) -> list[Path]:
         if twice:
             raise UsageError(f"two sheets are named {twice[0]}: their answers would be one file")
         return args.sheets
-    found = [args.features_dir / name for name in SHEETS]
-    found = [path for path in found if path.is_file()]
-    if not found:
+    sheets = [args.features_dir / name for name in SHEETS]
+    sheets = [path for path in sheets if path.is_file()]
+    if not sheets:
         expected = f"{', '.join(SHEETS)} in {args.features_dir}"
         raise UsageError(f"no sheets: expected some of {expected}, or --sheets FILE")
-    return found
+    return sheets
 
 
 def find_rows(sheet: Sheet, features: Any, split: str | None) -> dict[str, dict]:
@@ -129,19 +129,19 @@ def find_rows(sheet: Sheet, features: Any, split: str | None) -> dict[str, dict]
     for row in table[~table["split"].isin(() if split else NOT_TESTED)].to_dict("records"):
         for name in {row["clip_id"], number(row["clip_id"])}:
             candidates.setdefault(name, []).append(row)
-    found = {}
+    by_id = {}
     for clip_id in sheet.ids:
         rows = next((candidates[name] for name in spellings(clip_id) if name in candidates), [])
         if len(rows) > 1:
             splits = ", ".join(row["split"] for row in rows)
             raise UsageError(f"{sheet.path}: {clip_id} is in {splits}: choose one with --split")
         if rows:
-            found[clip_id] = rows[0]
-    used = Counter((row["split"], row["clip_id"]) for row in found.values())
+            by_id[clip_id] = rows[0]
+    used = Counter((row["split"], row["clip_id"]) for row in by_id.values())
     if used and used.most_common(1)[0][1] > 1:  # ids such as 7 and 007
         name = used.most_common(1)[0][0][1]
         raise IntegrityError(f"{sheet.path}: several of its ids stand for the one clip {name}")
-    return found
+    return by_id
 
 
 def spellings(clip_id: str) -> list[str]:
@@ -163,9 +163,9 @@ def number(clip_id: str) -> str:
     return f"number {clip_id.lstrip('0')}" if is_number else clip_id
 
 
-def check_missing(args: argparse.Namespace, sheets: list, found: list, features: Any) -> None:
+def check_missing(args: argparse.Namespace, sheets: list, found_rows: list, features: Any) -> None:
     """IntegrityError that lists the clips without features, unless --missing names a label."""
-    for sheet, each in zip(sheets, found, strict=True):
+    for sheet, each in zip(sheets, found_rows, strict=True):
         missing = [clip_id for clip_id in sheet.ids if clip_id not in each]
         if missing and args.missing == "error":
             reason = f"{len(missing)} of {len(sheet.ids)} clips have no features: {listed(missing)}"
@@ -182,11 +182,11 @@ def check_missing(args: argparse.Namespace, sheets: list, found: list, features:
         one_of("--missing", args.missing, features.classes)
 
 
-def tell_oddities(sheets: list, found: list, features: Any) -> None:
+def tell_oddities(sheets: list, found_rows: list, features: Any) -> None:
     """What a person would want to know and no sheet can say: clips left over, ids like formulas."""
-    splits = {row["split"] for each in found for row in each.values()}
+    splits = {row["split"] for each in found_rows for row in each.values()}
     known = features.manifest[features.manifest["split"].isin(splits)]
-    asked = len({(row["split"], row["clip_id"]) for each in found for row in each.values()})
+    asked = len({(row["split"], row["clip_id"]) for each in found_rows for row in each.values()})
     if asked < len(known):
         places = ", ".join(sorted(splits))
         print(f"{len(known) - asked} clips of {places} are in no sheet", file=sys.stderr)
@@ -214,15 +214,15 @@ def members_of(args: argparse.Namespace, features: Any) -> list:
     return members
 
 
-def answerable(found: dict[str, dict], members: list, features: Any) -> dict[str, dict]:
+def answerable(by_id: dict[str, dict], members: list, features: Any) -> dict[str, dict]:
     """Without the clips that lack what each of these runs reads (preprocess.py --partial)."""
     import pandas as pd
 
     from evaluation.ensemble import readable
 
-    table = pd.DataFrame([*found.values()], index=[*found])
+    table = pd.DataFrame([*by_id.values()], index=[*by_id])
     some = {name for member in members for name in readable(member, table, features).index}
-    return {name: row for name, row in found.items() if name in some}
+    return {name: row for name, row in by_id.items() if name in some}
 
 
 def readable_places(member: Any, rows: dict, features: Any) -> Any:
@@ -242,12 +242,12 @@ def votes_of(
     import pandas as pd
 
     from evaluation.ensemble import image_views
-    from evaluation.votes import Parts, votes
+    from evaluation.votes import SharedInputs, votes
 
     frames = {"face_frames": args.face_frames}
     return votes(
         members,
-        Parts(members, clips_of, pd.DataFrame(rows), features, **frames),
+        SharedInputs(members, clips_of, pd.DataFrame(rows), features, **frames),
         device,
         image_views(args.tta),
         temperatures=(1.0, args.temperature),  # 1: probabilities as they are

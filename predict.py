@@ -185,11 +185,11 @@ def predict_all(args: argparse.Namespace, predictor: Any, sources: list) -> list
     predictions, said = [], set()
     alone = len(parts) < 2 or None  # None: a bar on a terminal alone
     for part in tqdm(parts, unit="clip", desc="predicting", disable=alone, leave=False):
-        found = predictor.predict(part)
-        predictions.append(found)
-        remarks = [text for text in found.remarks if (part.name, text) not in said]
+        prediction = predictor.predict(part)
+        predictions.append(prediction)
+        remarks = [text for text in prediction.remarks if (part.name, text) not in said]
         said |= {(part.name, text) for text in remarks}  # once for all parts of a recording
-        tqdm.write(without_controls(lines(found, remarks)))
+        tqdm.write(without_controls(lines(prediction, remarks)))
         if args.times:
             seconds = predictions[-1].seconds.items()
             tqdm.write(" " * 28 + ", ".join(f"{name} {value:.2f} s" for name, value in seconds))

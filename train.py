@@ -167,8 +167,8 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
     check_starts_of_folds(config, folder, folds)
     for fold in folds:
         print(f"fold {fold}", flush=True)
-        own = config_of_fold(config, fold)
-        results[fold] = train_run(args, own, features, folder / fold_folder(fold), device)
+        fold_config = config_of_fold(config, fold)
+        results[fold] = train_run(args, fold_config, features, folder / fold_folder(fold), device)
     if not args.dry_run and is_main_process():
         write_json(folder / "folds.json", results)
         print(fold_line(results))
@@ -182,12 +182,12 @@ def recipe_for(
 
     fold = config["fold"]
     if args.recipe == "small":
-        own = small_recipe(args.mode, features, fold, config["inputs"])
-        own = {name: value for name, value in own.items() if name not in args.given}
-        print("small recipe:", *(f"{name}={value}" for name, value in own.items()))
-        if device == "cpu" and "amp" not in args.given and (line := hint_of_tiles(config | own)):
+        small = small_recipe(args.mode, features, fold, config["inputs"])
+        small = {name: value for name, value in small.items() if name not in args.given}
+        print("small recipe:", *(f"{name}={value}" for name, value in small.items()))
+        if device == "cpu" and "amp" not in args.given and (line := hint_of_tiles(config | small)):
             print(line, file=sys.stderr)
-        return own
+        return small
     line = hint(args.mode, len(training_part(features, fold)))
     if line and not args.given & set(small_recipe(args.mode, features, fold)):
         print(line, file=sys.stderr)
@@ -233,16 +233,16 @@ def leak_stamp(args: argparse.Namespace, config: dict[str, Any]) -> str:
         return ""
     audit = load_audit(args.features_dir)
     print(f"audit: {audit.summary()}")
-    found = leaks(audit.findings, folds=config["fold"] is not None)
-    if not found:
+    leaking = leaks(audit.findings, folds=config["fold"] is not None)
+    if not leaking:
         return ""
     across = "splits" if config["fold"] is None else "folds"
-    kinds = Counter(one["kind"] for one in found)
+    kinds = Counter(one["kind"] for one in leaking)
     stamp = ", ".join(f"{kind}s in two {across}: {count}" for kind, count in kinds.items())
     if not args.allow_leaks:
-        found_all = f"`python -m corpora.audit --features_dir {args.features_dir}` lists all"
+        how = f"`python -m corpora.audit --features_dir {args.features_dir}` lists all"
         raise IntegrityError(
-            f"{args.features_dir} leaks, {stamp}; first {describe(found[0])}. {found_all}; "
+            f"{args.features_dir} leaks, {stamp}; first {describe(leaking[0])}. {how}; "
             "--allow_leaks trains, and marks the checkpoint and reports"
         )
     print(f"LEAKS allowed: {stamp}")

@@ -160,8 +160,8 @@ def check_training(args: argparse.Namespace, folder: Path) -> None:
 
 def training(args: argparse.Namespace) -> list[str]:
     script = str(Path(__file__).with_name("train.py"))
-    own = ["--mode", args.mode, "--seed", str(args.seed)]
-    return [sys.executable, script, *own, *args.train_flags]
+    chosen = ["--mode", args.mode, "--seed", str(args.seed)]
+    return [sys.executable, script, *chosen, *args.train_flags]
 
 
 def check_same_search(args: argparse.Namespace, space: dict[str, Any], folder: Path) -> None:

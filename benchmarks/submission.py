@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.made import CLASSES, machine, settings_of, write_features
 from evaluation.ensemble import Member, image_views, mean_over_views
-from evaluation.votes import Parts, votes
+from evaluation.votes import SharedInputs, votes
 from models import build_model
 from training.data import ClipDataset, make_loader
 from training.features import Features
@@ -114,7 +114,7 @@ def each_alone(
 def together(
     members: list[Member], rows: pd.DataFrame, features: Features, args: argparse.Namespace
 ) -> list[np.ndarray]:
-    parts = Parts(members, [range(len(rows))] * len(members), rows, features)
+    parts = SharedInputs(members, [range(len(rows))] * len(members), rows, features)
     views, size = image_views(args.views), args.batch_size
     return [one for (one,) in votes(members, parts, args.device, views, [1.0], size, args.workers)]
 

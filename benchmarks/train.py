@@ -252,16 +252,16 @@ def padded(inputs: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     return inputs | {"text": [pad(words, (0, 0, 0, more)), pad(mask, (0, more))]}
 
 
-def pad_before_convolutions(trunk: torch.nn.Module) -> None:
+def pad_before_convolutions(backbone: torch.nn.Module) -> None:
     """As the library has it."""
-    for layer in trunk.modules():
+    for layer in backbone.modules():
         if isinstance(layer, torch.nn.Conv2d):
             layer.__class__, layer.padding = Conv2dDynamicSamePadding, (0, 0)
 
 
-def forward_of(trunk: EfficientNet, order: torch.memory_format) -> Callable[[Tensor], Tensor]:
+def forward_of(backbone: EfficientNet, order: torch.memory_format) -> Callable[[Tensor], Tensor]:
     def forward(images: Tensor) -> Tensor:
-        return trunk.extract_features(images.contiguous(memory_format=order))
+        return backbone.extract_features(images.contiguous(memory_format=order))
 
     return forward
 

@@ -67,11 +67,11 @@ def features_digest(features: Features, runs: list[Evaluated]) -> dict[str, str]
     inputs = sorted({name for run in runs for each in run.checkpoints for name in each["inputs"]})
     splits = {"train", "val", *runs[0].clips["split"]}
     rows = features.manifest[features.manifest["split"].isin(splits)].to_dict("records")
-    found: dict[str, list] = {}
+    lines_of: dict[str, list] = {}
     for row in progress(rows, desc="digests", unit="clip"):
         line = [[row[name] for name in FACTS], file_digests(features, row, inputs)]
-        found.setdefault(row["split"], []).append(line)
-    return {split: digest(sorted(lines)) for split, lines in sorted(found.items())}
+        lines_of.setdefault(row["split"], []).append(line)
+    return {split: digest(sorted(lines)) for split, lines in sorted(lines_of.items())}
 
 
 def file_digests(features: Features, row: dict, inputs: list[str]) -> list[str]:
@@ -92,8 +92,8 @@ def certificate(runs: list[Evaluated], report: dict[str, Any], measure: str) -> 
     shared = common(configs)
     for name in sorted(set(configs[0]) - set(shared) - set(OWN)):
         if not name.endswith("_load_weights"):  # each seed may start from its own encoders
-            found = " and ".join(sorted({str(config.get(name)) for config in configs}))
-            raise UsageError(f"a certificate is of one recipe, but {name} is {found} here")
+            values = " and ".join(sorted({str(config.get(name)) for config in configs}))
+            raise UsageError(f"a certificate is of one recipe, but {name} is {values} here")
     check_seeds({str(sorted(each["config"]["seed"] for each in run.checkpoints)) for run in runs})
     right, weights = right_of(runs, report["classes"], measure)
     band, deviation, noise = prediction_band(right, weights)
@@ -132,9 +132,9 @@ def right_of(
     runs: list[Evaluated], classes: list[str], measure: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """(R, N) whether each run is right about each clip, and (N,) how much a clip counts."""
-    found = [labels_and_log_p(run, classes) for run in runs]
-    right = np.stack([log_p.argmax(1) == labels for labels, log_p in found])
-    return right, clip_weights(found[0][0], len(classes))[measure]
+    scored = [labels_and_log_p(run, classes) for run in runs]
+    right = np.stack([log_p.argmax(1) == labels for labels, log_p in scored])
+    return right, clip_weights(scored[0][0], len(classes))[measure]
 
 
 def prediction_band(right: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:

@@ -119,16 +119,16 @@ def each_model(paths: Sequence[Path]) -> Iterator[Path]:
 
 def reading_settings(given: Sequence[str]) -> dict[str, Any]:
     """NAME=VALUE, of how much of a clip is read -> {name: value}; UsageError for others."""
-    known = {name: each for row in MODALITIES.values() for name, each in row.lengths.items()}
-    found = {}
-    for each in given:
-        name, _, value = each.partition("=")
+    known = {name: setting for row in MODALITIES.values() for name, setting in row.lengths.items()}
+    settings = {}
+    for setting in given:
+        name, _, value = setting.partition("=")
         one_of("--setting", name, known)
         try:
-            found[name] = known[name].kind(value)
+            settings[name] = known[name].kind(value)
         except (ValueError, ArgumentTypeError) as error:
-            raise UsageError(f"--setting {each}: {error}") from error
-    return found
+            raise UsageError(f"--setting {setting}: {error}") from error
+    return settings
 
 
 def load_members(

@@ -86,8 +86,8 @@ def main() -> None:
     card |= scores(run, tempered[0], labels, checkpoint) | {"temperature": round(temperature, 4)}
     card["voice_only"] = any(modality(name).has_voice for name in run.checkpoints[0]["inputs"])
     card["elsewhere"] = [
-        {"corpus": name, **scores(other, log_p, truth, checkpoint)}
-        for (name, *_), (other, _, truth), log_p in zip(places, others, tempered[1:], strict=True)
+        {"corpus": name, **scores(other, log_p, labels, checkpoint)}
+        for (name, *_), (other, _, labels), log_p in zip(places, others, tempered[1:], strict=True)
     ]
     soften(checkpoint, temperature)
     weights = {
@@ -128,8 +128,8 @@ def calibrated(known: list[HeldOut]) -> tuple[float, list[np.ndarray]]:
     weights = np.repeat([1 / size for size in sizes], sizes)
     temperature = fit_temperature(*fitted, weights)
     tempered = np.split(cross_fitted(*fitted, group, weights)[0], np.cumsum(sizes)[:-1])
-    own = [temper(known[0].log_p, temperature)] if known[1:] else []
-    return temperature, own + tempered
+    of_first = [temper(known[0].log_p, temperature)] if known[1:] else []
+    return temperature, of_first + tempered
 
 
 def evaluate_on(
@@ -137,9 +137,9 @@ def evaluate_on(
 ) -> HeldOut:
     features = Features.open(folder)
     options = Options(split=split, setting=setting, batch_size=16, device=device)
-    (found,) = evaluate_runs([run], features, options)
+    (evaluated,) = evaluate_runs([run], features, options)
     features.check_unchanged()
-    return HeldOut(found, found.under(ALL).log_p, labels_of(found, features.classes))
+    return HeldOut(evaluated, evaluated.under(ALL).log_p, labels_of(evaluated, features.classes))
 
 
 def scores(
@@ -147,16 +147,16 @@ def scores(
 ) -> dict[str, Any]:
     """What the card says of these clips; chance is one of the classes that occur."""
     people = run.clips["speaker"].to_numpy()
-    found = full_scores(labels, log_p.argmax(axis=1), people, checkpoint["classes"])
-    recall = {name: round(row["recall"], 3) for name, row in found["per_class"].items()}
+    scored = full_scores(labels, log_p.argmax(axis=1), people, checkpoint["classes"])
+    recall = {name: round(row["recall"], 3) for name, row in scored["per_class"].items()}
     error = calibration(log_p, labels)
     return {
         "tested_clips": len(labels),
         "tested_people": len({*people} - {""}),
-        "accuracy": round(found["measures"]["accuracy"], 4),
-        "interval": [round(end, 4) for end in found["intervals"]["accuracy"]],
-        "interval_over": found["intervals_over"]["accuracy"],
-        "uar": round(found["measures"]["uar"], 4),
+        "accuracy": round(scored["measures"]["accuracy"], 4),
+        "interval": [round(end, 4) for end in scored["intervals"]["accuracy"]],
+        "interval_over": scored["intervals_over"]["accuracy"],
+        "uar": round(scored["measures"]["uar"], 4),
         "chance": round(1 / len(recall), 4),
         "recall": recall,
         "ece": round(error["ece"], 4),

@@ -113,16 +113,16 @@ def trainings(checkpoints: list[dict[str, Any]]) -> dict[str, list[list[dict[str
     checkpoint that lies somewhere without one."""
     import pandas as pd
 
-    found: dict[str, list] = {}
-    for each in checkpoints:
-        folder = Path(each["path"]).parent
+    rows_of: dict[str, list] = {}
+    for checkpoint in checkpoints:
+        folder = Path(checkpoint["path"]).parent
         if (folder / "metrics.csv").is_file():
             table = pd.read_csv(folder / "metrics.csv").astype(object)
             run = folder.parent if folder.name.startswith("fold_") else folder
             # an epoch without validation has empty cells: None, which a curve leaves out
             rows = table.where(table.notna(), None).to_dict("records")
-            found.setdefault(short(str(run)), []).append(rows)
-    return found
+            rows_of.setdefault(short(str(run)), []).append(rows)
+    return rows_of
 
 
 def conditions(main: dict[str, Any]) -> dict[str, list[tuple]]:

@@ -50,7 +50,7 @@ class Condition(NamedTuple):
 ALL = Condition()  # what headline numbers are about
 
 
-class Prediction(NamedTuple):
+class HeadPrediction(NamedTuple):
     """What a head says of some clips: log-probabilities (N, K), to be held against a column."""
 
     head: str
@@ -58,7 +58,7 @@ class Prediction(NamedTuple):
     log_p: np.ndarray
 
 
-Predictions = dict[Condition, Prediction | None]
+Predictions = dict[Condition, HeadPrediction | None]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Options:
     """How to evaluate, as the flags of evaluate.py say it."""
 
     split: str | None = None  # None: val, or the fold that a run held out
-    label: str | None = None  # the column of the truth; None: what each run has learnt
+    label: str | None = None  # the column to be judged by; None: what each run has learnt
     setting: Sequence[str] = ()  # NAME=VALUE of how much of a clip is read (as trained)
     robustness: bool = False  # under each corruption, too
     allow_training_clips: bool = False
@@ -76,8 +76,8 @@ class Options:
 
 
 class Candidate(NamedTuple):
-    """A checkpoint to score, the clips to score it on, the column of their truth, and what a reader
-    of its numbers must know."""
+    """A checkpoint to score, the clips to score it on, the column of their labels, and what a
+    reader of its numbers must know."""
 
     member: Member
     clips: pd.DataFrame
@@ -104,11 +104,11 @@ class Evaluated:
     parts: tuple[Evaluated, ...] = ()
     validation: Evaluated | None = None
 
-    def under(self, condition: Condition) -> Prediction:
+    def under(self, condition: Condition) -> HeadPrediction:
         """The prediction under a condition that is known to have one."""
-        found = self.predictions[condition]
-        assert found is not None
-        return found
+        prediction = self.predictions[condition]
+        assert prediction is not None
+        return prediction
 
 
 def evaluate_runs(paths: list[Path], features: Features, options: Options) -> list[Evaluated]:
@@ -260,14 +260,14 @@ def warnings_of(
     member: Member, clips: pd.DataFrame, features: Features, allowed: bool
 ) -> list[str]:
     """What makes these numbers too good; IntegrityError for training clips unless `allowed`."""
-    found = []
+    warnings = []
     if "clips" not in member.checkpoint:
         if not allowed:
             raise IntegrityError(
                 f"{member.path} does not say which clips it was trained on; with "
                 "--allow_training_clips the report carries the warning"
             )
-        found.append("the checkpoint does not say which clips it was trained on")
+        warnings.append("the checkpoint does not say which clips it was trained on")
     trained_on, chosen_on = known_clips(member, features)
     seen = clips.index[clips.index.isin(trained_on.index)]
     if len(seen):
@@ -277,19 +277,19 @@ def warnings_of(
                 f"{seen[0]}: choose another --split; with --allow_training_clips the report "
                 "carries the warning"
             )
-        found.append(f"TRAINED ON {len(seen)} of these {len(clips)} clips: this is no test")
+        warnings.append(f"TRAINED ON {len(seen)} of these {len(clips)} clips: this is no test")
     if leaks := member.checkpoint.get("leaks"):
-        found.append(f"TRAINED WITH LEAKS, --allow_leaks: {leaks}")
+        warnings.append(f"TRAINED WITH LEAKS, --allow_leaks: {leaks}")
     speakers = set(clips["speaker"]) - {""}
     if shared := speakers & set(trained_on["speaker"]):
-        found.append(f"{len(shared)} of {len(speakers)} speakers are in the training clips too")
+        warnings.append(f"{len(shared)} of {len(speakers)} speakers are in the training clips too")
     one_of_many = member.config["eval_step"] < member.config["n_epoch"]
     # a training that looked at these clips only once, at its end, has chosen nothing by them
     if one_of_many and clips.index.isin(chosen_on.index).any():
-        found.append(
+        warnings.append(
             "the training chose its epoch by the loss on these clips: expect less on new ones"
         )
-    return found
+    return warnings
 
 
 @torch.inference_mode()  # the heads are asked here, not within `infer`
@@ -307,13 +307,13 @@ def predictions_of(
             logits[condition].append(classify(member, tokens, names))
         if robustness:
             clean.append(tokens)
-    found = {
+    predictions = {
         condition: prediction_of(member, names, logits[condition])
         for condition, names in given.items()
     }
     if robustness:
-        found |= corrupted_predictions(member, clips, features, options, clean)
-    return found
+        predictions |= corrupted_predictions(member, clips, features, options, clean)
+    return predictions
 
 
 def smaller_sets(inputs: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -331,7 +331,7 @@ def corrupted_predictions(
 ) -> Predictions:
     """`clean`: the tokens of all inputs, batch by batch. Only the corrupted input is encoded anew:
     its batches are of the same clips, for both data sets are of `clips` and are read in order."""
-    found: Predictions = {}
+    predictions: Predictions = {}
     for name in member.task.inputs:
         corruption = CORRUPTIONS.get(modality(name).corruption)
         if corruption is None or name not in clean[0]:
@@ -346,8 +346,8 @@ def corrupted_predictions(
                 for others, corrupted in batches
             ]
             condition = Condition(corrupted=name, level=level)
-            found[condition] = prediction_of(member, member.task.inputs, logits)
-    return found
+            predictions[condition] = prediction_of(member, member.task.inputs, logits)
+    return predictions
 
 
 def encode_batches(
@@ -374,7 +374,7 @@ def classify(
 
 def prediction_of(
     member: Member, names: tuple[str, ...], batches: list[dict[str, Tensor]]
-) -> Prediction | None:
+) -> HeadPrediction | None:
     """Of the deciding head, else of the head that sees just these inputs; None without such."""
     heads = [head for head, inputs in member.model.head_inputs.items() if {*inputs} == {*names}]
     candidates = [head for head in (member.task.main_head, *heads) if head in batches[0]]
@@ -385,7 +385,7 @@ def prediction_of(
         [logits[head].double().log_softmax(dim=1).cpu().numpy() for logits in batches]
     )
     check_finite(member, [log_p])
-    return Prediction(head, member.task.label_columns[head], log_p)
+    return HeadPrediction(head, member.task.label_columns[head], log_p)
 
 
 def merge_parts(name: str, parts: list[Evaluated]) -> Evaluated:
@@ -409,25 +409,26 @@ def merge_parts(name: str, parts: list[Evaluated]) -> Evaluated:
 
 def merged_prediction(
     parts: list[Evaluated], clips: pd.Index, condition: Condition
-) -> Prediction | None:
+) -> HeadPrediction | None:
     """The mean probabilities of the parts that predict a clip.
 
     From all inputs, whatever the heads that decide. Under another condition None, unless each part
     has a prediction and all these are of one head and one label.
     """
     given = [part.predictions.get(condition) for part in parts]
-    found = [each for each in given if each is not None]
-    same = len({(each.head, each.column) for each in found}) == 1
-    if len(found) < len(parts) or not (same or condition == ALL):
+    predictions = [prediction for prediction in given if prediction is not None]
+    same = len({(prediction.head, prediction.column) for prediction in predictions}) == 1
+    if len(predictions) < len(parts) or not (same or condition == ALL):
         return None
     votes = [
-        (part.clips.index, np.exp(each.log_p)) for part, each in zip(parts, found, strict=True)
+        (part.clips.index, np.exp(prediction.log_p))
+        for part, prediction in zip(parts, predictions, strict=True)
     ]
     index, mean = combine(votes)
     # 1e-300: a probability that underflows to 0 has no logarithm
     log_p = np.log(np.maximum(mean, 1e-300))[index.get_indexer(clips)]
-    column = found[0].column if same else parts[0].label
-    return Prediction(found[0].head, column, log_p)
+    column = predictions[0].column if same else parts[0].label
+    return HeadPrediction(predictions[0].head, column, log_p)
 
 
 def labels_of(run: Evaluated, classes: list[str]) -> np.ndarray:

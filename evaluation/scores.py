@@ -162,7 +162,7 @@ def full_scores(
     influence = influences(labels, predictions, len(classes))
     weights = clip_weights(labels, len(classes))
     values = measure(labels, predictions)
-    found = {
+    intervals = {
         name: interval(value, influence[name], weights[name], group, unit)
         for name, value in values.items()
     }
@@ -175,8 +175,8 @@ def full_scores(
         "groups": int(group.max()) + 1,
         "unit": unit,
         "measures": values,
-        "intervals": {name: ends for name, (ends, _) in found.items()},
-        "intervals_over": {name: over for name, (_, over) in found.items()},
+        "intervals": {name: ends for name, (ends, _) in intervals.items()},
+        "intervals_over": {name: over for name, (_, over) in intervals.items()},
         "per_class": per_class,
         "confusion": confusion_matrix(labels, predictions, labels=numbers).tolist(),
     }

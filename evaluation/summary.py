@@ -59,8 +59,8 @@ def scores_of(
     All conditions are judged by the label of the run, so that they can be compared; a head that
     learnt another one, as that of the voice, has its accuracy by it in `own`.
     """
-    found = run.predictions[condition]
-    if found is None:
+    prediction = run.predictions[condition]
+    if prediction is None:
         return {"clips": 0}
     labels = labels_of(run, classes)
     asked = is_asked(run, condition)
@@ -69,14 +69,14 @@ def scores_of(
     known = (labels >= 0) & asked
     if not known.any():
         return {"clips": 0}
-    speakers, predictions = run.clips["speaker"].to_numpy(), found.log_p.argmax(1)
+    speakers, predictions = run.clips["speaker"].to_numpy(), prediction.log_p.argmax(1)
     scored = scores.full_scores(labels[known], predictions[known], speakers[known], classes)
-    about: dict[str, Any] = {"head": found.head, "label": run.label, "own": None}
-    if found.column != run.label:
-        own = own_labels(run, condition, classes)
-        right = (own == predictions)[(own >= 0) & asked]
+    about: dict[str, Any] = {"head": prediction.head, "label": run.label, "own": None}
+    if prediction.column != run.label:
+        labels_of_head = own_labels(run, condition, classes)
+        right = (labels_of_head == predictions)[(labels_of_head >= 0) & asked]
         if len(right):
-            about["own"] = {"label": found.column, "accuracy": float(right.mean())}
+            about["own"] = {"label": prediction.column, "accuracy": float(right.mean())}
     return about | scored
 
 
@@ -138,20 +138,20 @@ def paired_tests(runs: list[Evaluated], classes: list[str]) -> list[dict[str, An
 
     `p_holm`: p corrected for the number of these comparisons, in each measure.
     """
-    speakers, found = runs[0].clips["speaker"].to_numpy(), []
+    speakers, tests = runs[0].clips["speaker"].to_numpy(), []
     for first, second in combinations(runs, 2):
         files = [{each["sha256"] for each in run.checkpoints} for run in (first, second)]
         if files[0].isdisjoint(files[1]):  # an ensemble and its member are not independent
             (labels, one), (_, other) = (labels_and_log_p(r, classes) for r in (first, second))
             test = scores.paired(labels, one.argmax(1), other.argmax(1), len(classes), speakers)
-            found.append({"first": first.name, "second": second.name} | test)
+            tests.append({"first": first.name, "second": second.name} | test)
     for name in ("accuracy", "uar"):
-        values = [each[name]["p"] for each in found]
+        values = [each[name]["p"] for each in tests]
         # None: all comparisons are of the same speakers, which are too few for any
         corrected = values if None in values else scores.holm(values)
-        for each, p in zip(found, corrected, strict=True):
+        for each, p in zip(tests, corrected, strict=True):
             each[name]["p_holm"] = p
-    return found
+    return tests
 
 
 def about_tests(paired: list[dict[str, Any]]) -> str:

@@ -22,14 +22,14 @@ from training.inference import Given, Views, encode_views, infer
 from training.modalities import modality
 
 COMMON = ("feature_frames", "standardize")  # settings of all custom features
-Batch = list[Given | None]  # of all parts; None: the batch has no clip that those runs can read
+Batch = list[Given | None]  # of all items; None: the batch has no clip that those runs can read
 
 
-class Parts(Dataset):
-    """Item (epoch, index) -> a clip's item of each part: one input as some runs see it, or None
-    where these runs cannot read the clip.
+class SharedInputs(Dataset):
+    """Item (epoch, index) -> a clip's items: each is one input as some runs see it, or None where
+    these runs cannot read the clip.
 
-    `of` tells for each member which part is which of its inputs.
+    `of` tells for each member which item is which of its inputs.
     """
 
     training = False
@@ -49,16 +49,18 @@ class Parts(Dataset):
         self.of: list[dict[str, int]] = []
         known: dict[str, int] = {}
         for member, clips in zip(members, clips_of, strict=True):
-            config, own = member.config | changes, rows.iloc[clips]
-            features.check_files(own.to_dict("records"), member.task.inputs)
+            config, table = member.config | changes, rows.iloc[clips]
+            features.check_files(table.to_dict("records"), member.task.inputs)
             self.of.append({})
             for name in member.task.inputs:
-                # runs share a part if they see this input alike, and read the same clips
+                # runs share an input if they see it alike, and read the same clips
                 key = repr((name, seen_by(config, name), list(clips)))
                 if key not in known:
                     known[key] = len(self.datasets)
                     alone = replace(member.task, inputs=(name,), heads={})
-                    self.datasets.append(ClipDataset(features, own, alone, config, training=False))
+                    self.datasets.append(
+                        ClipDataset(features, table, alone, config, training=False)
+                    )
                     self.places.append({row: item for item, row in enumerate(clips)})
                 self.of[-1][name] = known[key]
 
@@ -73,19 +75,19 @@ class Parts(Dataset):
 
 def seen_by(config: dict[str, Any], name: str) -> dict[str, Any]:
     """The settings that can change what a run sees of one input of a clip."""
-    own = [key for key, each in modality(name).settings.items() if each.group == "data"]
-    return {key: config.get(key) for key in (*own, *COMMON)}
+    names = [key for key, setting in modality(name).settings.items() if setting.group == "data"]
+    return {key: config.get(key) for key in (*names, *COMMON)}
 
 
-def collate_parts(items: list[list[dict[str, Any] | None]]) -> list[dict[str, Any] | None]:
-    """Items of `Parts` -> a batch of each part, of the clips that have it."""
+def collate_shared(items: list[list[dict[str, Any] | None]]) -> list[dict[str, Any] | None]:
+    """Items of `SharedInputs` -> a batch of each shared input, of the clips that have it."""
     columns = ([each for each in column if each is not None] for column in zip(*items, strict=True))
     return [collate(column) if column else None for column in columns]
 
 
 def votes(
     members: Sequence[Member],
-    parts: Parts,
+    shared: SharedInputs,
     device: str,
     views: Views,
     temperatures: Sequence[float],
@@ -94,29 +96,29 @@ def votes(
 ) -> list[list[np.ndarray]]:
     """For each member, for each temperature (N, K) of its deciding head: the mean over the views
     of each clip that it reads. IntegrityError for what is not a number, or a damaged file."""
-    loader = make_loader(parts, batch_size, num_workers, device)
-    loader.collate_fn = collate_parts
+    loader = make_loader(shared, batch_size, num_workers, device)
+    loader.collate_fn = collate_shared
 
     def read(batch: Batch) -> list[list[Tensor]]:
-        pairs = zip(members, parts.of, strict=True)
-        return [logits_of(member, part_of, batch, views) for member, part_of in pairs]
+        pairs = zip(members, shared.of, strict=True)
+        return [logits_of(member, place_of, batch, views) for member, place_of in pairs]
 
-    found: list[list[list[np.ndarray]]] = [[[] for _ in temperatures] for _ in members]
+    collected: list[list[list[np.ndarray]]] = [[[] for _ in temperatures] for _ in members]
     for _, logits in infer([member.model for member in members], loader, device, read):
-        for own, each in zip(found, logits, strict=True):
+        for of_member, each in zip(collected, logits, strict=True):
             if not each:  # this run reads no clip of the batch
                 continue
-            for scores, temperature in zip(own, temperatures, strict=True):
+            for scores, temperature in zip(of_member, temperatures, strict=True):
                 scores.append(mean_over_views(each, temperature).cpu().numpy())
-    joined = [[np.concatenate(scores) for scores in own] for own in found]
-    for member, own in zip(members, joined, strict=True):
-        check_finite(member, own)
+    joined = [[np.concatenate(scores) for scores in of_member] for of_member in collected]
+    for member, of_member in zip(members, joined, strict=True):
+        check_finite(member, of_member)
     return joined
 
 
-def logits_of(member: Member, part_of: dict[str, int], batch: Batch, views: Views) -> list[Tensor]:
+def logits_of(member: Member, place_of: dict[str, int], batch: Batch, views: Views) -> list[Tensor]:
     """(B, K) under each view; none where the member reads no clip of these."""
-    given = [each for part in part_of.values() if (each := batch[part]) is not None]
+    given = [each for place in place_of.values() if (each := batch[place]) is not None]
     if not given:
         return []
     inputs = {name: tensors for each, _ in given for name, tensors in each.items()}

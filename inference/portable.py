@@ -74,8 +74,10 @@ def example_view(member: Member, name: str, options: dict, steps: int) -> tuple[
 
 def view_settings(member: Member) -> list[str]:
     """The settings that say what the model sees of a clip."""
-    own = [modality(name).settings.items() for name in member.task.inputs]
-    return [key for items in own for key, setting in items if setting.group == "data"]
+    settings_of_inputs = [modality(name).settings.items() for name in member.task.inputs]
+    return [
+        key for items in settings_of_inputs for key, setting in items if setting.group == "data"
+    ]
 
 
 def open_sizes(

@@ -23,9 +23,11 @@ def settings_of(paths: list[Path]) -> dict[str, Any]:
     for path in paths:
         checkpoint = load_checkpoint(path)
         made = checkpoint["features_config"]
-        own = set(checkpoint["arch"]["encoders"]) - set(MODALITIES)
-        if own := {name for name in own if "library" not in (made.get(name) or {})}:
-            what = f"{path} reads custom features, {', '.join(own)}, which nothing makes of a clip"
+        custom = set(checkpoint["arch"]["encoders"]) - set(MODALITIES)
+        if custom := {name for name in custom if "library" not in (made.get(name) or {})}:
+            what = (
+                f"{path} reads custom features, {', '.join(custom)}, which nothing makes of a clip"
+            )
             raise UsageError(f"{what}: train on an encoder of your own instead (docs/encoders.md)")
         features = made | features
         for stage, settings in made.items():

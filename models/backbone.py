@@ -25,8 +25,8 @@ SMALL = {
 
 class Backbone(nn.Module):
     """A backbone by name: `efficientnet-b0` to `-b7`, `timm:NAME` for any model of timm that makes
-    maps (B, D, H', W'), or a `SmallTrunk`: `small-16` for faces of about 48 pixels, `small-32` for
-    log-mels and larger faces, either with -wide for twice the maps. ValueError for others.
+    maps (B, D, H', W'), or a `SmallBackbone`: `small-16` for faces of about 48 pixels, `small-32`
+    for log-mels and larger faces, either with -wide for twice the maps. ValueError for others.
 
     `trunk`: the network itself; the weights in checkpoints are named after it.
     `stride`: how many pixels of the image one column of the map stands for. Images are in
@@ -37,11 +37,11 @@ class Backbone(nn.Module):
         super().__init__()
         self.name = name
         if name.startswith("timm:"):
-            self.trunk, self.stride = timm_trunk(name.removeprefix("timm:"), in_channels)
+            self.trunk, self.stride = timm_backbone(name.removeprefix("timm:"), in_channels)
             self.out_channels = self.trunk.num_features
         elif name in SMALL:
             stride, width = SMALL[name]
-            self.trunk = SmallTrunk(stride, width)
+            self.trunk = SmallBackbone(stride, width)
             self.out_channels, self.stride = self.trunk.num_features, 16 * stride
         elif name not in VALID_MODELS:
             hint = f"did you mean timm:{name}?" if timm_has(name) else "or timm:NAME"
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
         return self.trunk.forward_features(images)
 
 
-class SmallTrunk(nn.Module):
+class SmallBackbone(nn.Module):
     """Residual convolutions for corpora of hundreds to ten thousands of clips, (B, C, H, W) ->
     (B, 8 * width, H / 16 / stride, W / 16 / stride): 0.2 million weights at width 16, 0.8 million
     at 32. A picture of 48 pixels keeps a map of 3 x 3 at stride 1, where networks for photographs
@@ -121,10 +121,10 @@ class SamePadding(nn.Conv2d):
         return self._conv_forward(F.pad(images, sides), self.weight, self.bias)
 
 
-def pad_without_copies(trunk: nn.Module) -> None:
+def pad_without_copies(network: nn.Module) -> None:
     """At stride 1 "same" padding is the ordinary one: let the convolution pad, not a copy of its
     input that the library makes. All values stay as they are (tested)."""
-    for layer in trunk.modules():
+    for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             plain = max(layer.stride) == 1
             layer.__class__ = nn.Conv2d if plain else SamePadding
@@ -138,7 +138,7 @@ def timm_has(name: str) -> bool:
     return timm.is_model(name)
 
 
-def timm_trunk(name: str, in_channels: int) -> tuple[nn.Module, int]:
+def timm_backbone(name: str, in_channels: int) -> tuple[nn.Module, int]:
     """A model of timm with only the layers that its feature map needs (DDP stops at a layer that
     gets no gradient), and its stride. Names that would be looked up on the internet (hf-hub:...)
     are refused."""
@@ -150,22 +150,22 @@ def timm_trunk(name: str, in_channels: int) -> tuple[nn.Module, int]:
         near = ", ".join(get_close_matches(name, timm.list_models(), 3))
         hint = f"did you mean {near}?" if near else "timm.list_models() names all"
         raise ValueError(f"timm has no {name}: {hint}")
-    trunk = timm.create_model(name, in_chans=in_channels, num_classes=0, global_pool="").eval()
+    network = timm.create_model(name, in_chans=in_channels, num_classes=0, global_pool="").eval()
     used: set[nn.Module] = set()
-    modules = tuple(trunk.modules())
+    modules = tuple(network.modules())
     handles = [each.register_forward_hook(lambda own, *_: used.add(own)) for each in modules]
     with torch.no_grad():
-        shape = tuple(trunk.forward_features(torch.zeros(1, in_channels, 64, 64)).shape)
+        shape = tuple(network.forward_features(torch.zeros(1, in_channels, 64, 64)).shape)
     for handle in handles:
         handle.remove()
-    if len(shape) != 4 or shape[1] != trunk.num_features:
-        maps = f"(B, {trunk.num_features}, H, W)"
+    if len(shape) != 4 or shape[1] != network.num_features:
+        maps = f"(B, {network.num_features}, H, W)"
         raise ValueError(f"timm:{name} gives {shape} for an image, not a feature map {maps}")
     for parent in modules:
         for child, module in parent.named_children():
             if used.isdisjoint(module.modules()):
                 setattr(parent, child, nn.Identity())
-    return trunk.train(), 64 // shape[3]
+    return network.train(), 64 // shape[3]
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -182,18 +182,20 @@ def load_pretrained(backbone: Backbone, source: str, read: Reader = read_file) -
     Raises FileNotFoundError, URLError (an OSError) or ValueError when the weights do not fit.
     """
     place, weights = _read_weights(backbone, source, read)
-    own = backbone.trunk.state_dict()
-    stem = next(iter(own))  # both libraries list the first convolution first
-    weights = {key: value for key, value in weights.items() if key in own}
-    if stem in weights and own[stem].shape[1] == 1:
+    expected = backbone.trunk.state_dict()
+    stem = next(iter(expected))  # both libraries list the first convolution first
+    weights = {key: value for key, value in weights.items() if key in expected}
+    if stem in weights and expected[stem].shape[1] == 1:
         weights[stem] = weights[stem].sum(dim=1, keepdim=True)
     misfits = [
-        key for key, value in own.items() if key not in weights or weights[key].shape != value.shape
+        key
+        for key, value in expected.items()
+        if key not in weights or weights[key].shape != value.shape
     ]
     if misfits:
         raise ValueError(
             f"{place} does not hold the weights of {backbone.name}: "
-            f"{len(misfits)} of {len(own)} tensors are missing or have another shape, "
+            f"{len(misfits)} of {len(expected)} tensors are missing or have another shape, "
             f"the first is {misfits[0]}"
         )
     backbone.trunk.load_state_dict(weights)

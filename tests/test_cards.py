@@ -287,14 +287,14 @@ def test_the_recipe_for_few_clips(trained, tmp_path, mode, monkeypatch):
     assert "are few" not in chosen.err
 
 
-def test_small_trunks():
+def test_small_backbones():
     for name, stride in (("small-16", 16), ("small-32", 32), ("small-32-wide", 32)):
-        trunk = Backbone(name, in_channels=3)
+        backbone = Backbone(name, in_channels=3)
         colours = torch.rand(2, 3, 48, 96)
-        out = trunk.eval()(colours)
-        assert out.shape == (2, trunk.out_channels, 48 // stride, 96 // stride)
+        out = backbone.eval()(colours)
+        assert out.shape == (2, backbone.out_channels, 48 // stride, 96 // stride)
         grey = colours.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-        torch.testing.assert_close(trunk(grey), out)
+        torch.testing.assert_close(backbone(grey), out)
 
 
 def test_faces_by_themselves_do_not_mind_their_order():

@@ -164,11 +164,11 @@ def test_names_that_share_one_place_hold_no_more_than_it(features, tmp_path):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_weights_of_others_are_looked_at_before_torch_loads_them(tmp_path, zipped):
     """As published today, and as torch wrote them before 2020."""
-    path, trunk = tmp_path / "w.pth", Backbone("small-16", 3)
-    torch.save(trunk.trunk.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    path, backbone = tmp_path / "w.pth", Backbone("small-16", 3)
+    torch.save(backbone.trunk.state_dict(), path, _use_new_zipfile_serialization=zipped)
     filled = Backbone("small-16", 3)
     fill_backbone(filled, str(path))
-    assert all(map(torch.equal, filled.state_dict().values(), trunk.state_dict().values()))
+    assert all(map(torch.equal, filled.state_dict().values(), backbone.state_dict().values()))
     data = path.read_bytes()
     calls = zip_of(with_pickle(members_of(data), CALLS)) if zipped else CALLS + data
     path.write_bytes(calls)

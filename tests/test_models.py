@@ -462,8 +462,8 @@ def test_every_efficientnet_builds(coeff):
     assert backbone.out_channels == CHANNELS[coeff] and backbone.stride == 32
 
 
-def random_statistics(trunk: torch.nn.Module) -> None:
-    for tensor in trunk.state_dict().values():  # statistics that are not 0 and 1
+def random_statistics(backbone: torch.nn.Module) -> None:
+    for tensor in backbone.state_dict().values():  # statistics that are not 0 and 1
         if tensor.is_floating_point() and tensor.dim() == 1:
             tensor.add_(torch.rand_like(tensor) * 0.1)
 
@@ -490,12 +490,12 @@ def test_the_backbones_gradients_are_the_librarys_own():
     own = EfficientNet.from_name("efficientnet-b0", in_channels=1, image_size=None).eval()
     own.load_state_dict(ours.trunk.state_dict(), strict=False)
     images, gradients = torch.rand(2, 1, 47, 64), []
-    for trunk, features in ((ours.trunk, ours(images)), (own, own.extract_features(images))):
+    for backbone, features in ((ours.trunk, ours(images)), (own, own.extract_features(images))):
         (
             features * torch.linspace(-1, 1, features[0].numel()).view_as(features[0])
         ).sum().backward()
         gradients.append(
-            {name: p.grad for name, p in trunk.named_parameters() if not name.startswith("_fc")}
+            {name: p.grad for name, p in backbone.named_parameters() if not name.startswith("_fc")}
         )
     for name, expected in gradients[1].items():
         difference = (gradients[0][name] - expected).norm()

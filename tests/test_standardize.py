@@ -16,7 +16,7 @@ from trainings import add_feature
 
 from evaluation.ensemble import image_views, load_members
 from evaluation.runs import ALL, Options, evaluate_runs
-from evaluation.votes import Parts, votes
+from evaluation.votes import SharedInputs, votes
 from training.data import ClipDataset
 from training.features import Features
 from training.standardize import speaker_scales
@@ -52,7 +52,7 @@ def test_every_tool_standardizes_beside_an_input_of_ours(features, tmp_path):
     harmed = evaluate_runs([path], opened, replace(OPTIONS, robustness=True))
     np.testing.assert_allclose(np.exp(harmed[0].under(ALL).log_p), expected, atol=1e-6)
     members, rows = load_members([path], opened), opened.rows("val")
-    parts = Parts(members, [list(range(len(rows)))], rows, opened)
+    parts = SharedInputs(members, [list(range(len(rows)))], rows, opened)
     ((found,),) = votes(members, parts, "cpu", image_views(1), (1.0,))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 

@@ -16,7 +16,7 @@ from inside import run_main
 
 import make_submission
 from evaluation.ensemble import Member, image_views, mean_over_views, readable
-from evaluation.votes import Parts, votes
+from evaluation.votes import SharedInputs, votes
 from models import build_model
 from models.classifier import Prediction
 from models.fusion import Tokens
@@ -404,7 +404,7 @@ def test_models_that_share_one_pass_say_what_each_says_alone(features, tmp_path,
     assert [len(clips) for clips in clips_of] == [5, 5, 5, 7, 6]
     views = image_views(6)
     expected = one_by_one(members, clips_of, rows, opened, views, face_frames=2)
-    parts = Parts(members, clips_of, rows, opened, face_frames=2)
+    parts = SharedInputs(members, clips_of, rows, opened, face_frames=2)
     for size, workers in ((3, 0), (1, 0), (7, 2)):
         found = votes(members, parts, "cpu", views, [1.0], size, workers)
         for (one,), alone in zip(found, expected, strict=True):
@@ -412,7 +412,9 @@ def test_models_that_share_one_pass_say_what_each_says_alone(features, tmp_path,
 
     read, load = [], Features.load
     monkeypatch.setattr(Features, "load", lambda *a: read.append(a[0].path(*a[1:])) or load(*a))
-    votes(members[:2], Parts(members[:2], clips_of[:2], rows, opened), "cpu", views, [1.0, 0.1])
+    votes(
+        members[:2], SharedInputs(members[:2], clips_of[:2], rows, opened), "cpu", views, [1.0, 0.1]
+    )
     assert len(read) == len({*read}) == 3 * 5
 
 

@@ -37,7 +37,7 @@ DEPTH, MOST_VALUES = 8, 100_000  # of settings within settings
 MOST_PICKLED, SHARE_PICKLED = 1 << 20, 16
 # Of these a member of the zip has about 140 in a checkpoint of ours, and costs 1.2 KB in memory.
 PICKLED_PER_MEMBER = 64
-OLDER_PARTS = 5  # of torch's files before they were zips: pickles, and then the values
+OLDER_PICKLES = 5  # of torch's files before they were zips: pickles, and then the values
 LARGEST = 1 << 64  # number: Python writes none of more than 4,300 digits into a message
 CALLED = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_tensor_v2|torch\.[A-Za-z0-9]+Storage"
@@ -68,8 +68,8 @@ def load_last(folder: Path) -> tuple[Path, Checkpoint] | None:
 
     A damaged last.pth is announced on stderr and passed over. IntegrityError when none is sound.
     """
-    found = [folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()]
-    for place in found:
+    places = [folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()]
+    for place in places:
         try:
             state = load_checkpoint(place)
             if missing := [key for key in RESUME if key not in state]:
@@ -77,10 +77,10 @@ def load_last(folder: Path) -> tuple[Path, Checkpoint] | None:
                 raise IntegrityError(f"{place} cannot be gone on from: it lacks {lacks}")
             return place, state
         except IntegrityError as error:
-            if place == found[-1]:
+            if place == places[-1]:
                 remedy = "nothing is left to go on from: start anew with --overwrite"
                 raise IntegrityError(f"{error}; {remedy}") from error
-            print(f"WARNING: {error}\nWARNING: going on from {found[-1]}", file=sys.stderr)
+            print(f"WARNING: {error}\nWARNING: going on from {places[-1]}", file=sys.stderr)
     return None
 
 
@@ -107,8 +107,8 @@ def keep_best(folder: Path, best: dict[str, Any] | None) -> None:
 
 def best_checkpoints(folder: Path) -> list[Path]:
     """Those in a run folder that a training named so, lowest validation loss first."""
-    found = [(BEST.fullmatch(path.name), path) for path in Path(folder).glob("*_best_*.pth")]
-    return [path for _, path in sorted((float(match[2]), path) for match, path in found if match)]
+    matches = [(BEST.fullmatch(path.name), path) for path in Path(folder).glob("*_best_*.pth")]
+    return [path for _, path in sorted((float(match[2]), path) for match, path in matches if match)]
 
 
 def best_checkpoint(folder: Path) -> Path | None:
@@ -123,7 +123,7 @@ def is_trained(run: Path) -> bool:
 
 def find_checkpoints(paths: list[Path]) -> list[Path]:
     """Each .pth file as it is, each run folder as its best checkpoint; --fold all has several."""
-    found: list[Path] = []
+    checkpoints: list[Path] = []
     for path in map(Path, paths):
         folds = sorted(path.glob("fold_*")) if path.is_dir() else []
         places = folds or [path]
@@ -136,16 +136,18 @@ def find_checkpoints(paths: list[Path]) -> list[Path]:
             hint = f"; below it are the runs {', '.join(runs)}" if runs else hint
             reason = f"no checkpoint at {path}{hint}"
             raise UsageError(f"{reason}: give a .pth file, the folder of a run, or starter")
-        found += sound
-    return found
+        checkpoints += sound
+    return checkpoints
 
 
 def find_checkpoint(path: Path) -> Path:
     """The one checkpoint that a .pth file or a run folder stands for; UsageError for several."""
-    found, *others = find_checkpoints([path])
+    checkpoint, *others = find_checkpoints([path])
     if others:
-        raise UsageError(f"{path} holds {len(others) + 1} checkpoints: name one, such as {found}")
-    return found
+        raise UsageError(
+            f"{path} holds {len(others) + 1} checkpoints: name one, such as {checkpoint}"
+        )
+    return checkpoint
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -177,7 +179,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         file = _read_archive(data, path)
     else:  # of an older torch, as the published weights of EfficientNet are
         file, pickles = io.BytesIO(data), io.BytesIO(data[: _most_pickled(data)])
-        _check_names(set().union(*(names_in(pickles) for _ in range(OLDER_PARTS))), path)
+        _check_names(set().union(*(names_in(pickles) for _ in range(OLDER_PICKLES))), path)
     del data  # else a zip would be here twice beside what is made of it
     weights = torch.load(file, map_location="cpu", weights_only=True)
     if not is_tensors(weights):
@@ -246,32 +248,32 @@ def names_in(pickled: bytes | BinaryIO) -> set[str]:
 def _check_content(checkpoint: Any, path: Path) -> None:
     """IntegrityError unless every part is of the kind that train.py writes; settings that an older
     version did not have get their default."""
-    parts = checkpoint if isinstance(checkpoint, dict) else {}
-    if missing := [key for key in KEYS if key not in parts]:
+    content = checkpoint if isinstance(checkpoint, dict) else {}
+    if missing := [key for key in KEYS if key not in content]:
         raise IntegrityError(f"{path} is no checkpoint of train.py: it lacks {', '.join(missing)}")
-    number = parts.get("format", 1)
+    number = content.get("format", 1)
     if type(number) is not int or number != FORMAT:
         raise IntegrityError(
             f"{path} was written by another version of this project (format {in_short(number)}, "
             f"this one reads {FORMAT}): train it anew, or use it with the version that wrote it"
         )
-    classes, config = parts["classes"], parts["config"]
-    clips, data = parts.get("clips", NO_CLIPS), parts.get("data", {})
+    classes, config = content["classes"], content["config"]
+    clips, data = content.get("clips", NO_CLIPS), content.get("data", {})
     fits = {
-        "arch": is_plain(parts["arch"]) and _is_arch(parts["arch"]),
-        "weights": is_tensors(parts["weights"]),
+        "arch": is_plain(content["arch"]) and _is_arch(content["arch"]),
+        "weights": is_tensors(content["weights"]),
         "classes": is_plain(classes)
         and isinstance(classes, list)
         and len({*map(str, classes)}) == len(classes) > 1
         and all(isinstance(name, str) and is_one_line(name) for name in classes),
-        "features_config": is_plain(parts["features_config"])
-        and isinstance(parts["features_config"], dict)
-        and all(isinstance(each, dict | None) for each in parts["features_config"].values()),
+        "features_config": is_plain(content["features_config"])
+        and isinstance(content["features_config"], dict)
+        and all(isinstance(each, dict | None) for each in content["features_config"].values()),
         "config": isinstance(config, dict) and is_plain(config) and config.get("mode") in TASKS,
-        "epoch": isinstance(parts["epoch"], int) and is_plain(parts["epoch"]),
-        "leaks": isinstance(parts.get("leaks", ""), str),
-        "val": is_numbers(parts["val"]) and is_measured(parts["val"] or {}),
-        "card": is_plain(parts.get("card", {})) and is_card(parts.get("card", {})),
+        "epoch": isinstance(content["epoch"], int) and is_plain(content["epoch"]),
+        "leaks": isinstance(content.get("leaks", ""), str),
+        "val": is_numbers(content["val"]) and is_measured(content["val"] or {}),
+        "card": is_plain(content.get("card", {})) and is_card(content.get("card", {})),
         "clips": is_tensors(clips)
         and clips.keys() == NO_CLIPS.keys()
         and all(each.dtype == torch.int64 for each in clips.values()),
@@ -283,11 +285,11 @@ def _check_content(checkpoint: Any, path: Path) -> None:
     for name, setting in ALL_SETTINGS.items():
         if name in config and not setting.allows(config[name]):
             raise IntegrityError(f"{path} is no checkpoint of train.py: {name} {config[name]!r}")
-    for kind in map(modality, parts["arch"]["encoders"]):
+    for kind in map(modality, content["arch"]["encoders"]):
         # what it does not name nobody would compare; a custom feature has no settings
-        if kind.made_by_preprocess and not parts["features_config"].get(kind.folder):
+        if kind.made_by_preprocess and not content["features_config"].get(kind.folder):
             raise IntegrityError(f"{path} does not say how the {kind.folder} it reads was made")
-    outputs = parts["arch"].get("n_classes")
+    outputs = content["arch"].get("n_classes")
     if outputs != len(classes):
         raise IntegrityError(f"{path}: {outputs} outputs for the {len(classes)} classes {classes}")
     checkpoint["config"] = recipe(config["mode"]) | {"fold": None, "val_fold": None} | config

@@ -195,11 +195,11 @@ class EpochBatches(Sampler):
             order = generator(self.seed, "order", self.epoch).permutation(self.size)
         batches = [order[at * self.clips : (at + 1) * self.clips] for at in range(self.count)]
         if self.seed is None:
-            own = batches[self.rank :: self.world]
+            share = batches[self.rank :: self.world]
         else:
             shared = self.clips // self.world * self.world
-            own = [batch[self.rank : shared : self.world] for batch in batches]
-        for indices in own[self.first :]:
+            share = [batch[self.rank : shared : self.world] for batch in batches]
+        for indices in share[self.first :]:
             yield [(self.epoch, int(index)) for index in indices]
 
 

@@ -202,14 +202,14 @@ class Features:
         """
         split = row["split"]
         if split not in self.records:
-            found: dict[str, Stages] = {}
+            by_clip: dict[str, Stages] = {}
             clips = self.manifest["clip_id"][self.manifest["split"] == split]
             for clip_id in tqdm(clips, f"records of {split}", **BAR):
                 path = record_path(self.folder, split, clip_id)
                 stages = read_stages(path)
                 if stages or path.is_file():
-                    found[clip_id] = stages
-            self.records[split] = found  # when it is whole: `verify` reads in several threads
+                    by_clip[clip_id] = stages
+            self.records[split] = by_clip  # when it is whole: `verify` reads in several threads
         return self.records[split].get(row["clip_id"])
 
     def digest_of(self, row: dict, name: str) -> str:
@@ -281,9 +281,9 @@ class Features:
         fits = feature.dtype.kind in kind and feature.ndim == len(shape) and feature.size
         if not fits or any(size != wanted for size, wanted in pairs if wanted is not None):
             sizes = ", ".join("any" if size is None else str(size) for size in shape)
-            found = f"{feature.dtype} {feature.shape}"
+            actual = f"{feature.dtype} {feature.shape}"
             expected = f"{NUMBERS.get(kind, 'numbers')} ({sizes})"
-            raise IntegrityError(f"{self.path(row, name)}: {found}, expected {expected}")
+            raise IntegrityError(f"{self.path(row, name)}: {actual}, expected {expected}")
         if feature.dtype.kind == "f" and not np.isfinite(feature).all():
             raise IntegrityError(f"{self.path(row, name)} holds values that are not numbers")
 

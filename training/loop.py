@@ -44,21 +44,22 @@ def fit(run: Run, record: Record, stop: StopSignal) -> dict[str, Any]:
                 left_out = run.left_out(batch, partners)  # modality dropout, and what is missing
                 clips = len(batch["clip_id"])
 
-                # On a CPU a stop leaves this part at any layer, as StepInterrupted, which is caught
+                # On a CPU a stop ends these lines at any layer, as StepInterrupted, which is caught
                 # below: nothing has changed by then.
                 optimizer.zero_grad(set_to_none=True)
                 total = right = torch.zeros((), device=device)
                 with run.interruptible(stop):
-                    for part in run.split(clips):  # one, or more with --grad_accumulation
-                        given = {name: take(each, part) for name, each in inputs.items()}
-                        target = take(targets, part)
-                        # Processes exchange their gradients once, behind the last part.
-                        with run.gradient_sync(is_last=part.stop == clips):
+                    # The batch as one micro-batch, or as several with --grad_accumulation.
+                    for micro in run.split(clips):
+                        given = {name: take(each, micro) for name, each in inputs.items()}
+                        target = take(targets, micro)
+                        # Processes exchange their gradients once, behind the last one.
+                        with run.gradient_sync(is_last=micro.stop == clips):
                             with run.autocast():
-                                prediction = run.parallel_model(given, take(left_out, part))
+                                prediction = run.parallel_model(given, take(left_out, micro))
                                 loss = run.loss(prediction, target, run.class_weights)
-                                # The parts' losses add up to the mean over the batch.
-                                loss = loss * (part.stop - part.start) / clips
+                                # Their losses add up to the mean over the batch.
+                                loss = loss * (micro.stop - micro.start) / clips
                             scaler.scale(loss).backward()
                         total = total + loss.detach()
                         hits = prediction.logits[head].argmax(1) == target[head].argmax(1)

@@ -107,12 +107,12 @@ class MeanWeights:
             torch._foreach_copy_(*map(list, zip(*counts, strict=True)))
 
 
-def batchnorm_momentum(total_steps: int, parts: int) -> float:
+def batchnorm_momentum(total_steps: int, micro_batches: int) -> float:
     """Weight of the newest part of a batch in the running statistics, by the run's length.
 
     EfficientNet's own 0.01 needs hundreds of steps before the statistics mean anything: a short
     training evaluates at chance with it. So the statistics span a fortieth of the run, and a step
-    moves them by 0.01 to 0.3. A batch in `parts` moves them as often, each time by less.
+    moves them by 0.01 to 0.3. A batch in `micro_batches` moves them as often, each time by less.
     """
     per_step = min(0.3, max(0.01, 40 / max(1, total_steps)))
-    return 1 - (1 - per_step) ** (1 / parts)
+    return 1 - (1 - per_step) ** (1 / micro_batches)

@@ -72,9 +72,9 @@ def settings_of_starts(starts: Starts, given: set[str]) -> dict[str, Any]:
 
 def own_settings(name: str, checkpoint: Checkpoint) -> list[str]:
     """The settings that an encoder of a run was built with and fed with, but no augmentation."""
-    own = [key for key, each in modality(name).settings.items() if each.group != "augmentation"]
+    names = [key for key, each in modality(name).settings.items() if each.group != "augmentation"]
     built = checkpoint["arch"]["encoders"].get(name, {})
-    return [*own, "pooling"] if "pooling" in built else own
+    return [*names, "pooling"] if "pooling" in built else names
 
 
 def with_inputs(
@@ -238,7 +238,7 @@ def transfer_weights(
     head: bool,
 ) -> list[str]:
     """Copy a modality's encoder, and with `head` its head where the model has one, from another
-    run. Above the backbone it may be built in another way: the parts of it that differ are learnt
+    run. Above the backbone it may be built in another way: its modules that differ are learnt
     anew, and the head with them; they are returned.
     """
     was, now = checkpoint["arch"]["encoders"].get(name), arch["encoders"][name]
@@ -259,17 +259,17 @@ def transfer_weights(
             f"{'; '.join(flags or differs)}"
             + (": leave the flag out, it follows the weights" if flags else "")
         )
-    own, start, prefix = model.state_dict(), checkpoint["weights"], f"encoders.{name}."
-    part_of = {key: key.split(".")[2] for key in own if key.startswith(prefix)}
+    weights, start, prefix = model.state_dict(), checkpoint["weights"], f"encoders.{name}."
+    module_of = {key: key.split(".")[2] for key in weights if key.startswith(prefix)}
     anew = {"pooling"} & {*changed}
     anew |= {
-        part
-        for key, part in part_of.items()
-        if key not in start or start[key].shape != own[key].shape
+        module
+        for key, module in module_of.items()
+        if key not in start or start[key].shape != weights[key].shape
     }
-    kept = [key for key, part in part_of.items() if part not in anew]
+    kept = [key for key, module in module_of.items() if module not in anew]
     if head and not anew:
-        kept += [key for key in own if key.startswith(f"heads.{name}.")]
+        kept += [key for key in weights if key.startswith(f"heads.{name}.")]
     model.load_state_dict({key: start[key] for key in kept}, strict=False)
     return sorted(anew)
 
@@ -282,11 +282,11 @@ def check_starts(
     """IntegrityError for runs of other folds of these clips, and for runs that were trained on
     clips which this one validates on. `clips`: fingerprints of its own, `training` and
     `validation`. A run on another corpus, with folds and classes of its own, is none of those."""
-    own = np.concatenate(list(clips.values()))
+    numbers = np.concatenate(list(clips.values()))
     for path, checkpoint in starts.values():
         if "clips" not in checkpoint:
             raise IntegrityError(f"{path} does not say which clips it has seen: train it anew")
-        of_these = any(known(own, each.numpy()).any() for each in checkpoint["clips"].values())
+        of_these = any(known(numbers, each.numpy()).any() for each in checkpoint["clips"].values())
         for name in ("fold", "val_fold"):
             was, now = checkpoint["config"][name], config[name]
             if of_these and was != now:
@@ -308,8 +308,8 @@ def provenance(
     leaked = [leaks, *(each.get("leaks", "") for each in earlier)]
     seen = {}
     for name, numbers in clips.items():
-        parts = [numbers.ravel(), *(each["clips"][name].numpy().ravel() for each in earlier)]
-        seen[name] = torch.from_numpy(np.unique(np.concatenate(parts)))
+        arrays = [numbers.ravel(), *(each["clips"][name].numpy().ravel() for each in earlier)]
+        seen[name] = torch.from_numpy(np.unique(np.concatenate(arrays)))
     return {"clips": seen, "leaks": "; ".join(dict.fromkeys(filter(None, leaked)))}
 
 
@@ -320,9 +320,9 @@ def describe(run: Any) -> str:
     weights = list(run.model.parameters())
     total = sum(weight.numel() for weight in weights)
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-    world = run.dist.world
+    world, micro_batches = run.dist.world, run.micro_batches
     batch = run.train_loader.batch_sampler.clips // world * world
-    clips = -(-batch // world // run.parts)
+    clips = -(-batch // world // micro_batches)
     compiled = ", compiled" if run.compiled else ""
     has_norm = any(name.endswith("running_mean") for name, _ in run.model.named_buffers())
     momentum = f"; batch-norm momentum {run.batchnorm_momentum():.3g} for that length"
@@ -334,8 +334,8 @@ def describe(run: Any) -> str:
             clips_by_class(train_set, "training"),
             clips_by_class(run.val_loader.dataset, "validation"),
             f"{counted(config['n_epoch'], 'epoch')} of {counted(run.steps_per_epoch, 'step')}; "
-            f"effective batch {batch} = {world} x {run.parts} x {clips} clips (processes, parts)"
-            + momentum,
+            f"effective batch {batch} = {world} x {micro_batches} x {clips} clips "
+            f"(processes, parts){momentum}",
         )
     )
 
@@ -358,18 +358,18 @@ def shown_settings(config: dict[str, Any], task: Task) -> dict[str, Any]:
 def unread_settings(config: dict[str, Any], task: Task) -> set[str]:
     """Those that change nothing in a run of these inputs."""
     rows = {name: modality(name) for name in task.inputs}
-    own = {setting for row in rows.values() for setting in row.settings}
-    unread = {setting for row in MODALITIES.values() for setting in row.settings} - own
+    read = {setting for row in rows.values() for setting in row.settings}
+    unread = {setting for row in MODALITIES.values() for setting in row.settings} - read
     if not any(row.is_vectors for row in rows.values()):
         unread |= {"feature_frames", "feature_encoder", "standardize"}
-    if not any(f"{name}_backbone" in own for name in rows):
+    if not any(f"{name}_backbone" in read for name in rows):
         unread |= {"pretrained", "freeze_backbone"}
     if len(rows) == 1:
         unread |= {"fusion", "modality_dropout"}
     if len(task.heads) == 1:
         unread |= {"lam"}
     if not config["augment"]:
-        unread |= {each for each in own if ALL_SETTINGS[each].group == "augmentation"}
+        unread |= {each for each in read if ALL_SETTINGS[each].group == "augmentation"}
     for kind, how in (("mixup", "mixup_alpha"), ("cutmix", "cutmix_beta")):
         if not config[f"{kind}_prob"]:
             unread |= {how}

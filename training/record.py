@@ -146,13 +146,14 @@ class Record(RunLog):
 def known_confusion(run: Run) -> dict[str, Tensor]:
     """Of the best epoch of a run that goes on; IntegrityError where it is none of ours."""
     path, checkpoint = run.resumed or (run.folder, {})
-    found, classes = checkpoint.get("confusion", {}), len(run.features.classes)
-    ours = is_tensors(found) and found.keys() <= {"counts"}
+    confusion, classes = checkpoint.get("confusion", {}), len(run.features.classes)
+    ours = is_tensors(confusion) and confusion.keys() <= {"counts"}
     if not ours or any(
-        each.shape != (classes, classes) or each.dtype != torch.int64 for each in found.values()
+        counts.shape != (classes, classes) or counts.dtype != torch.int64
+        for counts in confusion.values()
     ):
         raise IntegrityError(f"{path} is no checkpoint of train.py: its confusion is none of ours")
-    return found
+    return confusion
 
 
 def no_better_than_guessing(best: dict[str, Any], clips: ClipDataset) -> str:
@@ -166,10 +167,10 @@ def no_better_than_guessing(best: dict[str, Any], clips: ClipDataset) -> str:
     for value, guessed, more in ((best["accuracy"], usual, 1), (best["uar"], chance, rare)):
         if value > guessed + 2 * math.sqrt(guessed * (1 - guessed) / total * more):
             return ""
-    answer = clips.features.classes[number]
+    usual_class = clips.features.classes[number]
     return (
         f"not shown to be better than guessing: accuracy {best['accuracy']:.2f} over {total} "
-        f"clips, always answering {answer} gives {usual:.2f}; see docs/questions.md"
+        f"clips, always answering {usual_class} gives {usual:.2f}; see docs/questions.md"
     )
 
 

@@ -94,7 +94,7 @@ def unusable(path: Path, reason: str) -> IntegrityError:
     return IntegrityError(f"{path} cannot be gone on from: {reason}; {remedy}")
 
 
-def check_parts(state: Checkpoint, sums: tuple[str, ...], steps: int, path: Path) -> None:
+def check_resume_keys(state: Checkpoint, sums: tuple[str, ...], steps: int, path: Path) -> None:
     """IntegrityError unless the parts that only --resume reads are of the kind that train.py
     writes. `sums`: the names of an epoch's sums; `steps`: how many an epoch has."""
     rows, best, step = state["rows"], state["best"], state["step"]

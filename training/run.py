@@ -44,7 +44,7 @@ from training.resume import (
     check_best,
     check_folder,
     check_optimizer,
-    check_parts,
+    check_resume_keys,
     check_same,
     unusable,
 )
@@ -143,7 +143,7 @@ class Run:
         """Optimizer, loss and all else that a step needs, at the start of a run."""
         config, model = self.config, self.model
         largest = max(1, self.train_loader.batch_sampler.clips // self.dist.world // 2)
-        self.parts = min(config["grad_accumulation"], largest)
+        self.micro_batches = min(config["grad_accumulation"], largest)
         self.set_training()
         set_batchnorm_momentum(model, self.batchnorm_momentum())
         self.optimizer = make_optimizer(
@@ -185,7 +185,7 @@ class Run:
         """Take the state of a stopped run; IntegrityError for that of another run, or a forged
         one."""
         check_same(checkpoint, self.identity, path)
-        check_parts(checkpoint, SUMS, self.steps_per_epoch, path)
+        check_resume_keys(checkpoint, SUMS, self.steps_per_epoch, path)
         check_best(self.folder, path, checkpoint)
         saved = checkpoint["optimizer"]
         check_optimizer(saved, self.optimizer, self.config["optim"], checkpoint["step"], path)
@@ -200,9 +200,9 @@ class Run:
             self.sums[name] = value if self.dist.rank == 0 else 0.0
         self.model.load_state_dict(state["weights"])
         self.mean_weights.model.load_state_dict(state["ema"] or state["weights"])
-        own = [{**group} for group in self.optimizer.param_groups]
+        groups = [{**group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+        for group, settings in zip(self.optimizer.param_groups, groups, strict=True):
             group.update({key: each for key, each in settings.items() if key != "lr"})
         if state["scaler"]:  # of float16; a run of bfloat16 may go on where there is only that
             self.scaler.load_state_dict(state["scaler"])
@@ -242,8 +242,8 @@ class Run:
         return shown
 
     def gradient_sync(self, is_last: bool) -> contextlib.AbstractContextManager:
-        """Where `backward` of a batch's last part meets the gradients of the other processes;
-        those of the parts before it add up in this one."""
+        """Where `backward` of the last micro-batch meets the gradients of the other processes.
+        Those of the micro-batches before it add up in this process."""
         if is_last:
             return contextlib.nullcontext()
         return self.dist.unsynced(self.parallel_model)
@@ -257,7 +257,7 @@ class Run:
                     module.eval().requires_grad_(False)
 
     def batchnorm_momentum(self) -> float:
-        return batchnorm_momentum(self.steps_per_epoch * self.config["n_epoch"], self.parts)
+        return batchnorm_momentum(self.steps_per_epoch * self.config["n_epoch"], self.micro_batches)
 
     def learning_rate(self, step: int) -> float:
         total = self.steps_per_epoch * self.config["n_epoch"]
@@ -296,9 +296,9 @@ class Run:
         return {name: each.to(self.device, non_blocking=True) for name, each in drawn.items()}
 
     def split(self, clips: int) -> list[slice]:
-        """The parts of a batch that --grad_accumulation computes one after the other."""
-        parts = min(self.parts, max(1, clips // 2))
-        bounds = [clips * part // parts for part in range(parts + 1)]
+        """The micro-batches that --grad_accumulation computes one after the other."""
+        count = min(self.micro_batches, max(1, clips // 2))
+        bounds = [clips * number // count for number in range(count + 1)]
         return [slice(first, last) for first, last in pairwise(bounds)]
 
     def interruptible(self, stop: Any) -> contextlib.AbstractContextManager:

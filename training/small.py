@@ -77,9 +77,9 @@ def hint_of_tiles(config: dict[str, Any]) -> str:
     import torch
 
     knows: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    own = [each for name in task_of(config).inputs if (each := modality(name)).made_by_preprocess]
-    backbones = [config[key] for each in own for key in each.settings if key.endswith("_backbone")]
-    small = all((each or "").startswith("small-") for each in backbones)
-    if not (own and small and knows.get("amx_bf16")):
+    rows = [row for name in task_of(config).inputs if (row := modality(name)).made_by_preprocess]
+    backbones = [config[key] for row in rows for key in row.settings if key.endswith("_backbone")]
+    small = all((row or "").startswith("small-") for row in backbones)
+    if not (rows and small and knows.get("amx_bf16")):
         return ""
     return "this CPU multiplies bfloat16 in tiles: --amp True takes half to two thirds of the time"

@@ -32,15 +32,15 @@ class Sheet:
         self._check_columns()
         names = [name.casefold() for name in self.columns]
         self.id_column = names.index(ID_COLUMN.casefold())
-        answer = PREDICTION_COLUMN.casefold()
-        self.answer_column = names.index(answer) if answer in names else len(names)
+        prediction = PREDICTION_COLUMN.casefold()
+        self.prediction_column = names.index(prediction) if prediction in names else len(names)
         self.ids = [self._id(line, number) for number, line in self._rows()]
         self._check_ids()
 
     def filled(self, predictions: dict[str, str]) -> bytes:
         """The sheet with each row's prediction in the column Emotion, added when there is none."""
         lines = list(self.lines)
-        if self.answer_column == len(self.columns):
+        if self.prediction_column == len(self.columns):
             lines[0] = self._with_field(lines[0], PREDICTION_COLUMN)
         for number, line in self._rows():
             prediction = predictions[self._id(line, number)]
@@ -93,7 +93,7 @@ class Sheet:
     def _with_field(self, line: str, value: str) -> str:
         """The row with `value` in the column of the answers, or behind the last one."""
         fields = self._split(line)
-        fields[self.answer_column : self.answer_column + 1] = [value]
+        fields[self.prediction_column : self.prediction_column + 1] = [value]
         return self.separator.join(fields) + line[len(line.rstrip("\r\n")) :]
 
 
