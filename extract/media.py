@@ -17,64 +17,42 @@ import numpy as np
 
 from utils.errors import ClipError, in_short
 
+
+class Kind(NamedTuple):
+    """A kind of file, by the name of FFmpeg's demuxer: its endings, its name for people, and its
+    first bytes, in which "." is any byte."""
+
+    endings: str
+    name: str
+    start: bytes
+    picture: bool = True  # whether it can hold one
+
+
 # The demuxer follows from the file's ending and is never guessed from the content: a text file
 # named .mp4 could otherwise make FFmpeg open other files (its ffconcat format).
-ENDINGS = {
-    "mov": ".mp4 .mov .m4v .m4a .3gp .3g2",
-    "matroska": ".mkv .webm .mka",
-    "avi": ".avi",
-    "flv": ".flv",
-    "asf": ".wmv .wma .asf",
-    "mpegts": ".ts .mts .m2ts",
-    "mpeg": ".mpg .mpeg",
-    "wav": ".wav",
-    "flac": ".flac",
-    "mp3": ".mp3",
-    "ogg": ".ogg .oga .ogv .opus",
-    "aac": ".aac",
-    "amr": ".amr",
-    "aiff": ".aiff .aif",
-    "caf": ".caf",
+KINDS = {
+    "mov": Kind(
+        ".mp4 .mov .m4v .m4a .3gp .3g2", "an MP4/M4A file", rb"....(ftyp|moov|mdat|free|skip|wide)"
+    ),
+    "matroska": Kind(".mkv .webm .mka", "a Matroska or WebM file", rb"\x1a\x45\xdf\xa3"),
+    "avi": Kind(".avi", "an AVI file", rb"RIFF....AVI "),
+    "flv": Kind(".flv", "an FLV file", rb"FLV\x01"),
+    "asf": Kind(".wmv .wma .asf", "a Windows Media file", rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),
+    "mpegts": Kind(".ts .mts .m2ts", "an MPEG transport stream", rb"(....)?\x47.{187}(....)?\x47"),
+    "mpeg": Kind(".mpg .mpeg", "an MPEG file", rb"\x00\x00\x01\xba"),
+    "wav": Kind(".wav", "a WAV file", rb"(RIFF|RIFX|RF64|BW64)....WAVE", False),
+    "flac": Kind(".flac", "a FLAC file", rb"fLaC", False),
+    "ogg": Kind(".ogg .oga .ogv .opus", "an Ogg or Opus file", rb"OggS"),
+    "amr": Kind(".amr", "an AMR file", rb"#!AMR", False),
+    "aiff": Kind(".aiff .aif", "an AIFF file", rb"FORM....AIF", False),
+    "caf": Kind(".caf", "a CAF file", rb"caff", False),
+    # last, for their sounds begin with few fixed bits
+    "aac": Kind(".aac", "an AAC file", rb"\xff[\xf0\xf1\xf8\xf9]", False),
+    "mp3": Kind(".mp3", "an MP3 file", rb"ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]", False),
 }
-FORMATS = {ending: kind for kind, endings in ENDINGS.items() for ending in endings.split()}
-SOUND_KINDS = ("wav", "flac", "mp3", "aac", "amr", "aiff", "caf")  # which hold no picture
+FORMATS = {ending: name for name, kind in KINDS.items() for ending in kind.endings.split()}
 SOUNDS = {".m4a", ".mka", ".wma", ".ogg", ".oga", ".opus"}  # .ogv is the picture's
-SOUNDS |= {ending for ending, kind in FORMATS.items() if kind in SOUND_KINDS}
-NAMES = {
-    "mov": "an MP4/M4A file",
-    "matroska": "a Matroska or WebM file",
-    "avi": "an AVI file",
-    "flv": "an FLV file",
-    "asf": "a Windows Media file",
-    "mpegts": "an MPEG transport stream",
-    "mpeg": "an MPEG file",
-    "wav": "a WAV file",
-    "flac": "a FLAC file",
-    "mp3": "an MP3 file",
-    "ogg": "an Ogg or Opus file",
-    "aac": "an AAC file",
-    "amr": "an AMR file",
-    "aiff": "an AIFF file",
-    "caf": "a CAF file",
-}
-# Their first bytes; "." is any byte. The order counts: MPEG's sounds begin with few fixed bits.
-SIGNATURES = {
-    "mov": rb"....(ftyp|moov|mdat|free|skip|wide)",
-    "matroska": rb"\x1a\x45\xdf\xa3",
-    "avi": rb"RIFF....AVI ",
-    "wav": rb"(RIFF|RIFX|RF64|BW64)....WAVE",
-    "flv": rb"FLV\x01",
-    "asf": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
-    "mpegts": rb"(....)?\x47.{187}(....)?\x47",
-    "mpeg": rb"\x00\x00\x01\xba",
-    "flac": rb"fLaC",
-    "ogg": rb"OggS",
-    "amr": rb"#!AMR",
-    "aiff": rb"FORM....AIF",
-    "caf": rb"caff",
-    "aac": rb"\xff[\xf0\xf1\xf8\xf9]",
-    "mp3": rb"ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]",
-}
+SOUNDS |= {ending for ending, name in FORMATS.items() if not KINDS[name].picture}
 PICTURES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}
 MAX_PIXELS = 36_000_000  # of a frame: 8K
 WHOLE = ("matroska", "flv")  # they tell how long they are, but not how long a track is
@@ -185,8 +163,8 @@ def other_kind(path: Path, start: bytes) -> ClipError | None:
 
 
 def misnamed(path: Path, kind: str, but: str) -> ClipError:
-    what = f"{path.name} is {NAMES[kind]}, {but}"
-    endings = ENDINGS[kind].replace(" ", " or ")
+    what = f"{path.name} is {KINDS[kind].name}, {but}"
+    endings = KINDS[kind].endings.replace(" ", " or ")
     return ClipError("E_OPEN", f"{what}: rename it, with the ending {endings}")
 
 
@@ -199,11 +177,9 @@ def without(code: str, path: Path, what: str) -> ClipError:
 
 
 def kind_of(start: bytes) -> str:
-    """What a file is by its first bytes: a key of ENDINGS, or "" where they are none of these."""
-    for kind, signature in SIGNATURES.items():
-        if re.match(signature, start, re.DOTALL):
-            return kind
-    return ""
+    """What a file is by its first bytes: a key of KINDS, or "" where they are none of these."""
+    fitting = (name for name, kind in KINDS.items() if re.match(kind.start, start, re.DOTALL))
+    return next(fitting, "")
 
 
 def unreadable(path: Path, error: OSError) -> ClipError:
