@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from functools import partial
 from itertools import chain
@@ -178,15 +177,10 @@ def _is_alike(value: Any, like: Any, shape: torch.Size) -> bool:
     is_ordinary = is_tensors({"": value}) if isinstance(value, Tensor) else False
     if not isinstance(like, Tensor) or not like.dim():
         return value.dim() == 0 if is_ordinary else isinstance(value, int | float)
-    if not is_ordinary or value.dtype != like.dtype:
+    if not is_ordinary or value.dtype != like.dtype or value.shape != shape:
         return False
-    sizes = sorted(zip(value.stride(), value.shape, strict=True))
-    lengths = [size for _, size in sizes]
-    is_dense = all(
-        size == 1 or stride == math.prod(lengths[:place])
-        for place, (stride, size) in enumerate(sizes)
-    )
-    return is_dense and value.shape == shape
+    # torch keeps the strides of a tensor in another one like it only where each value has its place
+    return value.stride() == torch.empty_like(value, device="meta").stride()
 
 
 def _are_apart(held: list[dict[str, Any]]) -> bool:
