@@ -152,7 +152,7 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
         config["amp"] = device != "cpu" and half_pays(config)
     features = Features.open(args.features_dir)
     config |= recipe_for(args, features, config, device)
-    args.leaks = leak_stamp(args, config)
+    args.leaks = leak_stamp(args, config, features)
     if config["fold"] != "all":
         train_run(args, config, features, folder, device)
         return
@@ -225,13 +225,13 @@ def check_starts_of_folds(config: dict[str, Any], folder: Path, folds: list[str]
             find_checkpoints([Path(starts[flag]) for flag in STARTS.values() if starts[flag]])
 
 
-def leak_stamp(args: argparse.Namespace, config: dict[str, Any]) -> str:
+def leak_stamp(args: argparse.Namespace, config: dict[str, Any], features: Any) -> str:
     """What the audit finds in two splits, or in two folds; IntegrityError unless it is allowed."""
     from corpora.audit import describe, leaks, load_audit
 
     if not is_main_process():  # of several processes one asks, and ends all of them
         return ""
-    audit = load_audit(args.features_dir)
+    audit = load_audit(args.features_dir, record=features.record)
     print(f"audit: {audit.summary()}")
     leaking = leaks(audit.findings, folds=config["fold"] is not None)
     if not leaking:

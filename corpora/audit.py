@@ -15,11 +15,10 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from stat import S_ISREG
 
 import numpy as np
 import pandas as pd
@@ -48,6 +47,7 @@ COMPARED = {  # what clips are compared by -> why a clip cannot be
     "files": "none known",
     "sound": "no speech features",
 }
+Stages = dict[str, dict]  # folder -> what a clip's record says of its file
 Link = tuple[int, int, str]  # rows of two clips, and what they share
 
 
@@ -104,18 +104,30 @@ class Audit:
                 yield f"... and {len(same) - most} more of kind {kind}: see audit.json"
 
 
-def load_audit(features_dir: Path, data_dir: Path | None = None) -> Audit:
+def load_audit(
+    features_dir: Path,
+    data_dir: Path | None = None,
+    record: Callable[[dict], Stages | None] | None = None,
+) -> Audit:
     """The audit in audit.json where it is of these features, else a new one, which is saved.
 
-    With `data_dir` it is always new, and compares the clips' files as they are now.
+    With `data_dir` it is always new, and compares the clips' files as they are now. `record` gives
+    the record of a clip of LABELLED_SPLITS to whoever reads these anyway, so that they are read
+    once.
     """
     rows, modalities = open_features(features_dir)
-    path, key = features_dir / "audit.json", content_key(features_dir, rows)
+    records = [
+        record(row)
+        if record and row["split"] in LABELLED_SPLITS
+        else read_stages(record_path(features_dir, row["split"], row["clip_id"]))
+        for row in rows[["split", "clip_id"]].to_dict("records")
+    ]
+    path, key = features_dir / "audit.json", content_key(features_dir, rows, records)
     saved = read_known(path)
     seal = saved.pop("seal", None)
     if seal == digest([key, saved]) and not data_dir:
         return Audit(**saved)
-    audit = compare(features_dir, rows, modalities, data_dir)
+    audit = compare(features_dir, rows, records, modalities, data_dir)
     found = json.loads(json.dumps(asdict(audit)))  # as it is read again
     with contextlib.suppress(UsageError):  # features may be read-only: then each time anew
         write_json(path, {"seal": digest([key, found]), **found})
@@ -164,36 +176,30 @@ def log_mels_of(features_dir: Path, rows: pd.DataFrame) -> list[str]:
     return [f"{features_dir}/{split}/speech/{clip_id}.npy" for split, clip_id in names]
 
 
-def records_of(features_dir: Path, rows: pd.DataFrame) -> list[Path]:
-    """The record of each clip."""
-    names = zip(rows["split"], rows["clip_id"], strict=True)
-    return [record_path(features_dir, split, clip_id) for split, clip_id in names]
-
-
-def content_key(features_dir: Path, rows: pd.DataFrame) -> str:
+def content_key(features_dir: Path, rows: pd.DataFrame, records: list[Stages | None]) -> str:
     """Names the manifest, the settings and all records by what is in them, so that copied features
     keep their audit. Features of other tools have no records: their speech's size and time."""
     tables = [sha256(features_dir / name) for name in ("manifest.csv", "settings.json")]
     contents = hashlib.sha256()
-    files = zip(records_of(features_dir, rows), log_mels_of(features_dir, rows), strict=True)
-    for record, speech in files:
-        try:
-            if not S_ISREG(record.stat().st_mode):  # opening a pipe would wait for ever
-                raise IntegrityError(f"{record} is no regular file")
-            with open(record, "rb", buffering=0) as file:
-                contents.update(file.read())
-        except OSError:
-            with contextlib.suppress(OSError):
-                status = Path(speech).stat()
-                contents.update(f"{status.st_size} {status.st_mtime_ns};".encode())
+    for stages, speech in zip(records, log_mels_of(features_dir, rows), strict=True):
+        if stages is not None:
+            contents.update(json.dumps(stages, sort_keys=True).encode())
+            continue
+        with contextlib.suppress(OSError):
+            status = Path(speech).stat()
+            contents.update(f"{status.st_size} {status.st_mtime_ns};".encode())
     return digest([VERSION, *tables, contents.hexdigest()])
 
 
 def compare(
-    features_dir: Path, rows: pd.DataFrame, modalities: list[str], data_dir: Path | None
+    features_dir: Path,
+    rows: pd.DataFrame,
+    records: list[Stages | None],
+    modalities: list[str],
+    data_dir: Path | None,
 ) -> Audit:
     """Compare all clips with all."""
-    digests = digests_of(features_dir, rows)
+    digests = digests_of(records)
     if data_dir:
         digests["same bytes"] = files_now(rows, data_dir)
     links: list[Link] = []
@@ -227,10 +233,10 @@ def counts_of(names: pd.Series) -> dict[str, int]:
     return names.value_counts().sort_index().to_dict()
 
 
-def digests_of(features_dir: Path, rows: pd.DataFrame) -> pd.DataFrame:
+def digests_of(records: list[Stages | None]) -> pd.DataFrame:
     """Columns of sha256, as far as the clips' records have them: what clips share where equal."""
-    stages = [read_stages(record) for record in records_of(features_dir, rows)]
-    speech, video = ([each.get(name, {}) for each in stages] for name in ("speech", "video"))
+    known = [stages or {} for stages in records]
+    speech, video = ([stages.get(name, {}) for stages in known] for name in ("speech", "video"))
     sources = (one or other for one, other in zip(speech, video, strict=True))
     return pd.DataFrame(
         {

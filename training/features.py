@@ -205,9 +205,8 @@ class Features:
             by_clip: dict[str, Stages] = {}
             clips = self.manifest["clip_id"][self.manifest["split"] == split]
             for clip_id in tqdm(clips, f"records of {split}", **BAR):
-                path = record_path(self.folder, split, clip_id)
-                stages = read_stages(path)
-                if stages or path.is_file():
+                stages = read_stages(record_path(self.folder, split, clip_id))
+                if stages is not None:
                     by_clip[clip_id] = stages
             self.records[split] = by_clip  # when it is whole: `verify` reads in several threads
         return self.records[split].get(row["clip_id"])

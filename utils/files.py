@@ -202,9 +202,12 @@ def record_path(features_dir: Path, split: str, clip_id: str) -> Path:
     return features_dir / split / "records" / f"{clip_id}.json"
 
 
-def read_stages(record: Path) -> dict[str, dict[str, Any]]:
-    """What a clip's record says of its files, {folder: facts}; without what is damaged."""
+def read_stages(record: Path) -> dict[str, dict[str, Any]] | None:
+    """What a clip's record says of its files, {folder: facts}, without what is damaged; None where
+    there is no record, as of features that another tool made."""
     stages = read_known(record).get("stages")
+    if stages is None and not is_file(record):
+        return None
 
     def is_sound(stage: Any) -> bool:
         if not isinstance(stage, dict):
