@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import struct
 import sys
 import time
@@ -20,6 +21,7 @@ import tokenize
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -166,9 +168,9 @@ def check_ids(table: Path, ids: Iterable[str]) -> None:
 def read_regular(path: Path) -> bytes:
     """All bytes of a file; UsageError names it when it is missing or no file with an end."""
     try:
-        if Path(path).exists() and not Path(path).is_file():  # a pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
             raise UsageError(f"cannot read {path}: no regular file")
-        return Path(path).read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
 
@@ -192,14 +194,14 @@ def read_json(path: Path) -> Any:
 def read_known(path: Path) -> dict[str, Any]:
     """The JSON object of a file that can be made anew: {} where it is absent or damaged."""
     with contextlib.suppress(UsageError):
-        found = read_json(path) if Path(path).is_file() else {}
-        return found if isinstance(found, dict) else {}
+        known = read_json(path)
+        return known if isinstance(known, dict) else {}
     return {}
 
 
 def record_path(features_dir: Path, split: str, clip_id: str) -> Path:
     """Where preprocess.py writes down how it made a clip's files."""
-    return features_dir / split / "records" / f"{clip_id}.json"
+    return features_dir / f"{split}/records/{clip_id}.json"  # tens of thousands are asked for
 
 
 def read_stages(record: Path) -> dict[str, dict[str, Any]] | None:
@@ -220,12 +222,11 @@ def read_stages(record: Path) -> dict[str, dict[str, Any]] | None:
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; ValueError for a name that stands in it twice."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"it has {name!r} twice")
-        found[name] = value
-    return found
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"it has {name!r} twice")
+    return value
 
 
 def check_packing(members: Iterable[zipfile.ZipInfo], known: tuple[int, ...] = PACKINGS) -> None:
