@@ -38,24 +38,14 @@ REJECTED = 3  # exit code: finished, but some clips have no answer
 def parse_args() -> argparse.Namespace:
     flags = Flags(__doc__)
     add = flags.add
-    add(
-        "clips",
-        nargs="*",
-        type=Path,
-        metavar="CLIP",
-        help="video, sound, picture, words, or a folder",
-    )
+    clips = "video, sound, picture, words, or a folder"
+    add("clips", nargs="*", type=Path, metavar="CLIP", help=clips)
     models = ".pth files or run folders (default: those that come along, starter/)"
     add("--checkpoints", nargs="+", type=Path, help=models)
     add("--text", type=as_text, help="the words of the one clip, or alone")
     add("--word_vectors", type=Path, help="file that words are looked up in, as in the training")
-    add(
-        "--encoder",
-        action="append",
-        default=[],
-        metavar="NAME=PLACE",
-        help="where a pretrained encoder of the model is now: folder, file or name of the hub",
-    )
+    place = "where a pretrained encoder of the model is now: folder, file or name of the hub"
+    add("--encoder", action="append", default=[], metavar="NAME=PLACE", help=place)
     transcribe = "recognise the words of clips that come without any"
     add("--transcribe", metavar="faster-whisper:MODEL", help=transcribe)
     add("--classes", help="answer among these only: hap,sad,neu")

@@ -59,31 +59,18 @@ def parse_args() -> argparse.Namespace:
     add("--scheduler", help="address of the dask or ray cluster; default: start one here")
     keep = "keep clips that lack a sound, a face or words, with what they have"
     add("--partial", action="store_true", help=keep)
-    add(
-        "--face_fps",
-        default=10.0,
-        type=ranged(float, *RANGES["face_fps"]),
-        help="face crops per second",
-    )
-    add(
-        "--face_size",
-        default=160,
-        type=ranged(int, *RANGES["face_size"]),
-        help="pixels, side of a face crop",
-    )
+    fps, size = ranged(float, *RANGES["face_fps"]), ranged(int, *RANGES["face_size"])
+    add("--face_fps", default=10.0, type=fps, help="face crops per second")
+    add("--face_size", default=160, type=size, help="pixels, side of a face crop")
     margin = "around a face, in its longer side; 0 as in FER2013"
     add("--face_margin", default=0.1, type=ranged(float, *RANGES["margin"]), help=margin)
     add("--face_align", action="store_true", help="turn crops upright by eyes, nose and mouth")
     cropped = "still pictures are faces already: look for none in them"
     add("--face_cropped", action="store_true", help=cropped)
     add("--video_embedding", action="store_true", help="also a FaceNet vector per face crop")
-    add(
-        "--encoder",
-        action="append",
-        default=[],
-        metavar="NAME=INPUT:LIBRARY:SOURCE",
-        help="a pretrained encoder's features, as often as wanted: docs/encoders.md",
-    )
+    encoder = "a pretrained encoder's features, as often as wanted: docs/encoders.md"
+    form = "NAME=INPUT:LIBRARY:SOURCE"
+    add("--encoder", action="append", default=[], metavar=form, help=encoder)
     transcribe = "recognise the words of clips without a transcript: docs/encoders.md"
     add("--transcribe", metavar="faster-whisper:MODEL", help=transcribe)
     add("--device", default="auto", help="auto, cpu, cuda: of face detection and encoders")

@@ -26,13 +26,12 @@ import pandas as pd
 from corpora.manifest import LABELLED_SPLITS
 from corpora.same_sound import same_sound
 from utils.config import Flags
-from utils.errors import IntegrityError, UsageError, counted, in_short, listed, run_script
+from utils.errors import IntegrityError, UsageError, counted, listed, run_script
 from utils.files import (
-    check_ids,
     digest,
-    read_csv,
     read_json,
     read_known,
+    read_manifest,
     read_stages,
     record_path,
     sha256,
@@ -148,17 +147,10 @@ def leaks(findings: list[dict], folds: bool) -> list[dict]:
 
 def open_features(features_dir: Path) -> tuple[pd.DataFrame, list[str]]:
     """The manifest, with the words of each transcript as `sentence`, and the modalities."""
-    path = features_dir / "manifest.csv"
-    try:
-        rows = read_csv(path)
-    except (OSError, ValueError) as error:
-        reason = f"{features_dir} holds no features ({in_short(error)})"
-        raise UsageError(f"{reason}: run preprocess.py") from error
-    if lacking := [name for name in ("clip_id", "split", "media", "emotion") if name not in rows]:
-        raise UsageError(f"{path} lacks {', '.join(lacking)}: run preprocess.py again")
-    check_ids(path, {*rows["split"], *rows["clip_id"]})
+    rows = read_manifest(features_dir, ("clip_id", "split", "media", "emotion"))
     if rows.empty:
-        raise UsageError(f"{path} lists no clips, nothing can be compared: see failed.csv")
+        what = f"{features_dir / 'manifest.csv'} lists no clips, nothing can be compared"
+        raise UsageError(f"{what}: see failed.csv")
     settings = read_json(features_dir / "settings.json")
     modalities = settings.get("modalities") if isinstance(settings, dict) else None
     if not isinstance(modalities, list):

@@ -76,11 +76,12 @@ class Options:
 
 
 class Candidate(NamedTuple):
-    """A checkpoint to score, the clips to score it on, the column of their labels, and what a
-    reader of its numbers must know."""
+    """A checkpoint to score, the clips to score it on and those that chose its epoch, the column of
+    their labels, and what a reader of its numbers must know."""
 
     member: Member
     clips: pd.DataFrame
+    chosen_on: pd.DataFrame
     label: str
     warnings: list[str]
 
@@ -147,12 +148,13 @@ def candidate_of(member: Member, features: Features, options: Options) -> Candid
     if clips.empty:
         none = f"none of {counted(len(wanted), 'clip')} has its {column}"
         raise UsageError(f"{member.path}: {none}: nothing to score")
-    warnings = warnings_of(member, clips, features, options.allow_training_clips)
+    trained_on, chosen_on = known_clips(member, features)
+    warnings = warnings_of(member, clips, trained_on, chosen_on, options.allow_training_clips)
     if len(labelled) < len(wanted):
         warnings.append(left_out_note(len(wanted) - len(labelled), f"without {column}"))
     if lacking := len(labelled) - len(clips):
         warnings.append(left_out_note(lacking, f"without {' or '.join(member.task.inputs)}"))
-    return Candidate(member, clips, column, warnings)
+    return Candidate(member, clips, chosen_on, column, warnings)
 
 
 def left_out_note(number: int, which: str) -> str:
@@ -205,7 +207,7 @@ def all_clips(tables: list[pd.DataFrame]) -> pd.DataFrame:
 
 def run_of(candidate: Candidate, name: str, features: Features, options: Options) -> Evaluated:
     """One checkpoint's predictions."""
-    member, clips, label, warnings = candidate
+    member, clips, chosen_on, label, warnings = candidate
     if label != member.label:
         warnings = [*warnings, f"{name} learnt {member.label} and is judged by {label} here"]
     facts = {
@@ -218,7 +220,6 @@ def run_of(candidate: Candidate, name: str, features: Features, options: Options
     }
     predicted = predictions_of(member, clips, features, options, options.robustness)
     run = Evaluated(name, clips, label, predicted, [facts], warnings)
-    chosen_on = known_clips(member, features)[1]
     apart = chosen_on[chosen_on[label].isin(features.classes)]
     apart = readable(member, apart, features)
     # a temperature that is fitted on clips which are scored would make them look calibrated
@@ -245,10 +246,8 @@ def known_clips(member: Member, features: Features) -> tuple[pd.DataFrame, pd.Da
     fold they are now."""
     rows, clips = named(features.manifest), member.checkpoint.get("clips", NO_CLIPS)
     numbers = fingerprints(features, rows.to_dict("records"))
-    trained_on, chosen_on = (
-        rows[known(numbers, clips[name].numpy())] for name in ("training", "validation")
-    )
-    return trained_on, chosen_on
+    seen = {name: rows[known(numbers, each.numpy())] for name, each in clips.items()}
+    return seen["training"], seen["validation"]
 
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:
@@ -257,7 +256,11 @@ def named(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def warnings_of(
-    member: Member, clips: pd.DataFrame, features: Features, allowed: bool
+    member: Member,
+    clips: pd.DataFrame,
+    trained_on: pd.DataFrame,
+    chosen_on: pd.DataFrame,
+    allowed: bool,
 ) -> list[str]:
     """What makes these numbers too good; IntegrityError for training clips unless `allowed`."""
     warnings = []
@@ -268,7 +271,6 @@ def warnings_of(
                 "--allow_training_clips the report carries the warning"
             )
         warnings.append("the checkpoint does not say which clips it was trained on")
-    trained_on, chosen_on = known_clips(member, features)
     seen = clips.index[clips.index.isin(trained_on.index)]
     if len(seen):
         if not allowed:

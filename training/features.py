@@ -22,14 +22,13 @@ from training.modalities import MODALITIES, SAME, Shape, modality
 from utils.errors import IntegrityError, UsageError, in_short, is_one_line, listed
 from utils.files import (
     DAMAGED,
-    check_ids,
     check_packing,
     digest,
     in_threads,
     map_array,
     read_array,
-    read_csv,
     read_json,
+    read_manifest,
     read_stages,
     record_path,
     sha256,
@@ -86,22 +85,9 @@ class Features:
     def open(cls, folder: Path) -> Features:
         """Read settings.json and manifest.csv; UsageError when preprocess.py has not run."""
         folder = Path(folder)
-        manifest = folder / "manifest.csv"
-        if not manifest.is_file():
-            raise UsageError(f"no {manifest}: run preprocess.py first, or give --features_dir")
-        stamps = {folder / name: stamp(folder / name) for name in TABLES}
-        settings = read_settings(folder)
-        try:
-            table = read_csv(manifest)
-        except (ValueError, OSError) as error:
-            raise UsageError(
-                f"cannot read {manifest}: {in_short(error)}; run preprocess.py again"
-            ) from error
-        lacking = [name for name in COLUMNS if name not in table]
-        if lacking or table.duplicated(["split", "clip_id"]).any():
-            reason = f"lacks {', '.join(lacking)}" if lacking else "lists a clip twice"
-            raise UsageError(f"{manifest} {reason}: run preprocess.py again")
-        check_ids(manifest, {*table["split"], *table["clip_id"]})
+        paths = [folder / name for name in TABLES]
+        stamps = {path: stamp(path) for path in paths if path.exists()}
+        table, settings = read_manifest(folder, COLUMNS), read_settings(folder)
         if "speaker" not in table:
             table["speaker"] = ""  # nobody knows
         return cls(folder, settings, table, seen=stamps)

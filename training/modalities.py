@@ -150,23 +150,11 @@ def embedding_layout(made: dict, row: dict) -> tuple[str, Shape]:
 
 
 def speech_small(made: dict, clips: pd.DataFrame) -> dict[str, Any]:
-    settings: dict[str, Any] = dict(
-        speech_backbone="small-32",
-        speech_norm="clip",
-        learning_rate=2e-3,
-        batch_size=32,
-        mixup_prob=0.5,
-        mixup_alpha=0.4,
-        ema=0.99,
-        speech_speed=0.15,
-        speech_pitch=4.0,
-        speech_contrast=0.2,
-        time_warp=0.1,
-        frequency_masks=2,
-        frequency_width=16,
-        time_masks=2,
-        time_width=0.1,
-    )
+    network = dict(speech_backbone="small-32", speech_norm="clip")
+    steps = dict(learning_rate=2e-3, batch_size=32, mixup_prob=0.5, mixup_alpha=0.4, ema=0.99)
+    sound = dict(speech_speed=0.15, speech_pitch=4.0, speech_contrast=0.2, time_warp=0.1)
+    masks = dict(frequency_masks=2, frequency_width=16, time_masks=2, time_width=0.1)
+    settings: dict[str, Any] = network | steps | sound | masks
     if "speech_frames" in clips:
         settings["speech_frames"] = columns_of(clips)
     return settings
@@ -182,20 +170,11 @@ def columns_of(clips: pd.DataFrame) -> int:
 
 
 def face_small(made: dict, clips: pd.DataFrame) -> dict[str, Any]:
-    return dict(
-        face_backbone="small-16" if made.get("face_size", 160) < 96 else "small-32",
-        face_lstm=False,
-        face_frames=8,
-        learning_rate=1e-3,
-        batch_size=32,
-        cutmix_prob=0.0,
-        mixup_prob=0.5,
-        mixup_alpha=0.4,
-        ema=0.99,
-        face_contrast=0.3,
-        face_rotation=12.0,
-        face_zoom=0.12,
-    )
+    backbone = "small-16" if made.get("face_size", 160) < 96 else "small-32"
+    network = dict(face_backbone=backbone, face_lstm=False, face_frames=8)
+    steps = dict(learning_rate=1e-3, batch_size=32, mixup_prob=0.5, mixup_alpha=0.4, ema=0.99)
+    crops = dict(cutmix_prob=0.0, face_contrast=0.3, face_rotation=12.0, face_zoom=0.12)
+    return network | steps | crops
 
 
 def text_small(made: dict, clips: pd.DataFrame) -> dict[str, Any]:

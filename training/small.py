@@ -22,14 +22,8 @@ FEW = 5_000  # training clips below which a hint is due
 SEEN = 60_000  # clips that a run sees, each as often as there are epochs
 ALL = dict(optim="adamw", weight_decay=0.05, warmup=1.0, amp=False, label_smoothing=0.1)
 FUSED: dict[str, Any] = dict(learning_rate=3e-4, batch_size=16, mixup_prob=0.5, ema=0.99)
-FROZEN: dict[str, Any] = dict(
-    feature_encoder="none",
-    learning_rate=3e-3,
-    schedule="cosine",
-    warmup=0.0,
-    batch_size=32,
-    mixup_prob=1.0,
-)
+FROZEN: dict[str, Any] = dict(learning_rate=3e-3, schedule="cosine", warmup=0.0, batch_size=32)
+FROZEN |= dict(feature_encoder="none", mixup_prob=1.0)
 STEPS, LEAST = 280, 20  # that one layer learns in, and epochs where clips are many
 
 

@@ -156,6 +156,25 @@ def read_csv(path: Path) -> Any:
             raise ValueError(in_short(error)) from error
 
 
+def read_manifest(features_dir: Path, columns: Iterable[str]) -> Any:
+    """manifest.csv as `read_csv` has it; UsageError unless it has these columns and names a clip
+    once, IntegrityError for a name that leads elsewhere."""
+    path = features_dir / "manifest.csv"
+    if not path.is_file():
+        raise UsageError(f"no {path}: run preprocess.py first, or give --features_dir")
+    try:
+        rows = read_csv(path)
+    except (ValueError, OSError) as error:
+        what = f"cannot read {path}: {in_short(error)}; run preprocess.py again"
+        raise UsageError(what) from error
+    lacking = [name for name in columns if name not in rows]
+    if lacking or rows.duplicated(["split", "clip_id"]).any():
+        reason = f"lacks {', '.join(lacking)}" if lacking else "lists a clip twice"
+        raise UsageError(f"{path} {reason}: run preprocess.py again")
+    check_ids(path, {*rows["split"], *rows["clip_id"]})
+    return rows
+
+
 def check_ids(table: Path, ids: Iterable[str]) -> None:
     """IntegrityError for an id of a table that is no name of a file, or leads to another folder."""
     for name in ids:
