@@ -114,6 +114,7 @@ def evaluate(args: argparse.Namespace, published: dict[str, Any]) -> int:
     )
     runs = evaluate_runs(args.checkpoints, features, options)
     features.check_unchanged()  # where no lock could hold others off
+    # The last system is the headline of report and table: the ensemble, where there are several.
     systems = list(runs)
     if len(runs) > 1:
         systems.append(merge_parts(f"ensemble of {len(runs)}", runs))
@@ -172,6 +173,7 @@ def predictions(systems: list, classes: list[str]) -> Any:
     from evaluation.runs import ALL
 
     tables = []
+    # the names of the columns are published: truth is the label, answer the prediction
     for run in systems:
         log_p = run.under(ALL).log_p
         table = run.clips[["clip_id", "split", "speaker", "fold"]].assign(
@@ -191,6 +193,7 @@ def print_table(report: dict[str, Any]) -> None:
         ece = f"{before['ece']:.4f} ({before['ece_if_calibrated']:.3f})"
         rows.append([each["name"], *(cell(each, name, first["unit"]) for name in COLUMNS), ece])
         together = len(report["systems"]) > 1 and each is report["systems"][-1]
+        # A deviation over runs says how far seeds differ, one over folds how far people do.
         spreads = {"runs" if together else "folds": each["parts"]}
         if each["folds"] != each["parts"]:  # else one row tells both
             spreads["folds"] = each["folds"]

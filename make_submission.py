@@ -82,6 +82,7 @@ def submit(args: argparse.Namespace) -> None:
     rows = {(row["split"], row["clip_id"]): row for each in found_rows for row in each.values()}
     if not rows:
         raise IntegrityError(f"no clip of the sheets has features in {args.features_dir}")
+    # With --partial features a run may read only some of the clips; the others vote on the rest.
     clips_of = [readable_places(member, rows, features) for member in members]
     votes = votes_of(members, clips_of, list(rows.values()), features, args, device)
     labels = [row["emotion"] for row in rows.values()]

@@ -100,6 +100,7 @@ def main() -> int:
     predictor = open_predictor(args)
     predictions = predict_all(args, predictor, sources)
     write_tables(args, predictions)
+    # the parts of a recording follow each other, and have one picture
     for name, part in groupby(predictions, lambda each: each.source.name):
         write_recording(args, predictor, Path(name), list(part))
     print(*origins(predictions[0].cards), sep="\n")
@@ -166,6 +167,7 @@ def predict_all(args: argparse.Namespace, predictor: Any, sources: list) -> list
         Thread(target=import_module, args=("matplotlib.figure",), daemon=True).start()
     parts = [part for source in sources for part in predictor.with_words(predictor.cut(source))]
     write_subtitles(args.out, predictor.heard, parts)
+    # All words at once, before the first clip: the file of vectors is read from front to back.
     predictor.look_up([part.clip.transcript for part in parts])
     if predictor.compares:
         compared = ", ".join(predictor.compares)
@@ -280,6 +282,7 @@ def lines(prediction: Any, remarks: list[str] | None = None) -> str:
 def numbers(probabilities: Any, classes: list[str]) -> str:
     """The answer and the probability of each class; of many only the largest, and what is left."""
     if has_many(classes):
+        # stable: equal ones stay in the order of the classes, on every machine
         most = (-probabilities).argsort(kind="stable")[:FIRST]
         named = (f"{shortened(classes[k], 16)} {probabilities[k]:.3f}" for k in most)
         rest = max(0.0, 1 - probabilities[most].sum())

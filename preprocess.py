@@ -112,6 +112,7 @@ def main() -> int:
         listing.clips = [replace(clip, words=None) for clip in listing.clips]
     print(*describe(args, listing), sep="\n", file=sys.stderr)
     connect(args.backend, args.scheduler)
+    # Below here files are written; nobody else may, and no training may read.
     with lock_folder(args.features_dir):
         end_at_signals()
         load_ahead(args, listing)
@@ -125,12 +126,14 @@ def process(args: argparse.Namespace, listing: Listing) -> int:
     from extract.words import common_width
 
     job = job_of(args)
+    # Words first: they decide which vectors are looked up, and what encoders of words read.
     said = transcribe_clips(args, listing, job) if args.transcribe else {}
     job = replace(
         job,
         settings=settings_of(args, listing, job.device),
         word_dim=listing.word_dim or common_width(clip.words for clip in listing.clips),
     )
+    # before any feature: a run that is killed leaves no manifest that offers old and new ones
     write_settings(args.corpus, listing, job)
     for name in ("pandas", "corpora.audit"):  # while the workers' libraries are loaded
         import_module(name)
@@ -160,6 +163,7 @@ def load_ahead(args: argparse.Namespace, listing: Listing) -> None:
     from utils.guard import begin_loading
 
     places = (record_path(args.features_dir, each.split, each.clip_id) for each in listing.clips)
+    # a run that has nothing to do shall end at once
     if args.backend == "loky" and not all(place.exists() for place in places):
         begin_loading(libraries_of(args.modalities))
 
@@ -202,6 +206,7 @@ def chosen_modalities(args: argparse.Namespace, listing: Listing) -> tuple[str, 
     check_chosen(args, listing, wanted, has_vectors)
     if args.video_embedding:
         wanted.append("video_embedding")
+    # what an encoder reads, such as the wave, is made by a stage of ours
     wanted += [stage for stage in reads if stage in STAGES]
     return tuple(dict.fromkeys(wanted))
 
@@ -290,6 +295,7 @@ def job_of(args: argparse.Namespace) -> Any:
         features_dir=args.features_dir,
         modalities=(*args.modalities, *args.encoder),
         settings={},
+        # auto is asked by the workers: here it would load torch, which takes seconds
         device=args.device if args.device in ("auto", "cpu") else device_name(args.device),
         threads=max(1, available_cores() // args.workers),
         retry_failed=args.retry_failed,
@@ -314,6 +320,7 @@ def settings_of(args: argparse.Namespace, listing: Listing, device: str) -> dict
         settings["video_embedding"]["sha256"] = embedding_weights()
     settings["video"] |= {name: getattr(args, name) for name in FACE_FLAGS}
     settings["video"]["margin"] = args.face_margin
+    # of an encoder that is not asked for now the files stay, for a later run that asks
     settings |= earlier_encoders(args.features_dir)
     if any(given["library"] == "run" for given in args.encoder.values()):
         from inference import frozen  # it takes seconds to load, and few runs need it

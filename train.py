@@ -38,6 +38,7 @@ def parse_args() -> argparse.Namespace:
         __doc__,
         usage="%(prog)s --mode MODE --exp_name NAME [FLAGS]",
         epilog="In [brackets]: the published recipe, then the modes with another; see --dry_run.",
+        # what is not given is not in `args`, so that a recipe's value is told from a chosen one
         argument_default=argparse.SUPPRESS,
     )
     run = flags.group("run")
@@ -84,6 +85,8 @@ def parse_args() -> argparse.Namespace:
     for name, flag in STARTS.items():
         if flag in args and args.mode in MODES and args.mode != name:
             flags.error(f"--{flag}: --mode {args.mode} has no {name}")
+    # `given`, also by --config, goes before any recipe. `typed` is what the user may be told about:
+    # a config.json of a run has all settings, and many of them change nothing.
     args.given, args.typed = set(vars(args)), typed
     return args
 
@@ -130,6 +133,8 @@ def main() -> None:
     config = start_config(args.mode)
     config |= {name: value for name, value in vars(args).items() if name in config}
     run_folder = contextlib.nullcontext() if args.dry_run else hold_run_folder(folder)
+    # Two trainings never write into one folder, and preprocess.py changes nothing under a training.
+    # A dry run writes nothing and may be asked of a folder in which another run trains.
     with run_folder, keep_as_it_is(args.features_dir):
         try:
             train(args, config, folder)
@@ -152,6 +157,7 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
         config["amp"] = device != "cpu" and half_pays(config)
     features = Features.open(args.features_dir)
     config |= recipe_for(args, features, config, device)
+    # Once for all folds, and before anything is built: a leak makes every score worthless.
     args.leaks = leak_stamp(args, config, features)
     if config["fold"] != "all":
         train_run(args, config, features, folder, device)
@@ -169,6 +175,7 @@ def train(args: argparse.Namespace, config: dict[str, Any], folder: Path) -> Non
         print(f"fold {fold}", flush=True)
         fold_config = config_of_fold(config, fold)
         results[fold] = train_run(args, fold_config, features, folder / fold_folder(fold), device)
+    # Each process of a group knows all results; one writes.
     if not args.dry_run and is_main_process():
         write_json(folder / "folds.json", results)
         print(fold_line(results))
@@ -189,6 +196,7 @@ def recipe_for(
             print(line, file=sys.stderr)
         return small
     line = hint(args.mode, len(training_part(features, fold)))
+    # Who has chosen any of its settings knows what they do.
     if line and not args.given & set(small_recipe(args.mode, features, fold)):
         print(line, file=sys.stderr)
     return {}
@@ -220,6 +228,7 @@ def check_starts_of_folds(config: dict[str, Any], folder: Path, folds: list[str]
 
     for fold in folds:
         place = folder / fold_folder(fold)
+        # a fold that goes on has its weights already
         if not any((place / name).is_file() for name in (LAST, PREVIOUS)):
             starts = config_of_fold(config, fold)
             find_checkpoints([Path(starts[flag]) for flag in STARTS.values() if starts[flag]])
@@ -263,6 +272,7 @@ def config_of_fold(config: dict[str, Any], fold: str) -> dict[str, Any]:
 
 
 def fold_folder(fold: str) -> str:
+    # the manifest may come from anywhere, and this becomes the name of a folder
     if not re.fullmatch(r"\w{1,40}", fold):
         raise UsageError(f"fold {fold!r} of the manifest: expected letters, digits and _")
     return f"fold_{fold}"

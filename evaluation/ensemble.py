@@ -71,6 +71,7 @@ def readable(member: Member, rows: pd.DataFrame, features: Features) -> pd.DataF
 
 def combine(votes: Sequence[Votes]) -> Votes:
     """The mean vote for each clip, over those who vote on it."""
+    # Voters may have different clips, as folds do: each clip is divided by its own voters.
     clips = np.concatenate([index for index, _ in votes])
     names, place = np.unique(clips, return_inverse=True)
     total = np.zeros((len(names), votes[0][1].shape[1]))
@@ -80,6 +81,7 @@ def combine(votes: Sequence[Votes]) -> Votes:
 
 def combine_runs(members: Sequence[Member], votes: Sequence[Votes]) -> Votes:
     """The same of checkpoints: first those of one run, then the runs."""
+    # In two steps, or a run of five folds would have five votes.
     runs: dict[Path, list[Votes]] = {}
     for member, each in zip(members, votes, strict=True):
         runs.setdefault(member.run, []).append(each)
@@ -109,6 +111,7 @@ def group_checkpoints(paths: Sequence[Path]) -> dict[Path, list[Path]]:
 def each_model(paths: Sequence[Path]) -> Iterator[Path]:
     for path in map(Path, paths):
         named = {LAST, PREVIOUS}
+        # A run's folder has a best checkpoint. One with other .pth files alone has packed models.
         packed = [
             file
             for file in sorted(path.glob("*.pth"))
@@ -202,6 +205,7 @@ def make_dataset(
 
 
 def check_finite(member: Member, scores: Sequence[np.ndarray]) -> None:
+    # argmax takes a nan for the largest value: it would pass for a prediction
     if not all(np.isfinite(each).all() for each in scores):
         raise IntegrityError(f"{member.path} gives probabilities that are not numbers")
 
@@ -220,6 +224,7 @@ def image_views(count: int) -> Views:
     transforms = ttach.Compose([*flips[count], ttach.Multiply([0.9, 1.0, 1.1])])
 
     def view(transform: Any) -> Any:
+        # ttach knows pictures (N, C, H, W): all frames of all clips are one batch to it
         return lambda faces: transform.augment_image(faces.flatten(0, 1)).view_as(faces)
 
     views = [view(transform) for transform in transforms]

@@ -124,6 +124,7 @@ def evaluate_runs(paths: list[Path], features: Features, options: Options) -> li
     candidates = {name_of(run, parts): parts for run, parts in groups.items()}
     if "missing" in features.manifest:  # of preprocess.py --partial: runs may read other clips
         candidates = on_common_clips(candidates)
+    # Whatever can refuse is asked of all runs before the first one predicts, which takes minutes.
     check_comparable(candidates)
     runs = []
     for name, parts in candidates.items():
@@ -143,6 +144,7 @@ def candidate_of(member: Member, features: Features, options: Options) -> Candid
     if column not in features.manifest:
         raise UsageError(f"{features.folder} has no column {column!r} in its manifest.csv")
     wanted = wanted_clips(member.config, features, options.split)
+    # Who reads the score learns how many clips it is not about: each loss below is told.
     labelled = wanted[wanted[column].isin(features.classes)]
     clips = readable(member, labelled, features)
     if clips.empty:
@@ -212,6 +214,7 @@ def run_of(candidate: Candidate, name: str, features: Features, options: Options
         warnings = [*warnings, f"{name} learnt {member.label} and is judged by {label} here"]
     facts = {
         "path": str(member.path),
+        # paired tests know by it that an ensemble holds a run
         "sha256": sha256(member.path),
         "epoch": member.checkpoint["epoch"],
         "label": member.label,
@@ -244,7 +247,9 @@ def wanted_clips(config: dict[str, Any], features: Features, split: str | None) 
 def known_clips(member: Member, features: Features) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows that a run was trained on, and those that chose its epoch, in whatever split or
     fold they are now."""
-    rows, clips = named(features.manifest), member.checkpoint.get("clips", NO_CLIPS)
+    rows = named(features.manifest)
+    # of a checkpoint that does not say its clips none is known; `warnings_of` sees to that
+    clips = member.checkpoint.get("clips", NO_CLIPS)
     numbers = fingerprints(features, rows.to_dict("records"))
     seen = {name: rows[known(numbers, each.numpy())] for name, each in clips.items()}
     return seen["training"], seen["validation"]
@@ -283,6 +288,7 @@ def warnings_of(
     if leaks := member.checkpoint.get("leaks"):
         warnings.append(f"TRAINED WITH LEAKS, --allow_leaks: {leaks}")
     speakers = set(clips["speaker"]) - {""}
+    # A person's clips resemble each other: a known voice or face is easier than a new one.
     if shared := speakers & set(trained_on["speaker"]):
         warnings.append(f"{len(shared)} of {len(speakers)} speakers are in the training clips too")
     one_of_many = member.config["eval_step"] < member.config["n_epoch"]
@@ -303,6 +309,8 @@ def predictions_of(
     inputs = member.task.inputs
     given = {ALL: inputs} | {Condition(inputs=names): names for names in smaller_sets(inputs)}
     logits: dict[Condition, list[dict[str, Tensor]]] = {condition: [] for condition in given}
+    # Encoders take nearly all of the time and heads nearly none: each batch is encoded once, and
+    # the heads are asked again for each smaller set of inputs.
     clean = []  # the tokens of each batch
     for tokens in encode_batches(member, make_dataset(member, clips, features), options):
         for condition, names in given.items():
@@ -336,6 +344,7 @@ def corrupted_predictions(
     predictions: Predictions = {}
     for name in member.task.inputs:
         corruption = CORRUPTIONS.get(modality(name).corruption)
+        # vectors of other programs have no corruption; and an input that no clip has, no tokens
         if corruption is None or name not in clean[0]:
             continue
         task = replace(member.task, inputs=(name,))
@@ -379,6 +388,7 @@ def prediction_of(
 ) -> HeadPrediction | None:
     """Of the deciding head, else of the head that sees just these inputs; None without such."""
     heads = [head for head, inputs in member.model.head_inputs.items() if {*inputs} == {*names}]
+    # A head that lacks one of its inputs gives no logits, unless it learnt a token for it.
     candidates = [head for head in (member.task.main_head, *heads) if head in batches[0]]
     if not candidates:
         return None
@@ -419,6 +429,7 @@ def merged_prediction(
     """
     given = [part.predictions.get(condition) for part in parts]
     predictions = [prediction for prediction in given if prediction is not None]
+    # The voice head of one run and the fused head of another answer different questions.
     same = len({(prediction.head, prediction.column) for prediction in predictions}) == 1
     if len(predictions) < len(parts) or not (same or condition == ALL):
         return None

@@ -18,6 +18,7 @@ def class_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[int, dict[
     """Precision, recall, F1 and number of clips of each class that occurs in `labels`."""
     from sklearn.metrics import precision_recall_fscore_support
 
+    # Classes without a clip have no recall. In a mean they would count as 0.
     occurs, names = np.unique(labels), ("precision", "recall", "f1-score", "support")
     # zero_division: a class that is never predicted has precision 0
     columns = precision_recall_fscore_support(labels, predictions, labels=occurs, zero_division=0)
@@ -98,6 +99,7 @@ def group_by_speaker(speakers: np.ndarray) -> tuple[np.ndarray, str]:
     unknown speaker is a group by itself; where at most one speaker is known, every clip is.
     """
     known = speakers != ""
+    # one group has no spread: nothing could be said of other people
     if len({*speakers[known]}) < 2:
         return np.arange(len(speakers)), "clips"
     names = [name or f" clip {place}" for place, name in enumerate(speakers)]
@@ -187,9 +189,11 @@ def paired(
 ) -> dict[str, Any]:
     """second - first in accuracy and uar: Student's interval over speakers, and a two-sided p;
     none of the clips of one person, which show nothing of others."""
+    # Both models saw the same clips: what varies is their difference, from person to person.
     group, unit = group_by_speaker(speakers)
     one_person = len({*speakers}) == 1 and speakers[0] != ""
     before, after = (influences(labels, each, n_classes) for each in (first, second))
+    # (N,) 1 where only the second is right, -1 where only the first is; where they agree 0
     gain = (second == labels).astype(int) - (first == labels)
     result: dict[str, Any] = {"groups": int(group.max()) + 1, "unit": unit}
     for name in ("accuracy", "uar"):

@@ -114,6 +114,7 @@ def spread(parts: list[dict[str, float]]) -> dict[str, Any]:
 def calibration_of(run: Evaluated, classes: list[str]) -> dict[str, Any]:
     """Before and after a temperature, which never comes from the clip that it is used on."""
     labels, log_p = labels_and_log_p(run, classes)
+    # A temperature that is fitted on the scored clips would make any model look calibrated.
     if run.validation:
         known, apart = labels_and_log_p(run.validation, classes)
         temperatures = [calibration.fit_temperature(apart, known)]

@@ -32,7 +32,7 @@ class SharedInputs(Dataset):
     `of` tells for each member which item is which of its inputs.
     """
 
-    training = False
+    training = False  # what `make_loader` asks: nothing is shuffled
 
     def __init__(
         self,
@@ -97,6 +97,7 @@ def votes(
     """For each member, for each temperature (N, K) of its deciding head: the mean over the views
     of each clip that it reads. IntegrityError for what is not a number, or a damaged file."""
     loader = make_loader(shared, batch_size, num_workers, device)
+    # that of `make_loader` is for the items of one data set
     loader.collate_fn = collate_shared
 
     def read(batch: Batch) -> list[list[Tensor]]:
@@ -121,6 +122,7 @@ def logits_of(member: Member, place_of: dict[str, int], batch: Batch, views: Vie
     given = [each for place in place_of.values() if (each := batch[place]) is not None]
     if not given:
         return []
+    # an input that this batch has no clip of is not there: the model does without, as it learnt
     inputs = {name: tensors for each, _ in given for name, tensors in each.items()}
     absent = {name: lacking for _, each in given for name, lacking in each.items()}
     tokens = encode_views(member.model, (inputs, absent), views)

@@ -55,6 +55,7 @@ class Gated(nn.Module):
     def forward(self, tokens: dict[str, Tokens], vectors: dict[str, Tensor]) -> Tensor:
         hidden = torch.stack([self.hidden[k](v).tanh() for k, v in vectors.items()], 1)  # (B, M, W)
         gates = self.gates(torch.cat(list(vectors.values()), dim=1))  # (B, M W)
+        # over the modalities: what one gives more, the others give less
         gates = gates.unflatten(1, (len(vectors), WIDTH)).softmax(dim=1)  # (B, M, W)
         return self.linear(self.dropout((gates * hidden).sum(dim=1)))
 
@@ -66,6 +67,7 @@ class Attention(nn.Module):
     def __init__(self, token_dims: dict[str, int], vector_dims: dict[str, int], n_classes: int):
         super().__init__()
         self.project = nn.ModuleDict({k: nn.Linear(dim, WIDTH) for k, dim in vector_dims.items()})
+        # small at first, so that the clips and not the codes decide
         self.codes = nn.Parameter(0.02 * torch.randn(len(vector_dims), WIDTH))
         self.layer = nn.TransformerEncoderLayer(
             WIDTH, HEADS, 2 * WIDTH, DROPOUT, activation="gelu", batch_first=True, norm_first=True
@@ -75,6 +77,7 @@ class Attention(nn.Module):
 
     def forward(self, tokens: dict[str, Tokens], vectors: dict[str, Tensor]) -> Tensor:
         x = torch.stack([self.project[k](v) for k, v in vectors.items()], dim=1)  # (B, M, W)
+        # The layer normalizes before its parts (norm_first), so its sum is normalized here.
         return self.linear(self.norm(self.layer(x + self.codes)).mean(dim=1))
 
 
@@ -100,6 +103,7 @@ class CrossAttention(nn.Module):
         projected = {k: self.project[k](x) + self.codes[k] for k, (x, _) in tokens.items()}
         means = []
         for name, (_, mask) in tokens.items():
+            # Not its own: what a modality says by itself is in its vector below.
             others = [other for other in tokens if other != name]
             keys = torch.cat([projected[other] for other in others], dim=1)  # (B, sum of T, W)
             # Something is always real: a modality that is missing is one learnt token.
@@ -125,6 +129,7 @@ class Late(nn.Module):
         self.linear = nn.ModuleDict(
             {k: nn.Linear(dim, n_classes) for k, dim in vector_dims.items()}
         )
+        # ones: the plain sum, which suits inputs whose errors have nothing to do with each other
         self.weights = nn.Parameter(torch.ones(len(vector_dims)))
 
     def forward(self, tokens: dict[str, Tokens], vectors: dict[str, Tensor]) -> Tensor:
