@@ -412,13 +412,13 @@ def audit(features_dir: Path) -> None:
     from corpora.audit import LEAKS, load_audit
 
     try:
-        found = load_audit(features_dir)
+        result = load_audit(features_dir)
     except IntegrityError as error:
         print(f"warning: splits and folds were not compared: {error}", file=sys.stderr)
         return
-    for line in found.lines(LEAKS, 5):
+    for line in result.lines(LEAKS, 5):
         print(f"warning: {line}", file=sys.stderr)
-    print(f"audit: {found.summary()}")
+    print(f"audit: {result.summary()}")
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ from utils.config import Flags
 from utils.errors import IntegrityError, UsageError, counted, listed, run_script
 from utils.files import (
     digest,
+    open_manifest,
     read_json,
     read_known,
-    read_manifest,
     read_stages,
     record_path,
     sha256,
@@ -127,9 +127,9 @@ def load_audit(
     if seal == digest([key, saved]) and not data_dir:
         return Audit(**saved)
     audit = compare(features_dir, rows, records, modalities, data_dir)
-    found = json.loads(json.dumps(asdict(audit)))  # as it is read again
+    content = json.loads(json.dumps(asdict(audit)))  # as it is read again
     with contextlib.suppress(UsageError):  # features may be read-only: then each time anew
-        write_json(path, {"seal": digest([key, found]), **found})
+        write_json(path, {"seal": digest([key, content]), **content})
     return audit
 
 
@@ -147,7 +147,7 @@ def leaks(findings: list[dict], folds: bool) -> list[dict]:
 
 def open_features(features_dir: Path) -> tuple[pd.DataFrame, list[str]]:
     """The manifest, with the words of each transcript as `sentence`, and the modalities."""
-    rows = read_manifest(features_dir, ("clip_id", "split", "media", "emotion"))
+    rows = open_manifest(features_dir, ("clip_id", "split", "media", "emotion"))
     if rows.empty:
         what = f"{features_dir / 'manifest.csv'} lists no clips, nothing can be compared"
         raise UsageError(f"{what}: see failed.csv")
@@ -321,8 +321,8 @@ def main() -> int:
     for line in audit.lines((*LEAKS, "sentence"), 10):
         print(line)
     print(audit.summary())
-    found = leaks(audit.findings, folds=False) or leaks(audit.findings, folds=True)
-    return IntegrityError.exit_code if found else 0
+    leaking = leaks(audit.findings, folds=False) or leaks(audit.findings, folds=True)
+    return IntegrityError.exit_code if leaking else 0
 
 
 if __name__ == "__main__":

@@ -57,18 +57,18 @@ def main() -> None:
     check_out(args.out, [folder for _, folder, _ in places])
     clips: list[Clip] = []
     for name, folder, split in places:
-        own = clips_of(name, folder, renamed)
-        if shared := {clip.speaker for clip in own} & {clip.speaker for clip in clips} - {""}:
+        added = clips_of(name, folder, renamed)
+        if shared := {clip.speaker for clip in added} & {clip.speaker for clip in clips} - {""}:
             who = f"{people(len(shared))} of {folder} named as in another {name}"
             print(f"warning: {who}, as if the same: {listed(sorted(shared), 3)}", file=sys.stderr)
         if split:
-            own = [replace(clip, split=split) for clip in own]
+            added = [replace(clip, split=split) for clip in added]
         elif args.folds == "corpus":
-            own = [replace(clip, split="train", fold=name) for clip in own]
-        known = {clip.speaker for clip in own} - {""}
+            added = [replace(clip, split="train", fold=name) for clip in added]
+        known = {clip.speaker for clip in added} - {""}
         who = f" of {people(len(known))}" if known else ""
-        print(f"{name}: {counted(len(own), 'clip')}{who}")
-        clips += own
+        print(f"{name}: {counted(len(added), 'clip')}{who}")
+        clips += added
     if unknown := {*args.without} - {clip.clip_id for clip in clips}:
         raise UsageError(f"--without {sorted(unknown)[0]}: there is no such clip")
     clips = [clip for clip in clips if clip.clip_id not in args.without]

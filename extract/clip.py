@@ -381,8 +381,8 @@ def limits_for(source: Path | str | None, job: Job) -> Limits:
 
 def deadline_for(source: Path | str | None, clip_seconds: float) -> float:
     """`clip_seconds`, and as much again per 10 MB of a file."""
-    found = stamp(source) if isinstance(source, Path) else None
-    megabytes = found[1] / 1e6 if found else 0
+    status = stamp(source) if isinstance(source, Path) else None
+    megabytes = status[1] / 1e6 if status else 0
     return clip_seconds * (1 + megabytes / 10)
 
 

@@ -59,8 +59,8 @@ def make_features(
 
     Our own stages first, several clips at once; then one encoder after the other.
     """
-    own = tuple(name for name in job.modalities if name in STAGES)
-    work = [(clip, replace(job, modalities=own), job) for clip in clips]
+    ours = tuple(name for name in job.modalities if name in STAGES)
+    work = [(clip, replace(job, modalities=ours), job) for clip in clips]
     results = parallel_map(work_on, work, max(1, min(workers, len(work))), backend)
     progress = tqdm(results, "loading libraries", len(work), unit="clip", smoothing=0.05)
     records, changed = {}, []
@@ -68,7 +68,7 @@ def make_features(
         progress.set_description("extracting", refresh=False)
         records[key] = record
         changed += files
-    for count in range(len(own) + 1, len(job.modalities) + 1):
+    for count in range(len(ours) + 1, len(job.modalities) + 1):
         encode_clips(clips, replace(job, modalities=job.modalities[:count]), records)
     return records, changed
 
@@ -102,9 +102,9 @@ def encode_clips(clips: list[Clip], job: Job, records: Records) -> None:
 def earlier_encoders(features_dir: Path) -> dict[str, dict]:
     """Settings of encoders that an earlier run had: what they made is kept for a later one."""
     features = read_known(features_dir / "settings.json").get("features")
-    found = features.items() if isinstance(features, dict) else ()
+    items = features.items() if isinstance(features, dict) else ()
     return {
         name: settings
-        for name, settings in found
+        for name, settings in items
         if name not in STAGES and isinstance(settings, dict) and "library" in settings
     }

@@ -105,13 +105,13 @@ def check_choice(text: str, what: str, value: str, choices: Collection[str]) -> 
 
 def parse_all(texts: list[str], taken: set[str]) -> dict[str, dict[str, str]]:
     """{name: settings} of several; UsageError for a name that is `taken`, or given twice."""
-    found: dict[str, dict[str, str]] = {}
+    parsed: dict[str, dict[str, str]] = {}
     for text in texts:
         name, settings = parse(text)
-        if name in taken or name in found:
+        if name in taken or name in parsed:
             raise UsageError(f"--encoder {text}: the name {name} is taken, choose another one")
-        found[name] = settings
-    return found
+        parsed[name] = settings
+    return parsed
 
 
 def is_whole(settings: Any) -> bool:

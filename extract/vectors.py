@@ -112,10 +112,10 @@ def _look_up(version: Version, wanted: set[str]) -> Vectors:
     known = _kept[version]
     if new := wanted - known.keys():
         try:
-            found = read_vectors(version[0], new)
+            read = read_vectors(version[0], new)
         except NoneKnown:
-            found = {}
-        known |= {word: found.get(word) for word in new}
+            read = {}
+        known |= {word: read.get(word) for word in new}
     vectors = {word: known[word] for word in sorted(wanted) if known[word] is not None}
     if not vectors:
         raise NoneKnown(version[0], wanted)

@@ -119,8 +119,8 @@ def is_coming(request: Any) -> bool:
 
 def name_of(host: str) -> str:
     """The name of a Host header, without port and brackets; "" for what is no name."""
-    found = HOST.fullmatch(host)
-    return found[1].strip("[]").lower() if found else ""
+    match = HOST.fullmatch(host)
+    return match[1].strip("[]").lower() if match else ""
 
 
 def is_own_address(name: str) -> bool:
@@ -144,8 +144,8 @@ def open_door(host: str, trusted: Iterable[str], megabytes: float) -> Door:
             raise UsageError(f"--trust {name}: expected a name or an address, such as my.host.org")
     network = host not in LOOPBACK
     if network:
-        own = socket.gethostname().lower()
-        names |= {own, own.partition(".")[0], own.partition(".")[0] + ".local"}
+        hostname = socket.gethostname().lower()
+        names |= {hostname, hostname.partition(".")[0], hostname.partition(".")[0] + ".local"}
     return Door(frozenset(names), network, megabytes)
 
 

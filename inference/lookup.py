@@ -72,8 +72,8 @@ class Lookup:
         """{feature: settings} for words of this clip that are looked up now."""
         if clip.words:
             return {}
-        found = self.settings | {"vectors": self.origin, "rule": words.RULE}
-        return {modality(name).folder: found for name in self.names}
+        settings = self.settings | {"vectors": self.origin, "rule": words.RULE}
+        return {modality(name).folder: settings for name in self.names}
 
     def why_not(self, clip: Clip, problem: str, none: str) -> dict[str, str]:
         """{modality: reason} where the words of a clip cannot be used: `problem`, or `none` for a

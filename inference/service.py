@@ -346,14 +346,14 @@ def part_of(prediction: Any) -> dict[str, Any]:
     """One clip or part of a recording as plain data; `bars` and `alone` are in percent."""
     from inference import wording
 
-    found: dict[str, Any] = {
+    about: dict[str, Any] = {
         "start": prediction.source.start,
         "end": prediction.source.end,
         "head": wording.headline(prediction),
         "words": prediction.source.clip.transcript or "",
     }
     if not prediction.parts:
-        return found | {"label": "", "clear": False, "bars": [], "alone": []}
+        return about | {"label": "", "clear": False, "bars": [], "alone": []}
     names = wording.class_names(prediction.classes)
 
     def bars(shares: Any) -> list[list[Any]]:
@@ -364,7 +364,7 @@ def part_of(prediction: Any) -> dict[str, Any]:
         {"part": wording.part_name(part), "bars": bars(shares)}
         for part, shares in (others or [first])
     ]
-    return found | {
+    return about | {
         "label": wording.label_name(prediction),
         "clear": wording.is_clear(prediction),
         "bars": bars(first[1]),

@@ -49,10 +49,10 @@ def settings_of(paths: list[Path]) -> dict[str, Any]:
 
 def check_words(models: dict[str, tuple[Path, ...]], vectors: Path) -> None:
     """A line for each model that was trained with other word vectors: no sentence is read by it."""
-    own = origin_of(vectors)
+    origin = origin_of(vectors)
     for name, files in models.items():
         made = settings_of([*files])["features"].values()
-        if {each["vectors"] for each in made if "vectors" in each} - {own}:
+        if {each["vectors"] for each in made if "vectors" in each} - {origin}:
             what = f"was trained with other word vectors than {vectors}"
             print(f"{name} {what}: it answers without the sentences", file=sys.stderr)
 

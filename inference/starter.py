@@ -15,9 +15,9 @@ WORDS = FOLDER / "words.npz"  # the vectors that its words are looked up in
 
 def starter_models() -> list[Path]:
     """The files of the models; UsageError where they are not there."""
-    found = sorted(FOLDER.glob("*.pth"))
-    if not found:
+    files = sorted(FOLDER.glob("*.pth"))
+    if not files:
         raise UsageError(
             f"no models in {FOLDER}: give --checkpoints, or train them: bash recipes/starter.sh"
         )
-    return found
+    return files

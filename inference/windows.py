@@ -99,7 +99,7 @@ def utterances(wave: np.ndarray) -> list[Span]:
         model = voice_detector()
         from silero_vad import get_speech_timestamps
 
-        found = get_speech_timestamps(
+        spans = get_speech_timestamps(
             torch.from_numpy(level(wave)),
             model,
             sampling_rate=RATE,
@@ -108,7 +108,7 @@ def utterances(wave: np.ndarray) -> list[Span]:
             max_speech_duration_s=UTTERANCE,  # cut at its longest pause, if there is any
             speech_pad_ms=100,  # the first and last sounds of words are weak
         )
-    return [(span["start"] / RATE, min(span["end"], len(wave)) / RATE) for span in found]
+    return [(span["start"] / RATE, min(span["end"], len(wave)) / RATE) for span in spans]
 
 
 def level(wave: np.ndarray) -> np.ndarray:

@@ -26,9 +26,9 @@ from utils.files import (
     digest,
     in_threads,
     map_array,
+    open_manifest,
     read_array,
     read_json,
-    read_manifest,
     read_stages,
     record_path,
     sha256,
@@ -87,7 +87,7 @@ class Features:
         folder = Path(folder)
         paths = [folder / name for name in TABLES]
         stamps = {path: stamp(path) for path in paths if path.exists()}
-        table, settings = read_manifest(folder, COLUMNS), read_settings(folder)
+        table, settings = open_manifest(folder, COLUMNS), read_settings(folder)
         if "speaker" not in table:
             table["speaker"] = ""  # nobody knows
         return cls(folder, settings, table, seen=stamps)

@@ -139,7 +139,7 @@ def check_optimizer(saved: Any, optimizer: Optimizer, name: str, steps: int, pat
     place it would make as many tensors.
     """
     parameters = [*chain.from_iterable(group["params"] for group in optimizer.param_groups)]
-    own = [group["params"] for group in optimizer.state_dict()["param_groups"]]
+    numbers = [group["params"] for group in optimizer.state_dict()["param_groups"]]
     groups, state = saved["param_groups"], saved["state"]
     held = [state.get(number) for number in range(len(parameters))]
     like = _after_a_step(name)
@@ -149,7 +149,7 @@ def check_optimizer(saved: Any, optimizer: Optimizer, name: str, steps: int, pat
         and _are_apart(held)
     )
     is_ours = is_plain(groups) and all(isinstance(group, dict) for group in groups)
-    if not (is_whole and is_ours and [group.get("params") for group in groups] == own):
+    if not (is_whole and is_ours and [group.get("params") for group in groups] == numbers):
         raise unusable(path, "its optimizer is none of ours")
 
 

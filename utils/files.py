@@ -156,7 +156,7 @@ def read_csv(path: Path) -> Any:
             raise ValueError(in_short(error)) from error
 
 
-def read_manifest(features_dir: Path, columns: Iterable[str]) -> Any:
+def open_manifest(features_dir: Path, columns: Iterable[str]) -> Any:
     """manifest.csv as `read_csv` has it; UsageError unless it has these columns and names a clip
     once, IntegrityError for a name that leads elsewhere."""
     path = features_dir / "manifest.csv"

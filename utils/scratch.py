@@ -69,8 +69,8 @@ def sweep(prefix: str, place: str | None = None) -> int:
     """
     swept = 0
     with os.scandir(place or tempfile.gettempdir()) as entries:
-        found = [entry for entry in entries if entry.name.startswith(prefix)]
-    for entry in found:
+        folders = [entry for entry in entries if entry.name.startswith(prefix)]
+    for entry in folders:
         with contextlib.suppress(OSError):
             real = entry.is_dir(follow_symlinks=False)
             if real and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
