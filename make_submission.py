@@ -67,8 +67,8 @@ def submit(args: argparse.Namespace) -> None:
     features = Features.open(args.features_dir)
     sheets = [Sheet(path) for path in sheet_paths(args)]
     given = {sheet.path.resolve() for sheet in sheets}
-    if lost := [path for path in given if answer_place(args, path).resolve() in given]:
-        target = answer_place(args, lost[0])
+    if lost := [path for path in given if submission_path(args, path).resolve() in given]:
+        target = submission_path(args, lost[0])
         what = f"{target}, the answer to {lost[0].name}, is a sheet that was given"
         raise UsageError(f"{what}: choose another --out")
     found_rows = [find_rows(sheet, features, args.split) for sheet in sheets]
@@ -103,7 +103,7 @@ def submit(args: argparse.Namespace) -> None:
         print(f"ensemble of {len(members)}: {accuracy(None, labels, scores, features)}")
 
 
-def answer_place(args: argparse.Namespace, sheet: Path) -> Path:
+def submission_path(args: argparse.Namespace, sheet: Path) -> Path:
     return args.out / f"{sheet.stem}_submission.csv"
 
 
@@ -285,7 +285,7 @@ def write_submission(
     predicted = {clip_id: classes[k] for clip_id, k in zip(ids, best, strict=True)}
     filled = [clip_id for clip_id in sheet.ids if clip_id not in predicted]
     predicted |= dict.fromkeys(filled, args.missing)
-    out = answer_place(args, sheet.path)
+    out = submission_path(args, sheet.path)
     about = {"FileID": np.array(ids, str), "classes": classes, "filled": np.array(filled, str)}
     about["temperature"] = args.temperature
     write_atomic(out.with_suffix(".npz"), lambda file: np.savez(file, **about, **arrays))

@@ -449,12 +449,12 @@ def labels_of(run: Evaluated, classes: list[str]) -> np.ndarray:
     return class_numbers(run.clips[run.label], classes)
 
 
-def own_labels(run: Evaluated, condition: Condition, classes: list[str]) -> np.ndarray:
+def head_labels(run: Evaluated, condition: Condition, classes: list[str]) -> np.ndarray:
     """(N,) the same in the column that the deciding head has learnt."""
     return class_numbers(run.clips[run.under(condition).column], classes)
 
 
-def is_asked(run: Evaluated, condition: Condition) -> np.ndarray:
+def has_inputs(run: Evaluated, condition: Condition) -> np.ndarray:
     """(N,) which clips have any of the condition's inputs: others tell nothing about it."""
     if condition.inputs is None:
         return np.ones(len(run.clips), bool)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import calibration, scores
-from evaluation.runs import ALL, Condition, Evaluated, is_asked, labels_of, own_labels
+from evaluation.runs import ALL, Condition, Evaluated, has_inputs, head_labels, labels_of
 from training.views import FACES
 from utils.errors import counted
 
@@ -63,18 +63,18 @@ def scores_of(
     if prediction is None:
         return {"clips": 0}
     labels = labels_of(run, classes)
-    asked = is_asked(run, condition)
+    with_input = has_inputs(run, condition)
     if chosen is not None:
-        asked = asked & chosen
-    known = (labels >= 0) & asked
+        with_input = with_input & chosen
+    known = (labels >= 0) & with_input
     if not known.any():
         return {"clips": 0}
     speakers, predictions = run.clips["speaker"].to_numpy(), prediction.log_p.argmax(1)
     scored = scores.full_scores(labels[known], predictions[known], speakers[known], classes)
     about: dict[str, Any] = {"head": prediction.head, "label": run.label, "own": None}
     if prediction.column != run.label:
-        labels_of_head = own_labels(run, condition, classes)
-        right = (labels_of_head == predictions)[(labels_of_head >= 0) & asked]
+        labels_of_head = head_labels(run, condition, classes)
+        right = (labels_of_head == predictions)[(labels_of_head >= 0) & with_input]
         if len(right):
             about["own"] = {"label": prediction.column, "accuracy": float(right.mean())}
     return about | scored

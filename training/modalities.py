@@ -98,10 +98,10 @@ def speech_encoder(config: dict, shape: Shape) -> dict[str, Any]:
 
 def face_encoder(config: dict, shape: Shape) -> dict[str, Any]:
     backbone = config["face_backbone"] or f"efficientnet-b{config['face_coeff']}"
-    made = {"type": "CLSTM", "backbone": backbone, "pooling": config["pooling"]}
+    settings = {"type": "CLSTM", "backbone": backbone, "pooling": config["pooling"]}
     if not config["face_lstm"]:
-        made["lstm"] = False
-    return made if config["face_grid"] == 1 else made | {"grid": config["face_grid"]}
+        settings["lstm"] = False
+    return settings if config["face_grid"] == 1 else settings | {"grid": config["face_grid"]}
 
 
 def text_encoder(config: dict, shape: Shape) -> dict[str, Any]:
@@ -129,19 +129,20 @@ def custom_encoder(config: dict, shape: Shape) -> dict[str, Any]:
 # ones without a sign), and its shape.
 
 
-def speech_layout(made: dict, row: dict) -> tuple[str, Shape]:
-    return "f", (made["n_mels"], None)
+def speech_layout(extraction: dict, row: dict) -> tuple[str, Shape]:
+    return "f", (extraction["n_mels"], None)
 
 
-def face_layout(made: dict, row: dict) -> tuple[str, Shape]:
-    return "u", (len(row.get(views.FACES, "")), made["face_size"], made["face_size"], 3)
+def face_layout(extraction: dict, row: dict) -> tuple[str, Shape]:
+    size = extraction["face_size"]
+    return "u", (len(row.get(views.FACES, "")), size, size, 3)
 
 
-def text_layout(made: dict, row: dict) -> tuple[str, Shape]:
+def text_layout(extraction: dict, row: dict) -> tuple[str, Shape]:
     return "f", (None, SAME)
 
 
-def embedding_layout(made: dict, row: dict) -> tuple[str, Shape]:
+def embedding_layout(extraction: dict, row: dict) -> tuple[str, Shape]:
     return "f", (len(row.get(views.FACES, "")), 512)
 
 
@@ -149,7 +150,7 @@ def embedding_layout(made: dict, row: dict) -> tuple[str, Shape]:
 # a fusion an encoder takes of it the `settings` of its row; the steps are those of the fusion.
 
 
-def speech_small(made: dict, clips: pd.DataFrame) -> dict[str, Any]:
+def speech_small(extraction: dict, clips: pd.DataFrame) -> dict[str, Any]:
     network = dict(speech_backbone="small-32", speech_norm="clip")
     steps = dict(learning_rate=2e-3, batch_size=32, mixup_prob=0.5, mixup_alpha=0.4, ema=0.99)
     sound = dict(speech_speed=0.15, speech_pitch=4.0, speech_contrast=0.2, time_warp=0.1)
@@ -169,15 +170,15 @@ def columns_of(clips: pd.DataFrame) -> int:
     return int(np.clip(32 * np.ceil(most / 32), 64, 400))
 
 
-def face_small(made: dict, clips: pd.DataFrame) -> dict[str, Any]:
-    backbone = "small-16" if made.get("face_size", 160) < 96 else "small-32"
+def face_small(extraction: dict, clips: pd.DataFrame) -> dict[str, Any]:
+    backbone = "small-16" if extraction.get("face_size", 160) < 96 else "small-32"
     network = dict(face_backbone=backbone, face_lstm=False, face_frames=8)
     steps = dict(learning_rate=1e-3, batch_size=32, mixup_prob=0.5, mixup_alpha=0.4, ema=0.99)
     crops = dict(cutmix_prob=0.0, face_contrast=0.3, face_rotation=12.0, face_zoom=0.12)
     return network | steps | crops
 
 
-def text_small(made: dict, clips: pd.DataFrame) -> dict[str, Any]:
+def text_small(extraction: dict, clips: pd.DataFrame) -> dict[str, Any]:
     network = dict(text_layers=2, text_heads=4, text_width=128)
     return network | dict(learning_rate=1e-3, batch_size=64, ema=0.998)
 

@@ -65,12 +65,12 @@ def settings_of_starts(starts: Starts, given: set[str]) -> dict[str, Any]:
     return {
         setting: checkpoint["config"][setting]
         for name, (_, checkpoint) in starts.items()
-        for setting in own_settings(name, checkpoint)
+        for setting in encoder_settings(name, checkpoint)
         if setting not in given
     }
 
 
-def own_settings(name: str, checkpoint: Checkpoint) -> list[str]:
+def encoder_settings(name: str, checkpoint: Checkpoint) -> list[str]:
     """The settings that an encoder of a run was built with and fed with, but no augmentation."""
     names = [key for key, each in modality(name).settings.items() if each.group != "augmentation"]
     built = checkpoint["arch"]["encoders"].get(name, {})
@@ -249,7 +249,7 @@ def transfer_weights(
     if wrong := [key for key in changed if key not in ABOVE_BACKBONE]:
         flags = [
             f"--{setting} {config[setting]}, it was trained with {checkpoint['config'][setting]}"
-            for setting in own_settings(name, checkpoint)
+            for setting in encoder_settings(name, checkpoint)
             if config[setting] != checkpoint["config"][setting]
             and setting.removeprefix(f"{name}_") not in ABOVE_BACKBONE
         ]

@@ -39,8 +39,8 @@ def small_recipe(
     for name in task_of({"mode": mode, "inputs": inputs}).inputs:
         row = modality(name)
         if row.small:
-            made = features.settings["features"].get(row.folder) or {}
-            chosen = row.small(made, clips)
+            extraction = features.settings["features"].get(row.folder) or {}
+            chosen = row.small(extraction, clips)
             settings |= {k: v for k, v in chosen.items() if name == mode or k in row.settings}
     n_epoch = int(np.clip(round(SEEN / max(1, len(clips))), 8, 100))
     # few clips choose no epoch: only the last is measured
