@@ -22,7 +22,7 @@ from typing import Any
 from training.modalities import MODES
 from training.settings import GROUPS
 from training.tasks import ALL_SETTINGS, TASKS, half_pays, recipe
-from utils.config import Flags, device_name, ranged, run_name, suggestion
+from utils.config import Flags, device_name, ranged, run_name, unknown_setting
 from utils.distributed import hold_run_folder, is_main_process, leave_group
 from utils.errors import IntegrityError, Interrupted, UsageError, joined, run_script
 from utils.files import check_place, keep_as_it_is, read_json, write_json
@@ -112,10 +112,8 @@ def flags_of_file(path: Path, mode: str) -> list[str]:
     config, known = read_json(path), start_config(mode)
     if not isinstance(config, dict):
         raise UsageError(f"{path}: expected settings by name, as config.json of a run has them")
-    for name in (name for name in config if name not in known):
-        near = suggestion(f"--{name}", [f"--{each}" for each in known]).removeprefix("--")
-        hint = f"; did you mean {near}?" if near else ""
-        raise UsageError(f"{path}: unknown setting {name!r}{hint}")
+    if unknown := [name for name in config if name not in known]:
+        raise unknown_setting(path, unknown[0], known)
     if config.get("mode", mode) != mode:
         raise UsageError(f"{path} is of mode {config['mode']}, not {mode}")
     return [f"--{name}={value}" for name, value in config.items() if value is not None]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from training.tasks import ALL_SETTINGS, TASKS
-from utils.config import Flags, ranged, run_name, suggestion
+from utils.config import Flags, ranged, run_name, unknown_setting
 from utils.errors import IntegrityError, UsageError, in_short, run_script
 from utils.files import check_place, read_json, write_bytes, write_csv, write_json, write_text
 from utils.parallel import signal_at_parents_end
@@ -125,9 +125,7 @@ def read_space(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: expected settings by name, each a list or a range")
     for name, values in space.items():
         if name not in ALL_SETTINGS:
-            near = suggestion(f"--{name}", [f"--{each}" for each in ALL_SETTINGS])
-            hint = f"; did you mean {near.removeprefix('--')}?" if near else ""
-            raise UsageError(f"{path}: unknown setting {name!r}{hint}")
+            raise unknown_setting(path, name, ALL_SETTINGS)
         if isinstance(values, dict):
             ends = [values.get("low"), values.get("high")]
             numbers: list[Any] = [each for each in ends if type(each) in (int, float)]

@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.errors import UsageError, in_short
@@ -103,6 +104,13 @@ def suggestion(unknown: str, known: Iterable[str]) -> str:
     flags, written = {*known} - {"--help", "-h"}, unknown.replace("-", "_").replace("__", "--", 1)
     meant = [flag for flag in (written, *SYNONYMS.get(written, ())) if flag in flags]
     return next(iter([*meant, *difflib.get_close_matches(written, sorted(flags), 1, 0.75)]), "")
+
+
+def unknown_setting(path: Path, name: str, known: Iterable[str]) -> UsageError:
+    """What to raise for a name in a file of settings that is none of those known."""
+    near = suggestion(f"--{name}", [f"--{each}" for each in known]).removeprefix("--")
+    hint = f"; did you mean {near}?" if near else ""
+    return UsageError(f"{path}: unknown setting {name!r}{hint}")
 
 
 class Flags(argparse.ArgumentParser):
