@@ -13,14 +13,7 @@ from __future__ import annotations
 
 from corpora.manifest import Clip
 from extract import audio, faces
-from extract.media import (
-    PICTURES,
-    entry_before,
-    is_deep_grey,
-    is_plain,
-    leads_to,
-    scan_pictures,
-)
+from extract.media import PICTURES, entry_before, is_deep_grey, is_plain, leads_to, scan_pictures
 
 REVISION = 3  # raise it where only the features of odd clips change, and tell here which are odd
 

@@ -274,11 +274,7 @@ def transfer_weights(
     return sorted(anew)
 
 
-def check_starts(
-    starts: Starts,
-    config: dict[str, Any],
-    clips: dict[str, np.ndarray],
-) -> None:
+def check_starts(starts: Starts, config: dict[str, Any], clips: dict[str, np.ndarray]) -> None:
     """IntegrityError for runs of other folds of these clips, and for runs that were trained on
     clips which this one validates on. `clips`: fingerprints of its own, `training` and
     `validation`. A run on another corpus, with folds and classes of its own, is none of those."""

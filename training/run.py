@@ -66,12 +66,7 @@ class Run:
     """
 
     def __init__(
-        self,
-        config: dict[str, Any],
-        features: Features,
-        folder: Path,
-        device: str,
-        options: Any,
+        self, config: dict[str, Any], features: Features, folder: Path, device: str, options: Any
     ):
         check_choices(config)
         check_folder(folder, options, config["eval_step"])

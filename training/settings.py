@@ -56,11 +56,7 @@ DATA = {
 }
 MODEL = {
     "fusion": ("concat", str, "concat (recipe), gated, attention, crossattention, late"),
-    "pooling": (
-        "attention",
-        str,
-        "of tokens, not of words: attention, relation, mean, stats",
-    ),
+    "pooling": ("attention", str, "of tokens, not of words: attention, relation, mean, stats"),
     "feature_encoder": ("lstm", ("lstm", "linear", "none"), "of custom features"),
     "pretrained": ("none", str, "backbones: none, hub (ImageNet), FILE or FOLDER"),
     "freeze_backbone": (False, boolean, "True: the backbones stay as they are"),

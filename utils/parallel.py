@@ -101,10 +101,7 @@ def trim_memory() -> None:
 
 
 def parallel_map(
-    function: Callable,
-    items: list,
-    workers: int,
-    backend: str = "loky",
+    function: Callable, items: list, workers: int, backend: str = "loky"
 ) -> Iterator[Any]:
     """Yield `function(item)` for every item, in any order; on a cluster after `connect`.
 
