@@ -46,10 +46,10 @@ python -m evaluation.pack logs/face/fer2013-parts --features_dir "$features/fer2
   --out "$out/face.pth" --corpus FER2013 --language "pictures from the web" \
   --elsewhere "Javanese AV=$features/faces@train" --setting face_frames=8
 
-FEATURES_DIR="$features/goemotions" bash recipes/goemotions.sh "$goemotions" "$out/words.npz"
+FEATURES_DIR="$features/goemotions" SEEDS=1 bash recipes/goemotions.sh "$goemotions" "$out/words.npz"
 python preprocess.py --corpus meld --data_dir "$meld" --features_dir "$features/meld" \
   --word_vectors "$out/words.npz" --modalities text
-python -m evaluation.pack logs/text/goemotions --features_dir "$features/goemotions" \
+python -m evaluation.pack logs/text/goemotions-1 --features_dir "$features/goemotions" \
   --out "$out/words.pth" --corpus GoEmotions --language "English comments of Reddit" \
   --elsewhere "MELD=$features/meld@test"
 if [ -f "$out/README.md" ]; then python -m evaluation.cards "$out"; fi
