@@ -10,8 +10,10 @@ features=${FEATURES_DIR:-features/cross_corpora} logs=${LOGS_DIR:-logs}
 python -m corpora.pool "$features.clips" "ravdess=$ravdess" "ased=$ased" "javanese=$javanese" \
   --folds corpus --classes neu+cal,hap,sad,ang,fea \
   --without ased-f2-04-01-01-25 ased-h3-07-01-01-25 ased-n1-05-02-02-45  # under two speakers
+# exit code 3: some clips are rejected, and listed
 python preprocess.py --corpus csv --data_dir "$features.clips" --features_dir "$features" \
-  --follow_links --modalities speech --encoder "whisper=speech:hf:$model,layers=all,pool=5"
+  --follow_links --modalities speech --encoder "whisper=speech:hf:$model,layers=all,pool=5" \
+  || [ $? = 3 ]
 for seed in ${SEEDS:-1 2 3 4 5}; do
   python train.py --mode multimodal --inputs whisper --feature_encoder linear --feature_frames 32 --fold all \
     --resume --optim adamw --learning_rate 1e-3 --weight_decay 0.05 --schedule cosine --batch_size 32 \

@@ -9,8 +9,9 @@
 set -eu
 data=${1:?the folder with train/angry ... val/surprise}
 features=${FEATURES_DIR:-features/fer2013}
+# exit code 3: some clips are rejected, and listed
 python preprocess.py --corpus images --data_dir "$data" --features_dir "$features" \
-  --face_cropped --face_size 48 --face_margin 0
+  --face_cropped --face_size 48 --face_margin 0 || [ $? = 3 ]
 train() {  # name, epochs, more flags
   python train.py --mode face --exp_name "$1" --n_epoch "$2" --eval_step "$2" --features_dir "$features" \
     --resume --face_lstm False --face_frames 1 --optim adamw --weight_decay 0.05 --batch_size 64 \

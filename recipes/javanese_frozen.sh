@@ -13,10 +13,11 @@ if [ -n "$whisper" ]; then
   sets+=(voice,looks,whisper)
   more=(--encoder "whisper=speech:hf:$whisper,pool=stats")
 fi
+# exit code 3: some clips are rejected, and listed
 python preprocess.py --corpus javanese --data_dir "$data" --features_dir "$features" \
   --face_size 48 --face_margin 0 \
   --encoder voice=speech:run:starter/voice.pth,pool=stats \
-  --encoder looks=face:run:starter/face.pth,pool=stats "${more[@]}"
+  --encoder looks=face:run:starter/face.pth,pool=stats "${more[@]}" || [ $? = 3 ]
 for units in ${UNITS:-none speaker}; do
   for inputs in "${sets[@]}"; do
     name="javanese-${inputs//,/-}-$units"

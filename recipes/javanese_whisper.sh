@@ -6,9 +6,10 @@
 set -eu
 data=${1:?the folder with the clips} model=${2:-openai/whisper-tiny.en}
 features=${FEATURES_DIR:-features/javanese}
+# exit code 3: some clips are rejected, and listed
 python preprocess.py --corpus javanese --data_dir "$data" --features_dir "$features" \
   --modalities speech --encoder "whisper=speech:hf:$model,layers=all,pool=5" \
-  --encoder egemaps=speech:opensmile:eGeMAPSv02
+  --encoder egemaps=speech:opensmile:eGeMAPSv02 || [ $? = 3 ]
 for seed in 1 2 3 4 5; do
   python train.py --mode multimodal --inputs whisper --feature_encoder linear --fold all --resume \
     --optim adamw --learning_rate 1e-3 --weight_decay 0.05 --schedule cosine --batch_size 32 \

@@ -7,12 +7,13 @@
 set -eu
 ravdess=${1:?the folder with Actor_01 ... Actor_24} ased=${2:?the folder of ASED}
 features=${FEATURES_DIR:-features/ravdess_own} logs=${LOGS_DIR:-logs} half=${AMP:-False}
+# exit code 3: some clips are rejected, and listed
 python preprocess.py --corpus ravdess --data_dir "$ravdess" --features_dir "$features" \
-  --modalities speech
+  --modalities speech || [ $? = 3 ]
 python -m corpora.pool "$features-ased.clips" "ased=$ased" --classes neu,hap,sad,ang,fea \
   --without ased-f2-04-01-01-25 ased-h3-07-01-01-25 ased-n1-05-02-02-45  # under two speakers
 python preprocess.py --corpus csv --data_dir "$features-ased.clips" \
-  --features_dir "$features-ased" --follow_links --modalities speech
+  --features_dir "$features-ased" --follow_links --modalities speech || [ $? = 3 ]
 python train.py --mode speech --exp_name ravdess-own-start --features_dir "$features-ased" \
   --logs_dir "$logs" --resume --recipe small --speech_backbone small-32-wide --fold 4 \
   --speech_frames 128 --n_epoch 30 --eval_step 30 --num_workers 0 --seed 1 --amp "$half"

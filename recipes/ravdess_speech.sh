@@ -7,7 +7,9 @@
 set -eu
 data=${1:?the folder with Actor_01 ... Actor_24}
 features=${FEATURES_DIR:-features/ravdess}
-python preprocess.py --corpus ravdess --data_dir "$data" --features_dir "$features" --modalities speech
+# exit code 3: some clips are rejected, and listed
+python preprocess.py --corpus ravdess --data_dir "$data" --features_dir "$features" --modalities speech \
+  || [ $? = 3 ]
 # an interrupted run goes on behind them, unless it was interrupted within them
 [ "$(ls "$features/train/functionals" 2>/dev/null | wc -l)" = 1440 ] ||
   python examples/functionals.py --data_dir "$data" --features_dir "$features"

@@ -7,8 +7,9 @@
 set -eu
 data=${1:?the folder with Actor_01 ... Actor_24} model=${2:-openai/whisper-tiny.en}
 features=${FEATURES_DIR:-features/ravdess_whisper} logs=${LOGS_DIR:-logs}
+# exit code 3: some clips are rejected, and listed
 python preprocess.py --corpus ravdess --data_dir "$data" --features_dir "$features" \
-  --modalities speech --encoder "whisper=speech:hf:$model,layers=all,pool=stats"
+  --modalities speech --encoder "whisper=speech:hf:$model,layers=all,pool=stats" || [ $? = 3 ]
 for units in none speaker; do
   name="ravdess-whisper-$units"
   for seed in ${SEEDS:-1 2 3 4 5}; do
