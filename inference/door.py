@@ -186,13 +186,19 @@ def create_server(page: Any, door: Door, host: str, port: int) -> Any:
 def channel_of(door: Door) -> type:
     """The class of waitress for a connection, with the door in front of it."""
     from waitress.channel import HTTPChannel
-    from waitress.parser import HTTPRequestParser
+    from waitress.parser import HTTPRequestParser, ParsingError
 
     class Parser(HTTPRequestParser):
         def __init__(self, settings: Any):
             super().__init__(settings)
             self.began = time.monotonic()
             door.reading.add(self)
+
+        def parse_header(self, header_plus: bytes) -> None:
+            try:
+                super().parse_header(header_plus)
+            except ValueError as error:  # a length of more digits than Python reads
+                raise ParsingError("Content-Length is invalid") from error
 
         def received(self, data: bytes) -> int:
             headers_were_here = self.headers_finished
@@ -207,6 +213,8 @@ def channel_of(door: Door) -> type:
             if self.empty:
                 return None
             error: Any = self.error  # of waitress
+            if error and error.code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                return door.too_large()
             if error:
                 return Refusal(error.code, f"{error.reason}: {error.body}")
             refusal = None

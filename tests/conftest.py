@@ -184,6 +184,10 @@ def make_clip(
 
 @pytest.fixture(scope="session")
 def face_image() -> np.ndarray:
+    return portrait()
+
+
+def portrait() -> np.ndarray:
     """(180, 240, 3) uint8: the head of Eileen Collins (NASA, public domain)."""
     from skimage import data
 
@@ -281,10 +285,13 @@ SMALL |= {"speech_frames": 48, "face_frames": 2}
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory, face_image) -> Path:
+    return make_place(tmp_path_factory.mktemp("place"), face_image)
+
+
+def make_place(folder: Path, face_image: np.ndarray) -> Path:
     """Two clips with word vectors, their features by preprocess.py, and untrained checkpoints."""
     from inside import run_main
 
-    folder = tmp_path_factory.mktemp("place")
     rng = np.random.default_rng(0)
     for name, hertz in (("anna", 300), ("ben", 700)):
         sound = np.r_[np.zeros(1600), tone(0.8, hertz), np.zeros(1600)]

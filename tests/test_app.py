@@ -525,6 +525,7 @@ LIMITED = {  # what of an upload is sent, without any byte of its body
     "403  by its origin": dict(length=900_000, Origin="http://evil.com"),
     "400 ": dict(length=900_000, Host="evil.com"),
     "400  without a number": dict(length="x"),
+    "400  a number without end": dict(length="9" * 5000),
     "501 ": dict(Transfer_Encoding="gzip"),
 }
 
@@ -534,6 +535,7 @@ def test_a_body_is_refused_before_its_first_byte(live, why):
     answer = read_all(connect(live.port, head(live.port, **LIMITED[why])))
     assert answer.startswith(f"HTTP/1.1 {why[:4]}"), answer
     assert "100 Continue" not in answer and "waitress" not in answer
+    assert ("over the limit of 1 MB." in answer) == (why[:4] == "413 ")
     check_headers(answer)
     assert get_about(live.port) < 5
 
@@ -786,11 +788,11 @@ if __name__ == "__main__":
 """
 
 
-def start_app(place, folder, script="app.py", **options):
+def start_app(place, folder, script="app.py", more=(), **options):
     """app.py as a process of its own, whose temporary files go to `folder`; it has said its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    flags = ["--checkpoints", place / "any.pth", "--port", port, "--device", "cpu"]
+    flags = ["--checkpoints", place / "any.pth", "--port", port, "--device", "cpu", *more]
     process = subprocess.Popen(
         [sys.executable, str(script), *map(str, flags)],
         cwd=ROOT,
