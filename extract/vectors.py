@@ -8,6 +8,7 @@ all of it, which for 3 million words of 300 values are 3.6 GB.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 import stat
@@ -48,6 +49,9 @@ MAX_LINE = 1 << 18  # bytes: 10,000 values take less
 MAX_WORDS = 50_000_000  # in an .npz; the largest published files have 3 million
 BLOCK = 1 << 19  # bytes of an .npz that are read at once
 MOST_KEPT = 200_000  # words, in a process
+# Of a .gz: written numbers shrink to a third. A file of line ends shrinks a thousand times, and to
+# look for words in it takes minutes.
+MOST_PACKED, LEAST_READ = 30, 16 << 20  # times its bytes, and bytes that may always be read
 Version = tuple[Path, int, int, int]  # a file, which one it is, its size, and its time of change
 _kept: dict[Version, dict[str, np.ndarray | None]] = {}  # of one file; None: it lacks the word
 
@@ -183,7 +187,7 @@ def _rows(path: Path, wanted: set[bytes]) -> Rows:
         return
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
-    with gzip.open(path) if packed else open(path, "rb") as file:
+    with io.BufferedReader(Unpacked(path), BLOCK) if packed else open(path, "rb") as file:
         count, size, start = _read_first_line(file)
         file.seek(start)
         # without the first line that word2vec writes it is GloVe's text
@@ -193,6 +197,35 @@ def _rows(path: Path, wanted: set[bytes]) -> Rows:
             yield from _text_rows(file, wanted, count, size)
         else:
             yield from _binary_rows(file, wanted, count, size)
+
+
+class Unpacked(io.RawIOBase):
+    """What is packed in a .gz; ValueError where that is far more than vectors can be."""
+
+    def __init__(self, path: Path):
+        self.packed = gzip.open(path)
+        self.most = max(LEAST_READ, MOST_PACKED * path.stat().st_size)
+
+    def readinto(self, buffer: Any) -> int:
+        if self.packed.tell() > self.most:
+            raise ValueError(f"it is packed more than {MOST_PACKED} times, as no vectors can be")
+        return self.packed.readinto1(buffer)
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        return self.packed.seek(place, whence)
+
+    def tell(self) -> int:
+        return self.packed.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.packed.close()
+        super().close()
 
 
 def _read_first_line(file: Any) -> tuple[int | None, int, int]:

@@ -333,6 +333,17 @@ def test_a_small_file_cannot_ask_for_gigabytes(tmp_path, name):
         tracemalloc.stop()
 
 
+def test_what_is_packed_too_well_is_no_vectors(tmp_path):
+    """Line ends shrink a thousand times, and words would be looked for in each of them."""
+    many = b"the 1 2\n" + b"\n" * 20_000_000
+    (tmp_path / "x.gz").write_bytes(gzip.compress(many, 1))
+    with pytest.raises(UsageError, match=r"--word_vectors .*x\.gz: it is packed more than 30 times"):
+        vectors.read_vectors(tmp_path / "x.gz", {"the"})
+    zeros = b"".join(b"w%d" % number + b" 0" * 50 + b"\n" for number in range(9000))
+    (tmp_path / "x.gz").write_bytes(gzip.compress(zeros + b"the" + b" 1" * 50))
+    assert vectors.read_vectors(tmp_path / "x.gz", {"the"})["the"].tolist() == [1] * 50
+
+
 @pytest.mark.parametrize("by_column", [False, True])
 def test_long_rows_and_columns_are_read_in_pieces(tmp_path, by_column):
     """Of 20 MB, and of words that are the same fifty thousand times."""
