@@ -225,6 +225,19 @@ def channel_of(door: Door) -> type:
     class Channel(HTTPChannel):
         parser_class = Parser
 
+        def __init__(self, server: Any, *args: Any, map: dict[int, Any]):
+            super().__init__(server, *args, map=map)
+            if len(map) >= server.adj.connection_limit:  # else the next would have to wait
+                waiting = [each for each in map.values() if isinstance(each, Channel)]
+                waiting = [each for each in waiting if each is not self and each.is_idle()]
+                if waiting:
+                    min(waiting, key=lambda each: each.creation_time).handle_close()
+
+        def is_idle(self) -> bool:
+            """Whether nobody asks anything here yet: the headers of a request come at once."""
+            has_body = self.request is not None and self.request.headers_finished
+            return not (self.requests or has_body or self.total_outbufs_len)
+
         def service(self) -> None:
             """Answer the first of its requests; the connection ends where more are sent before it
             is answered. No browser does that, and a thread waits for each answer to be read."""

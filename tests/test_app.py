@@ -644,6 +644,21 @@ def test_bodies_that_are_on_their_way_leave_room_for_others(live, monkeypatch):
         line.close()
 
 
+def test_who_says_nothing_makes_room_for_others(behind, monkeypatch):
+    """More connections than there may be, which drip: the oldest ends, and bodies go on."""
+    monkeypatch.setattr(door, "CONNECTIONS", 20)
+    live = serve(behind, "127.0.0.1")
+    body = connect(live.port, head(live.port, length=3))
+    wait_until(lambda: live.guard.reading)
+    lines = [connect(live.port, b"GET / HTTP/1.1\r\nX: ") for _ in range(40)]
+    assert max(get_about(live.port) for _ in range(5)) < 2
+    body.sendall(b"abc")
+    assert body.recv(100).startswith(b"HTTP/1.1 400 ")  # it chose no model
+    assert read_all(lines[0]) == ""
+    for line in (body, *lines):
+        line.close()
+
+
 def test_all_uploads_together_have_a_limit(live, monkeypatch):
     monkeypatch.setattr(door, "BODIES", 1)
     first = connect(live.port, head(live.port, length=1_900_000) + bytes(1_500_000))
