@@ -27,6 +27,7 @@ SETS = {
     "surroundings": "attack_surroundings",
 }
 NEVER_TOLD = ("Traceback", "root:x:", "site-packages", 'File "')  # in no answer and no message
+OF_LIBRARIES = ("torchinductor_", ".ses")  # what torch and ONNX Runtime keep after export.py
 
 
 class Tally:
@@ -64,15 +65,18 @@ def told_wrongly(text: str, *places: object) -> list[str]:
 
 def left_in(folder: Path) -> list[str]:
     """Faults: what lies in a folder for temporary files."""
-    return [f"left {path.name}" for path in folder.iterdir()]
+    left = [path.name for path in folder.iterdir() if not path.name.startswith(OF_LIBRARIES)]
+    return [f"left {name}" for name in left]
 
 
 def attack(name: str) -> Tally:
     """One set, in a temporary folder whose path is short enough for sockets."""
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="a") as folder:
-        import_module(SETS[name]).attack(Path(folder), tally)
-    print(tally.table(name), flush=True)
+        try:
+            import_module(SETS[name]).attack(Path(folder), tally)
+        finally:  # also after Ctrl-C
+            print(tally.table(name), flush=True)
     return tally
 
 

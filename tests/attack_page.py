@@ -273,9 +273,9 @@ def attack(folder: Path, tally: Tally) -> None:
     tally.count("what stays", "at its end", faults)
 
 
-def exchange(port: int, data: bytes, reads: bool = True) -> str:
+def exchange(port: int, data: bytes, reads: bool = True, patience: float = 60) -> str:
     """The whole answer; "" where the server only hangs up."""
-    with socket.create_connection(("127.0.0.1", port), 90) as line:
+    with socket.create_connection(("127.0.0.1", port), patience) as line:
         try:
             line.sendall(data)
             parts = []

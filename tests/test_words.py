@@ -337,7 +337,7 @@ def test_what_is_packed_too_well_is_no_vectors(tmp_path):
     """Line ends shrink a thousand times, and words would be looked for in each of them."""
     many = b"the 1 2\n" + b"\n" * 20_000_000
     (tmp_path / "x.gz").write_bytes(gzip.compress(many, 1))
-    with pytest.raises(UsageError, match=r"--word_vectors .*x\.gz: it is packed more than 30 times"):
+    with pytest.raises(UsageError, match=r"x\.gz: it is packed more than 30 times"):
         vectors.read_vectors(tmp_path / "x.gz", {"the"})
     zeros = b"".join(b"w%d" % number + b" 0" * 50 + b"\n" for number in range(9000))
     (tmp_path / "x.gz").write_bytes(gzip.compress(zeros + b"the" + b" 1" * 50))
