@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import os
+import re
 import signal
 import weakref
 from collections.abc import Callable, Iterator
@@ -12,8 +14,28 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from training.stopping import StepInterrupted
-from utils.errors import UsageError, listed
+from utils.errors import UsageError, in_short, listed
 from utils.parallel import short_sockets, trim_memory
+
+TOO_MANY_FILES = (
+    "too many open files: raise the limit, `ulimit -n 1024`, or take fewer --num_workers"
+)
+NO_ROOM = re.compile("unable to (resize|write to|allocate) .*(file|shared memory)")
+FILES, FILES_OF_READER = 8, 16  # pipes, and the batches that are handed over
+
+
+def check_open_files(count: int) -> None:
+    """LoaderError unless so many more files can be opened: where torch meets the limit half-way,
+    it says ten lines of its own behind ours."""
+    opened: list[int] = []
+    try:
+        while len(opened) < count:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        raise LoaderError(TOO_MANY_FILES) from error
+    finally:
+        for each in opened:
+            os.close(each)
 
 
 class LoaderError(UsageError):
@@ -38,6 +60,7 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         ahead = iter(list(self.batch_sampler))
         if self.num_workers and self._iterator is None:
+            check_open_files(FILES + FILES_OF_READER * self.num_workers)
             atexit.register(_close, weakref.ref(self))
             short_sockets()
             trim_memory()
@@ -62,8 +85,11 @@ class Loader(DataLoader):
                 reason = str(error).rpartition(f"{type(error).__name__}: ")[2].splitlines()[0]
                 raise LoaderError(reason, error.exit_code) from error
             if str(error).startswith("Too many open files"):
-                what = "raise the limit, `ulimit -n 1024`, or take fewer --num_workers"
-                raise LoaderError(f"too many open files: {what}") from error
+                raise LoaderError(TOO_MANY_FILES) from error
+            if NO_ROOM.search(str(error)):
+                why = in_short(str(error).splitlines()[-1])
+                remedy = "raise `ulimit -f`, make room in /dev/shm, or take --num_workers 0"
+                raise LoaderError(f"a batch cannot be handed over: {why}; {remedy}") from error
             # torch saw the death, or its batch was just being handed over
             handing_over = isinstance(error, (ConnectionError, EOFError))
             if handing_over or str(error).startswith(("DataLoader worker", "Pin memory thread")):
