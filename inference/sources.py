@@ -79,10 +79,10 @@ def left_out(paths: list[Path]) -> list[Path]:
     files = [file for folder in paths if folder.is_dir() for file in files_below(folder)]
     media = {file for file in files if file.suffix.lower() in FORMATS}
     clips = {file.with_suffix("") for file in media}
-    clips |= {clip.with_name(clip.name.split("-")[0]) for clip in clips}  # MERC2020's words
+    clips |= {clip.parent / clip.name.split("-")[0] for clip in clips}  # MERC2020's words
     clips |= media
     texts = [file for file in files if file.suffix.lower() in TEXTS]
-    words = [f for f in texts if {f.with_suffix(""), f.with_name(in_language(f)[0])} & clips]
+    words = [f for f in texts if {f.with_suffix(""), f.parent / in_language(f)[0]} & clips]
     known = {*words, *media, *(file for file in files if file.suffix.lower() in PICTURES)}
     return [file for file in files if file not in known and file.name[0] != "."]
 

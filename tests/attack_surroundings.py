@@ -127,12 +127,14 @@ def attack(folder: Path, tally: Tally) -> None:
             faults = attempt(Surrounding("odd paths", odd), name, folder / odd, folder / odd)
             tally.count("odd paths", f"{name}, {odd}", faults)
     for odd in NAMES:
-        clips = os.fsdecode(odd)
         shutil.copytree(place, folder / "named")
-        (folder / "named" / "clips" / "0.wav").rename(folder / "named" / "clips" / clips)
+        clips = folder / "named" / "clips"
+        (clips / "0.wav").rename(clips / os.fsdecode(odd))
+        table = (clips / "manifest.csv").read_bytes().replace(b"0.wav", b'"' + odd + b'"')
+        (clips / "manifest.csv").write_bytes(table)
         for name in ("preprocess", "predict"):
-            faults = odd_name(name, clips, folder / "named")
-            tally.count("odd names of clips", f"{name}, {clips}", faults)
+            faults = odd_name(name, folder / "named")
+            tally.count("odd names of clips", f"{name}, {os.fsdecode(odd)}", faults)
         shutil.rmtree(folder / "named")
 
 
@@ -223,11 +225,8 @@ def lines_of_error(name: str, said: str) -> list[str]:
     return found[starts[-1] :] if starts else []
 
 
-def odd_name(name: str, clip: str, place: Path) -> list[str]:
-    """Faults with a clip of an odd name: it costs at most itself."""
-    table = place / "clips" / "manifest.csv"
-    rows = table.read_text().replace("0.wav", '"' + clip + '"')
-    table.write_bytes(os.fsencode(rows))
+def odd_name(name: str, place: Path) -> list[str]:
+    """Faults where one of six clips has an odd name: it costs at most itself."""
     out = place / "out"
     done = start(Surrounding("", ""), name, place, out, place)
     said = done.stderr.decode(errors="replace")

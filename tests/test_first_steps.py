@@ -250,6 +250,12 @@ def test_a_clip_is_answered_once(tmp_path, capsys):
     assert [path.name for path in left_out([tmp_path])] == ["lonely.srt", "notes.md"]
 
 
+def test_names_may_begin_with_dashes_and_dots(tmp_path):
+    for name in ("-x.wav", "-x.txt", "..en.vtt", "notes.md"):
+        (tmp_path / name).touch()
+    assert [path.name for path in left_out([tmp_path])] == ["notes.md"]
+
+
 def test_what_is_true_of_all_parts_is_said_once(place, tmp_path):
     make_clip(tmp_path / "long.wav", sound=voice(12.0), sound_codec="pcm_s16le")
     flags = ("--longest", 4, "--out", tmp_path / "out", "--checkpoints", place / "any.pth")
