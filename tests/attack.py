@@ -1,6 +1,6 @@
 """Hostile requests, hostile media and odd surroundings: what breaks?
 
-    python tests/attack.py                   # all three sets: 20 minutes on two cores
+    python tests/attack.py                   # all three sets: 20 minutes on 2 busy cores
     python tests/attack.py --sets requests   # one of them: requests, media, surroundings
 
 Prints a table: how much was tried, what broke, what could not be tried here and why. Ends with exit
