@@ -110,7 +110,7 @@ def test_what_stays_in_memory_is_bounded_and_is_that_file(features, monkeypatch)
     alone.load(first, "text")
     assert not alone.kept
     opened.path(first, "text").write_bytes(b"another file")
-    with pytest.raises(IntegrityError, match="is not as preprocess.py wrote it"):
+    with pytest.raises(IntegrityError, match="is not as preprocess"):
         opened.load(first, "text")
 
 
