@@ -312,12 +312,12 @@ def settings_of(args: argparse.Namespace, listing: Listing, device: str) -> dict
     from extract import encoders
     from extract.clip import SETTINGS
     from extract.corpus import earlier_encoders
-    from extract.faces import embedder, embedding_weights
+    from extract.faces import WEIGHTS_SHA256, embedder
 
     settings = {name: dict(each) for name, each in SETTINGS.items()}
     if args.video_embedding:
         embedder(device_name(device))
-        settings["video_embedding"]["sha256"] = embedding_weights()
+        settings["video_embedding"]["sha256"] = WEIGHTS_SHA256
     settings["video"] |= {name: getattr(args, name) for name in FACE_FLAGS}
     settings["video"]["margin"] = args.face_margin
     # of an encoder that is not asked for now the files stay, for a later run that asks

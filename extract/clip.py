@@ -130,7 +130,7 @@ def make_video_embedding(clip: Clip, job: Job, facts: dict, file: BinaryIO) -> d
     path = feature_path(job.features_dir, clip, "video")
     crops = np.load(path, mmap_mode="r", allow_pickle=False)
     valid = np.array([flag == "1" for flag in facts["face_valid"]])
-    weights = job.settings["video_embedding"].get("sha256")
+    weights = job.settings["video_embedding"].get("sha256", faces.WEIGHTS_SHA256)
     np.save(file, faces.embed(crops, valid, device_name(job.device), weights))
     return {}
 

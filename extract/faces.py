@@ -30,7 +30,10 @@ FACE_SETTINGS = {
     "lost_after": 5,  # sampled frames without that person until the largest face is taken again
 }
 EMBEDDING_SETTINGS = {"network": "InceptionResnetV1", "weights": "vggface2", "size": 160}
-WEIGHTS_FILE = "20180402-114759-vggface2.pt"  # as facenet-pytorch names it
+WEIGHTS = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/"
+WEIGHTS += "20180402-114759-vggface2.pt"  # from where, and as which file, facenet-pytorch takes it
+# of its 111,898,327 bytes; its authors publish none, many projects that use it state this one
+WEIGHTS_SHA256 = "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b"
 MOST_BYTES = 8 * 10**9  # of the crops of a clip: a file may claim days, or be asked for too much
 BLOCK = 32  # frames held at once, and
 BLOCK_BYTES = 128 << 20  # at most this much of them: the memory does not grow with the clip
@@ -110,7 +113,7 @@ def _blocks(frames: Iterator) -> Iterator[list]:
 
 
 def embed(
-    crops: np.ndarray, valid: np.ndarray, device: str = "cpu", weights_sha256: str | None = None
+    crops: np.ndarray, valid: np.ndarray, device: str = "cpu", weights_sha256: str = WEIGHTS_SHA256
 ) -> np.ndarray:
     """FaceNet vectors, (T, S, S, 3) uint8 -> (T, 512) float32; zeros where not valid."""
     import torch
@@ -128,33 +131,31 @@ def embed(
 
 
 @lru_cache(maxsize=1)
-def embedder(device: str, weights_sha256: str | None = None) -> Any:
+def embedder(device: str, weights_sha256: str = WEIGHTS_SHA256) -> Any:
     """InceptionResnetV1 with vggface2 weights, from the cache of torch or from the internet.
 
     IntegrityError for other weights than those of that sha256.
     """
+    import torch
+
     from extract.networks import InceptionResnetV1, get_torch_home
 
-    weights = EMBEDDING_SETTINGS["weights"]
+    weights, place = EMBEDDING_SETTINGS["weights"], Path(get_torch_home(), "checkpoints")
+    file = place / WEIGHTS.rpartition("/")[2]
     try:
-        network = InceptionResnetV1(pretrained=weights, device=device).eval()
-    except Exception as error:  # no internet, or foreign bytes in the cache
+        if not file.exists():
+            place.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(WEIGHTS, str(file), WEIGHTS_SHA256)
+        found = sha256(file)
+    except Exception as error:  # no internet, another file there, no right to write
         raise UsageError(
             f"--video_embedding needs the {weights} weights of facenet-pytorch; they are neither "
-            f"readable in {get_torch_home()}/checkpoints nor could they be downloaded: "
-            f"{in_short(error)}"
+            f"readable in {place} nor could they be downloaded: {in_short(error)}"
         ) from error
-    if weights_sha256 and embedding_weights() != weights_sha256:
+    if found != weights_sha256:
+        origin = "published" if weights_sha256 == WEIGHTS_SHA256 else "that the features know"
         raise IntegrityError(
-            f"the {weights} weights in {get_torch_home()}/checkpoints are not those that the "
-            "features were made with: put these back, or make the features anew"
+            f"the weights in {file} are not those {origin} (sha256 {weights_sha256[:12]}...): "
+            "put these there; without a file there the published ones are downloaded"
         )
-    return network
-
-
-def embedding_weights() -> str:
-    """The sha256 of the file of weights. Nobody publishes it: the first use is trusted, and
-    settings.json and checkpoints hold later ones to it."""
-    from extract.networks import get_torch_home
-
-    return sha256(Path(get_torch_home(), "checkpoints", WEIGHTS_FILE))
+    return InceptionResnetV1(pretrained=weights, device=device).eval()

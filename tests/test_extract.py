@@ -35,8 +35,8 @@ from extract.faces import sample_times
 from extract.media import frames_at, open_media, scan_pictures
 from extract.words import embed, read_words
 from utils import guard
-from utils.errors import CLIP_CODES, ClipError, IntegrityError
-from utils.files import digest
+from utils.errors import CLIP_CODES, ClipError, IntegrityError, UsageError
+from utils.files import digest, sha256
 from utils.guard import Limits, guarded
 
 HOP = audio.SPEECH_SETTINGS["hop_length"] / audio.SPEECH_SETTINGS["sample_rate"]  # seconds
@@ -1219,17 +1219,34 @@ def test_embeddings_come_from_the_cached_weights_and_are_zero_without_a_face(tmp
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     faces.embedder.cache_clear()
     crops = np.random.default_rng(0).integers(0, 255, (3, 160, 160, 3)).astype(np.uint8)
-    known = faces.embedding_weights()
+    known = sha256(cache / "20180402-114759-vggface2.pt")
     vectors = faces.embed(crops, np.array([True, False, True]), "cpu", known)
     assert vectors.shape == (3, 512) and vectors.dtype == np.float32
     assert (vectors[1] == 0).all()
-    with pytest.raises(IntegrityError, match="not those that the features were made with"):
+    with pytest.raises(IntegrityError, match=r"are not those published .sha256 281cebca8662"):
+        faces.embed(crops, np.array([True, False, True]))
+    with pytest.raises(IntegrityError, match=r"not those that the features know .sha256 000000"):
         faces.embed(crops, np.array([True, False, True]), "cpu", "0" * 64)
     faces.embedder.cache_clear()
     picture = torch.from_numpy(crops[2]).permute(2, 0, 1)[None].float()
     with torch.inference_mode():
         expected = network((picture - 127.5) / 128)[0].numpy()
     np.testing.assert_allclose(vectors[2], expected, atol=1e-5)
+
+
+def test_downloaded_weights_are_compared_before_they_are_kept(tmp_path, monkeypatch):
+    """The address of a file stands for the internet."""
+    from extract import faces
+
+    served = tmp_path / "20180402-114759-vggface2.pt"
+    served.write_bytes(b"other weights")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(faces, "WEIGHTS", served.as_uri())
+    faces.embedder.cache_clear()
+    with pytest.raises(UsageError, match="invalid hash value") as error:
+        faces.embedder("cpu")
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "torch").rglob("*.*"))
 
 
 def test_headers_that_promise_what_nobody_wrote_reject_nothing(tmp_path):
