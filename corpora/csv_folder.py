@@ -7,7 +7,8 @@ a split may be the same), `speaker`, `transcript`, `speech_emotion`, `face_emoti
 are read from an .npz of the same name beside the clip (key `word_embed`), or looked up with
 --word_vectors. The classes are the seven of the challenge unless the folder holds a `classes.txt`,
 one a line, in their order; labels may be written with capitals, or as plain English words (happy,
-happiness). What is unknown is an empty field, or what programs write for it (nan, N/A).
+happiness). What is unknown is an empty field, or what programs write for it (nan, N/A); a speaker
+also what people write (unknown, ?).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from utils.sheet import SEPARATOR_LINE
 NEEDED = ("media", "split", "emotion")
 OPTIONAL = ("speaker", "transcript", "fold", "dialogue", "utterance")
 UNKNOWN = {"nan", "none", "null", "n/a", "na", "<na>"}  # what programs write for an empty field
+NOBODY = {"unknown", "unk", "?", "-"}  # what people write for a speaker they do not know
 OF_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")  # a path that begins at a disc or a server
 
 
@@ -87,6 +89,8 @@ def clip_from_row(row: dict[str, str], data_dir: Path, classes: tuple[str, ...])
         media = data_dir / row["media"].replace("\\", "/")
     words = media.with_suffix(".npz") if media.name else media
     more: Any = {column: known(row.get(column, "")) for column in OPTIONAL}
+    if more["speaker"].lower() in NOBODY:
+        more["speaker"] = ""  # else all of these would be one person
     more["transcript"] = row.get("transcript", "")  # "None!" may be what somebody says
     if more["transcript"].lower() in ("nan", "<na>"):
         more["transcript"] = ""

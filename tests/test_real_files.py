@@ -509,6 +509,13 @@ def test_unknown_fields_as_programs_write_them(tmp_path, nothing):
     assert clip.speaker == "" and clip.transcript == "None!"
 
 
+@pytest.mark.parametrize("nobody", ["unknown", "Unknown", "?", "-"])
+def test_unknown_speakers_are_not_one_person(tmp_path, nobody):
+    table = f"media,split,emotion,speaker,transcript\na.wav,train,hap,{nobody},{nobody}\n"
+    (clip,) = list_csv(tmp_path, table, "a.wav").clips
+    assert clip.speaker == "" and clip.transcript == nobody
+
+
 def test_names_of_splits_that_others_use(tmp_path):
     table = "media,split,emotion\na.wav,Training,hap\nb.wav,dev,hap\nc.wav,validation,hap\n"
     listing = list_csv(tmp_path, f"{table}d.wav,test2,\n", "a.wav")
