@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 SECONDS, REPEATS = 4, 5
+SENTENCE = "this is what somebody says here in about eleven words today"
 
 
 def tables() -> dict[str, tuple[str, Any]]:
@@ -84,7 +85,7 @@ def main() -> None:
     shown = {
         "speech": rng.normal(0, 0.1, 16_000 * SECONDS).astype("f4"),
         "face": rng.integers(0, 255, (10 * SECONDS, 160, 160, 3)).astype("u1"),
-        "text": "this is what somebody says here in about eleven words",
+        "text": SENTENCE,
     }
     t.logging.set_verbosity_error()
     t.logging.disable_progress_bar()
@@ -157,7 +158,8 @@ def save(model: Any, sees: str, folder: Path) -> None:
     elif sees == "face":
         t.ViTImageProcessor(size={"height": 224, "width": 224}).save_pretrained(folder)
     else:
-        tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+        known = {word: number for number, word in enumerate(["[UNK]", *SENTENCE.split()])}
+        tokenizer = Tokenizer(models.WordLevel(known, unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         fast = t.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
         fast.save_pretrained(folder)

@@ -851,3 +851,16 @@ def test_the_page_offers_what_it_can_answer_and_answers(world, tmp_path, capsys)
         *("cpu", 20, (("own", own),), None),
     )
     assert path == "multimodal/first" and "%" in answer["head"] and not answer["remarks"]
+
+
+def test_the_benchmark_makes_encoders_that_can_be_read(tmp_path):
+    import transformers
+
+    from benchmarks.encoders import SENTENCE, save
+
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.BertConfig(**size, intermediate_size=32, vocab_size=40)
+    save(transformers.AutoModel.from_config(config), "text", tmp_path)
+    _, settings = encoders.parse(f"x=text:hf:{tmp_path}")
+    assert encoders.encode(settings, "cpu", SENTENCE).shape[-1] == 32
+    encoders.load.cache_clear()
