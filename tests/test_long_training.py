@@ -632,7 +632,8 @@ for name in ("Dropout", "MultiheadAttention"):
         start(self, *args, **options)
         setattr(self, "p" if kind is torch.nn.Dropout else "dropout", 0.0)
     kind.__init__ = without
-import atexit, os, pathlib
+import atexit, gc, os, pathlib
+gc.disable()  # as where it has not come by: circles of objects stay
 def count():  # last of all: what still runs here can abort the process
     threads = [each.read_text() for each in pathlib.Path("/proc/self/task").glob("*/comm")]
     left = sum("gloo" in name for name in threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import os
 import signal
@@ -102,6 +103,7 @@ def leave_group() -> None:
     dist = sys.modules.get("torch.distributed")
     if dist and dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()  # a model in a circle of objects still holds the group, and so its threads
 
 
 def launched_by_torchrun() -> bool:
