@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -17,7 +18,8 @@ LOST = "400 404"  # codes that an answer may have
 LENGTHY = "POST /answer HTTP/1.1"
 UP = "../../../../../../etc/passwd"
 SCRIPT = "<script>alert(1)</script>"
-Request = tuple[str, bytes, str]  # its name, its bytes, the codes of its answer; "": hang up
+SILENCE = "neither an answer nor an end"  # in place of an answer
+Request = tuple[str, bytes, str]  # its name, its bytes, the codes of its answer; "": we hang up
 
 PATHS = {
     LOST: [
@@ -274,20 +276,25 @@ def attack(folder: Path, tally: Tally) -> None:
 
 
 def exchange(port: int, data: bytes, reads: bool = True, patience: float = 60) -> str:
-    """The whole answer; "" where the server only hangs up."""
+    """The whole answer; "" where the server only hangs up, SILENCE where it does not even that."""
+    answer = b""
     with socket.create_connection(("127.0.0.1", port), patience) as line:
         try:
-            line.sendall(data)
-            parts = []
+            with contextlib.suppress(ConnectionError):  # it may answer before all is sent
+                line.sendall(data)
             while reads and (part := line.recv(1 << 16)):
-                parts.append(part)
-        except (ConnectionError, TimeoutError):
+                answer += part
+        except ConnectionError:  # the end of its answer: what there is of it is judged
             pass
-    return b"".join(parts).decode("latin-1")
+        except TimeoutError:
+            return SILENCE
+    return answer.decode("latin-1")
 
 
 def faults_of(answer: str, codes: str, folder: Path) -> list[str]:
     """What is wrong with an answer: its code, its headers, what it tells."""
+    if answer == SILENCE:
+        return [SILENCE]
     if not codes:
         return []
     if answer[:7] != "HTTP/1." or answer[9:12] not in codes.split():
