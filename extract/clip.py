@@ -470,8 +470,9 @@ def limited_threads(threads: int, libraries: tuple[str, ...]) -> Iterator[None]:
     if not libraries:
         yield
         return
-    pools = thread_pools(len(sys.modules))
-    with pools.limit(limits=1, user_api="blas"), contextlib.ExitStack() as undo:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"), contextlib.ExitStack() as undo:
         if "torch" in {*libraries, *sys.modules}:
             import torch
 
@@ -483,15 +484,6 @@ def limited_threads(threads: int, libraries: tuple[str, ...]) -> Iterator[None]:
             undo.callback(cv2.setNumThreads, cv2.getNumThreads())
             cv2.setNumThreads(threads)
         yield
-
-
-@lru_cache(maxsize=1)
-def thread_pools(modules: int) -> Any:
-    """Those of the libraries that are loaded. To look for them takes as long as a short sound, and
-    is done anew only where more `modules` of Python, which bring libraries, are there."""
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
 
 
 def warm_up(job: Job) -> None:

@@ -11,17 +11,7 @@ from tqdm import tqdm
 
 from corpora.manifest import Clip
 from extract import encoders, transcribe
-from extract.clip import (
-    SOUND,
-    STAGES,
-    Job,
-    deadline_for,
-    limited_threads,
-    process_clip,
-    remove_changed,
-    stage_named,
-    stamp,
-)
+from extract.clip import SOUND, STAGES, Job, deadline_for, process_clip, remove_changed, stamp
 from utils.config import device_name
 from utils.errors import ClipError
 from utils.files import read_known
@@ -102,10 +92,8 @@ def encode_clips(clips: list[Clip], job: Job, records: Records) -> None:
         for clip in clips
         if not records[clip.split, clip.clip_id]["failure"] or (reads_words and clip.transcript)
     ]
-    # here and not for each clip: OpenBLAS takes milliseconds to change its threads
-    with limited_threads(job.threads, stage_named(name, job).libraries):
-        for clip in tqdm(usable, f"encoding {name}", unit="clip", smoothing=0.05):
-            records[clip.split, clip.clip_id] = process_clip(clip, job)
+    for clip in tqdm(usable, f"encoding {name}", unit="clip", smoothing=0.05):
+        records[clip.split, clip.clip_id] = process_clip(clip, job)
     for line in encoders.notes(job.settings[name], device_name(job.device)):
         print(f"warning: {name}: {line}", file=sys.stderr)
     encoders.load.cache_clear()
